@@ -1,0 +1,80 @@
+# The two commands of the README are `make demo` and `make test`; the others are for those who work on it.
+# Everything is installed into .venv, and stamp files make a second run start at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck pytest compat bench dist clean system-packages
+
+help:
+	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
+	@echo "make test     linters, types and every test; installs what they need"
+	@echo "make format   write the formatting that 'make test' checks"
+	@echo "make compat   the interop tests on other OTP, Elixir and Python releases (root, Debian)"
+	@echo "make bench    benchmarks"
+	@echo "make dist     source distribution and wheel, in dist/"
+	@echo "make clean    remove what these commands made"
+
+demo: $(VENV)/.stamp-package
+	@$(BIN)/snex-node demo
+
+test: system-packages lint typecheck pytest
+
+lint: $(VENV)/.stamp-dev
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+
+format: $(VENV)/.stamp-dev
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+typecheck: $(VENV)/.stamp-dev
+	@$(BIN)/mypy $(SOURCES)
+
+pytest: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+compat:
+	@tests/compat/run
+
+bench: $(VENV)/.stamp-dev
+	@$(BIN)/python -m benchmarks
+
+dist: $(VENV)/.stamp-dev
+	@$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian keeps `venv` and `ensurepip` in a package of their own, so a machine with Python may lack them.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "snex-node needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+			"Choose another one with: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		tests/support/install-system-packages python3-venv
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-package: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing snex-node into $(VENV) ..."
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing snex-node and its development tools into $(VENV) ..."
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.stamp-package
+
+# Tests talk to a real erl, elixir and epmd.
+system-packages:
+	@for program in erl epmd elixir mix; do \
+		command -v $$program >/dev/null || { \
+			tests/support/install-system-packages erlang-base elixir; exit; }; \
+	done

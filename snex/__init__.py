@@ -1,0 +1,1 @@
+"""What Python code evaluated for the BEAM imports."""

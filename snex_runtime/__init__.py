@@ -1,0 +1,1 @@
+"""Evaluates Python for processes of a BEAM cluster."""

@@ -1,0 +1,76 @@
+"""Fixtures of all tests, and the rules that every test is held to."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import leaks
+
+# A BEAM that was told to stop needs about 0.1 s to end; ten seconds are for a busy machine.
+SECONDS_TO_END = 10.0
+
+
+class _LoopErrors(logging.Handler):
+    """Collects what event loops report when nobody is there to be told.
+
+    The default exception handler of asyncio and of uvloop logs here: exceptions in callbacks and in
+    transports, task exceptions that were never retrieved, tasks destroyed while pending.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(logging.Formatter().format(record))
+
+
+@pytest.fixture(autouse=True)
+def loop_errors(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Fail a test during which an event loop's exception handler saw anything.
+
+    A test that provokes such a report on purpose takes this fixture, checks and clears the list.
+    """
+    handler = _LoopErrors()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    try:
+        yield handler.messages
+        if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+            # An exception that was never retrieved is reported when its task is collected.
+            gc.collect()
+    finally:
+        logger.removeHandler(handler)
+    if handler.messages:
+        pytest.fail("the event loop reported:\n" + "\n".join(handler.messages), pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_left() -> Iterator[None]:
+    """Fail the run if a process that it started is still there at its end."""
+    mark = leaks.mark_this_process()
+    yield
+    left = leaks.wait_until_gone(mark, SECONDS_TO_END)
+    leaks.kill(left)
+    if left:
+        lines = "\n".join(f"  {process.pid}: {process.command}" for process in left)
+        pytest.fail(f"processes left running by the tests (killed now):\n{lines}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI is set, a skipped interop test is a failure: nothing would have been proved."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and item.get_closest_marker("interop"):
+        report.outcome = "failed"
+        report.longrepr = f"an interop test must not be skipped in CI: {report.longrepr}"
+    return report
