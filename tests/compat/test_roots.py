@@ -1,0 +1,170 @@
+"""The parts of the runner that decide something; that it runs, `make compat` shows."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.compat import roots
+
+TARGETS = """\
+Packages|./||http://flat.example/
+Packages|nodistro|main|http://other.example/
+Packages|bookworm-updates|main|http://mirror.example/debian/
+Packages|bookworm-security|main|http://mirror.example/debian-security/
+Packages|bookworm|contrib|http://contrib.example/debian/
+Translations|bookworm|main|http://translations.example/debian/
+Packages|bookworm|main|http://mirror.example/debian/
+"""
+
+REPORT = """\
+<testsuites>
+  <testsuite name="pytest" tests="9" failures="2" errors="1" skipped="3" time="1.5" />
+  <testsuite name="more" tests="1" failures="0" errors="0" skipped="0" time="2.0" />
+</testsuites>
+"""
+
+
+def test_mirror_is_that_of_the_release_itself() -> None:
+    assert roots.debian_mirror(TARGETS, "bookworm") == "http://mirror.example/debian/"
+
+
+def test_mirror_of_a_machine_that_follows_testing() -> None:
+    targets = "Packages|testing|main|http://mirror.example/\n"
+    assert roots.debian_mirror(targets, "") == "http://mirror.example/"
+
+
+def test_mirror_from_a_list_of_mirrors(tmp_path: Path) -> None:
+    listing = tmp_path / "mirrors.list"
+    listing.write_text("http://first.example/\tpriority:1\nhttp://second.example/\n")
+    assert roots.first_of_list(f"mirror+file:{listing}/") == "http://first.example/"
+
+
+@pytest.mark.parametrize("targets", ["", TARGETS.replace("bookworm|main", "jammy|main")])
+def test_machine_without_debian_is_told_what_to_do(targets: str) -> None:
+    with pytest.raises(roots.StepError, match=r"add one to /etc/apt/sources\.list\.d"):
+        roots.debian_mirror(targets, "bookworm")
+
+
+def test_local_paths_of_a_pip_configuration(tmp_path: Path) -> None:
+    wheels, index, certificate = tmp_path / "wheels", tmp_path / "an index", tmp_path / "ca.pem"
+    wheels.mkdir()
+    (index / "simple").mkdir(parents=True)
+    certificate.touch()
+    text = (
+        f"[global]\ncert={certificate}\nfind-links =\n  {wheels}\n  {tmp_path}/missing\n"
+        f"index-url = https://index.example/simple {(index / 'simple').as_uri()}\n"
+    )
+    assert list(roots.local_paths(text)) == [certificate, wheels, index]
+
+
+def test_root_directory_is_never_bound() -> None:
+    assert list(roots.local_paths("/ file:///usr")) == []
+
+
+def test_home_configuration_of_pip_moves_to_the_home_of_the_root(tmp_path: Path) -> None:
+    configuration = tmp_path / ".config/pip/pip.conf"
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f"[global]\nfind-links = {wheels}\n")
+    binds = roots.network_binds({}, tmp_path)
+    assert binds[str(configuration)] == "/root/.config/pip/pip.conf"
+    assert binds[str(wheels)] == str(wheels)
+
+
+def test_only_what_reaches_the_mirrors_is_passed_on() -> None:
+    kept = {"PIP_INDEX_URL": "a", "https_proxy": "b", "NO_PROXY": "c", "SSL_CERT_FILE": "d"}
+    assert roots.passed_on({**kept, "HOME": "/x", "PYTHONPATH": "/y", "MY_PIP_TOKEN": "z"}) == kept
+
+
+def test_count_adds_up_the_report(tmp_path: Path) -> None:
+    report = tmp_path / "junit.xml"
+    report.write_text(REPORT)
+    row = roots.Row("sid")
+    roots.count(report, row)
+    assert (row.passed, row.failed, row.skipped, row.seconds) == (4, 3, 3, 3.5)
+    assert not row.good
+
+
+@pytest.mark.parametrize(
+    ("row", "good"),
+    [
+        (roots.Row("sid", passed=1), True),
+        (roots.Row("sid", passed=1, notes=["without uvloop"]), True),
+        (roots.Row("sid", passed=0), False),
+        (roots.Row("sid", passed=1, failed=1), False),
+        (roots.Row("sid", passed=1, problems=["killed"]), False),
+    ],
+)
+def test_a_root_is_good_when_tests_ran_and_all_went_well(row: roots.Row, good: bool) -> None:
+    assert row.good is good
+
+
+def test_table_shows_versions_and_remarks() -> None:
+    versions = ["2030-01-02", "29", "1.20.4", "3.14.1"]
+    row = roots.Row("sid", *versions, passed=7, notes=["without x"])
+    head, line, note = roots.table([row]).splitlines()
+    assert head.split()[:5] == ["root", "built", "OTP", "Elixir", "Python"]
+    assert line.split() == ["sid", *versions, "7", "0", "0", "0", "s", "ok"]
+    assert head.index("Python") == line.index("3.14.1")
+    assert note == "sid: without x"
+
+
+def test_arguments_behind_the_dashes_go_to_pytest() -> None:
+    options, arguments = roots.parse(["--refresh", "trixie", "--", "-k", "ping", "--", "x"])
+    assert (options.refresh, options.shell, options.roots) == (True, False, ["trixie"])
+    assert arguments == ["-k", "ping", "--", "x"]
+
+
+def test_all_roots_when_none_is_named() -> None:
+    assert roots.parse([])[0].roots == list(roots.SUITES)
+
+
+@pytest.mark.parametrize("argv", [["potato"], ["--shell"], ["--shell", "sid", "trixie"]])
+def test_wrong_usage_ends_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        roots.parse(argv)
+    assert exit_.value.code == 2
+
+
+def test_cache_directory(tmp_path: Path) -> None:
+    below = Path("snex-node/compat")
+    assert roots.cache_directory({"SNEX_COMPAT_CACHE": "/a"}, tmp_path) == Path("/a")
+    assert roots.cache_directory({"XDG_CACHE_HOME": "/b"}, tmp_path) == Path("/b") / below
+    assert roots.cache_directory({}, tmp_path) == tmp_path / ".cache" / below
+
+
+def test_a_root_with_another_recipe_is_out_of_date(tmp_path: Path) -> None:
+    root = roots.Root("sid", tmp_path)
+    assert not roots.up_to_date(root)
+    root.recipe.parent.mkdir(parents=True)
+    root.recipe.write_text(roots.recipe())
+    assert roots.up_to_date(root)
+    root.recipe.write_text(roots.recipe() + "another-package\n")
+    assert not roots.up_to_date(root)
+
+
+def test_stream_returns_status_and_keeps_the_output() -> None:
+    log = io.BytesIO()
+    script = "import sys; print('out'); sys.exit('err')"
+    assert roots.stream([sys.executable, "-c", script], log, echo=False, limit_s=30) == 1
+    assert set(log.getvalue().split()) == {b"out", b"err"}
+
+
+def test_stream_kills_what_takes_too_long() -> None:
+    script = "import threading; threading.Event().wait()"
+    command = [sys.executable, "-c", script]
+    assert roots.stream(command, io.BytesIO(), echo=False, limit_s=0.2) == -9
+
+
+def test_a_step_that_fails_shows_its_output_and_names_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "build.log"
+    with pytest.raises(roots.StepError) as error:
+        roots.step("looking", [sys.executable, "-c", "raise SystemExit('no such thing')"], log)
+    assert "looking failed (status 1)" in str(error.value)
+    assert str(log) in str(error.value)
+    assert str(error.value).endswith("no such thing")
