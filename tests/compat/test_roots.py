@@ -105,11 +105,11 @@ def test_a_root_is_good_when_tests_ran_and_all_went_well(row: roots.Row, good: b
 
 
 def test_table_shows_versions_and_remarks() -> None:
-    versions = ["2030-01-02", "29", "1.20.4", "3.14.1"]
-    row = roots.Row("sid", *versions, passed=7, notes=["without x"])
+    row = roots.Row("sid", "2030-01-02", "29", "1.20.4", "3.14.1", passed=7, notes=["without x"])
     head, line, note = roots.table([row]).splitlines()
     assert head.split()[:5] == ["root", "built", "OTP", "Elixir", "Python"]
-    assert line.split() == ["sid", *versions, "7", "0", "0", "0", "s", "ok"]
+    assert line.split()[:6] == ["sid", "2030-01-02", "29", "1.20.4", "3.14.1", "7"]
+    assert line.endswith("ok")
     assert head.index("Python") == line.index("3.14.1")
     assert note == "sid: without x"
 
