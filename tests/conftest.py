@@ -6,12 +6,15 @@ import gc
 import inspect
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from tests.support import leaks
+from tests.support.beam import Beam
+from tests.support.epmd import RealEpmd
 
 # A BEAM that was told to stop needs about 0.1 s to end; ten seconds are for a busy machine.
 SECONDS_TO_END = 10.0
@@ -62,6 +65,34 @@ def no_process_left() -> Iterator[None]:
     if left:
         lines = "\n".join(f"  {process.pid}: {process.command}" for process in left)
         pytest.fail(f"processes left running by the tests (killed now):\n{lines}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def epmd(no_process_left: None) -> Iterator[RealEpmd]:
+    """A real epmd on a port of its own. A test that kills or restarts one makes its own."""
+    with RealEpmd() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def beam(epmd: RealEpmd) -> Iterator[Beam]:
+    """A live BEAM that the tests of a module share: leave it as it was found."""
+    with Beam.start(epmd_port=epmd.port) as peer:
+        yield peer
+
+
+@pytest.fixture
+def start_beam(epmd: RealEpmd) -> Iterator[Callable[..., Beam]]:
+    """A function that starts a BEAM of the test's own, with the options of `Beam.start`.
+
+    It returns when the BEAM is up; the BEAM is stopped at the end of the test.
+    """
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Beam:
+            return stack.enter_context(Beam.start(**{"epmd_port": epmd.port, **options}))
+
+        yield start
 
 
 @pytest.hookimpl(wrapper=True)
