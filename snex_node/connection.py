@@ -1,0 +1,473 @@
+"""One connection to a peer, from the handshake to the end: sockets in, messages out.
+
+The event loop says when the socket can be read or written; reading and writing are our own calls
+on a non-blocking socket, not an asyncio transport. That way every write goes through one lock and
+one queue, so that any thread may send, and the guardian can go on writing (what is queued, and
+ticks between frames) while user code blocks the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from snex_node.framing import (
+    MAX_FRAME,
+    MAX_MESSAGE,
+    TICK,
+    FrameReader,
+    FrameWriter,
+    Message,
+    SendQueue,
+    Skipped,
+)
+from snex_node.handshake import (
+    Acceptor,
+    AliveAsked,
+    Completed,
+    Event,
+    Handshake,
+    HandshakeError,
+    Identity,
+    Initiator,
+    NameReceived,
+    Peer,
+    State,
+    Status,
+)
+
+HANDSHAKE_TIMEOUT = 7.0
+"""Seconds a handshake may take: OTP's ``net_setuptime``."""
+
+NET_TICKTIME = 60.0
+"""Default seconds of silence after which a peer is taken for lost (OTP's ``net_ticktime``)."""
+
+HIGH_WATER = 16 * 1024 * 1024
+"""Bytes waiting to be written at which we stop reading from that peer, so that it stops asking."""
+
+MAX_PENDING = 4 * 1024 * 1024 * 1024
+"""Bytes waiting to be written at which the connection is closed: its peer no longer reads."""
+
+# 64 KiB stays below malloc's threshold for fresh pages, which would cost each small read about
+# 10 us; a read that fills it shows a bulk transfer, and those are read 1 MiB at a time.
+_READ_SMALL = 64 * 1024
+_READ_LARGE = 1024 * 1024
+_WRITE_MOST = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """Who is told what happens on a connection, always on the event loop."""
+
+    def message_received(self, connection: Connection, message: Message) -> None:
+        """A control message, with its payload still encoded."""
+
+    def connection_lost(self, connection: Connection, reason: str) -> None:
+        """The connection is closed; called exactly once."""
+
+
+class Connection:
+    """A connection whose handshake is done.
+
+    `send`, `flush` and `tick` may be called from any thread; everything else belongs to the event
+    loop.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        handler: Handler,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        net_ticktime: float = NET_TICKTIME,
+        max_frame: int = MAX_FRAME,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        self.peer = peer
+        self.closed: str | None = None
+        """Why the connection has ended; None while it lives."""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.last_write = time.monotonic()
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._handler = handler
+        self._loop = loop
+        self._thread = 0
+        self._reader = FrameReader(peer.flags, max_frame=max_frame, max_message=max_message)
+        self._writer = FrameWriter(peer.flags)
+        self._queue = SendQueue(self._writer)
+        # Guards the queue, what is corked, the socket's write side and ``closed``. Held for a few
+        # system calls at the most, and never while calling out.
+        self._lock = threading.Lock()
+        # While a read is handled, frames written by the loop's thread gather here and leave in
+        # one write: a system call costs more than everything else an answer costs.
+        self._corked: list[bytes] | None = None
+        self._reading = False
+        self._writing = False
+        self._read_size = _READ_SMALL
+        self._net_ticktime = net_ticktime
+        self._ticks_echoed = 0
+        self._silent_checks = 0
+        self._in_at_check = -1
+        self._out_at_check = -1
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        state = f", {self.closed}" if self.closed else ""
+        return f"<Connection to {self.peer.name}{state}>"
+
+    def start(self, trailing: bytes = b"") -> None:
+        """Begin to read; ``trailing`` are bytes that came with the end of the handshake."""
+        self._thread = threading.get_ident()
+        if trailing:
+            self._receive(trailing)
+        if self.closed is None:
+            self._resume_reading()
+            self._timer = self._loop.call_later(self._net_ticktime / 4, self._on_check)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait to be written."""
+        return self._queue.size
+
+    # --- writing, from any thread ---------------------------------------------------------------
+
+    def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
+        """Send a control message and its payload, both bare terms.
+
+        Messages with the same ``sender`` arrive in the order of the calls. On a closed connection
+        nothing happens, as with a signal to a process that is gone.
+        """
+        with self._lock:
+            if self.closed is not None:
+                return
+            queue = self._queue
+            if queue or self._writer.needs_fragments(payload):
+                self._uncork_locked()
+                queue.add(sender, message, payload)
+            else:
+                frame = self._writer.frame(message, payload)
+                if self._corked is not None and threading.get_ident() == self._thread:
+                    self._corked.append(frame)
+                    return
+                self._uncork_locked()
+                queue.add_frame(sender, frame)
+            failed = self._flush_locked()
+        self._after_write(failed)
+
+    def flush(self) -> None:
+        """Write what waits, as far as the socket takes it."""
+        with self._lock:
+            if self.closed is not None:
+                return
+            self._uncork_locked()
+            failed = self._flush_locked()
+        self._after_write(failed)
+
+    def tick(self) -> None:
+        """Write what waits, or else a tick: either shows the peer that we live."""
+        with self._lock:
+            if self.closed is not None:
+                return
+            self._uncork_locked()
+            if not self._queue:
+                self._queue.add_frame(None, TICK)
+            failed = self._flush_locked()
+        self._after_write(failed)
+
+    def tick_due(self, now: float, interval: float) -> bool:
+        """Whether output waits, or nothing has been written for ``interval`` seconds."""
+        return bool(self._queue) or bool(self._corked) or now - self.last_write >= interval
+
+    def _uncork_locked(self) -> None:
+        if self._corked:
+            self._queue.add_frame(None, b"".join(self._corked))
+            self._corked.clear()
+
+    def _flush_locked(self) -> OSError | None:
+        """Write until the queue is empty or the socket is full; returns what went wrong."""
+        queue = self._queue
+        while queue:
+            buffers = queue.take(_WRITE_MOST)
+            try:
+                if len(buffers) == 1:
+                    sent = self._sock.send(buffers[0])
+                else:
+                    sent = self._sock.sendmsg(buffers)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                return error
+            if sent:
+                self.bytes_out += sent
+                self.last_write = time.monotonic()
+            if not queue.put_back(buffers, sent):
+                return None
+        return None
+
+    def _after_write(self, failed: OSError | None) -> None:
+        """What a write leaves to do outside of the lock: close, or wait for the socket."""
+        if failed is not None:
+            self._close_soon(describe_error(failed))
+        elif self._queue.size > MAX_PENDING:
+            self._close_soon(f"it does not read: {self._queue.size} bytes wait for it")
+        elif self._queue and not self._writing:
+            if threading.get_ident() == self._thread:
+                self._watch_writable()
+            else:
+                self._call_soon(self._watch_writable)
+
+    def _close_soon(self, reason: str) -> None:
+        """Close, but not inside of whatever is sending: that may be in the middle of its work."""
+        self._call_soon(self.close, reason)
+
+    def _call_soon(self, function: Callable[..., None], *args: object) -> None:
+        # A loop that is closed has closed its connections.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+    # --- writing, on the loop -------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Wait until no more than the high-water mark waits to be written (or it is closed)."""
+        while self._queue.size > HIGH_WATER and self.closed is None:
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until some of the queue has been written, or the connection has ended."""
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _watch_writable(self) -> None:
+        if self.closed is not None or not self._queue:
+            return
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._on_writable)
+        if self._queue.size > HIGH_WATER and self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _on_writable(self) -> None:
+        with self._lock:
+            failed = self._flush_locked()
+        if failed is not None:
+            self.close(describe_error(failed))
+            return
+        if not self._queue:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        if self._queue.size <= HIGH_WATER // 2:
+            self._resume_reading()
+            self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _resume_reading(self) -> None:
+        if not self._reading and self.closed is None:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(self._read_size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(describe_error(error))
+            return
+        if not data:
+            self.close("connection_closed")
+            return
+        if len(data) == self._read_size:
+            self._read_size = _READ_LARGE
+        elif len(data) < _READ_SMALL:
+            self._read_size = _READ_SMALL
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        reader = self._reader
+        self._corked = []
+        try:
+            for message in reader.receive_data(data):
+                if isinstance(message, Skipped):
+                    _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
+                    continue
+                self._handle(message)
+                if self.closed is not None:
+                    return
+        finally:
+            self._uncork()
+        if reader.failure is not None:
+            self.close(f"protocol error: {reader.failure}")
+        elif reader.ticks != self._ticks_echoed:
+            # A BEAM with a shorter net_ticktime than ours shows it by ticking faster.
+            self._ticks_echoed = reader.ticks
+            self.tick()
+
+    def _handle(self, message: Message) -> None:
+        try:
+            self._handler.message_received(self, message)
+        except Exception:
+            _log.exception("%s: handling %r failed", self.peer.name, message.control)
+
+    def _uncork(self) -> None:
+        with self._lock:
+            self._uncork_locked()
+            self._corked = None
+            failed = self._flush_locked() if self.closed is None else None
+        self._after_write(failed)
+
+    def _on_check(self) -> None:
+        """Four times per net_ticktime: give up a peer that has been silent for five checks.
+
+        Checks are counted, not seconds: after user code has blocked the loop for a minute there
+        has been one check, and what the peer sent in the meantime is read before the next.
+        """
+        silent = self.bytes_in == self._in_at_check
+        self._silent_checks = self._silent_checks + 1 if silent and self._reading else 0
+        self._in_at_check = self.bytes_in
+        if self._silent_checks >= 4:
+            self.close("net_tick_timeout")
+            return
+        if not self._reading and self.bytes_out == self._out_at_check:
+            # Neither side writes: two nodes that both stopped reading would wait for ever.
+            self._resume_reading()
+        self._out_at_check = self.bytes_out
+        self._timer = self._loop.call_later(self._net_ticktime / 4, self._on_check)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write what waits and say that no more will come; the peer's answer is to close."""
+        self.flush()
+        if self.closed is None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+        while self.closed is None:
+            await self._wait()
+
+    def close(self, reason: str) -> None:
+        """Close at once; the handler is told ``reason``, unless it was closed before."""
+        with self._lock:
+            if self.closed is not None:
+                return
+            self.closed = reason
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+        with self._lock:
+            self._sock.close()
+        self._wake()
+        self._handler.connection_lost(self, reason)
+
+
+def describe_error(error: OSError) -> str:
+    """An `OSError` in the words of the system, without its number."""
+    return error.strerror or str(error)
+
+
+Decide = Callable[[NameReceived], tuple[Status, str | None, int | None]]
+
+
+async def initiate(
+    sock: socket.socket, identity: Identity, cookie: str, peer_name: str
+) -> Completed:
+    """Do the connecting side's handshake on a connected, non-blocking socket.
+
+    A connection of our name that the peer still has is replaced: we would not connect if ours
+    lived. Raises `HandshakeError`, `OSError`.
+    """
+    handshake = Initiator(identity, cookie, secrets.randbits(32), peer_name=peer_name)
+
+    def on_event(event: Event) -> list[Event]:
+        assert isinstance(event, AliveAsked)
+        handshake.answer_alive(True)
+        return handshake.receive_data(b"")
+
+    return await _shake(sock, handshake, on_event)
+
+
+async def accept(sock: socket.socket, identity: Identity, cookie: str, decide: Decide) -> Completed:
+    """Do the accepting side's handshake; ``decide`` says what to answer to a name.
+
+    Raises `HandshakeError`, `OSError`.
+    """
+    handshake = Acceptor(identity, cookie, secrets.randbits(32))
+
+    def on_event(event: Event) -> list[Event]:
+        assert isinstance(event, NameReceived)
+        status, name, creation = decide(event)
+        events = handshake.decide(status, name=name, creation=creation)
+        if handshake.state is State.FAILED:
+            raise HandshakeError(status.value, f"{event.name} was refused: {status.value}")
+        return events
+
+    return await _shake(sock, handshake, on_event)
+
+
+async def _shake(
+    sock: socket.socket, handshake: Handshake, on_event: Callable[[Event], list[Event]]
+) -> Completed:
+    try:
+        return await asyncio.wait_for(_exchange(sock, handshake, on_event), HANDSHAKE_TIMEOUT)
+    except asyncio.TimeoutError:
+        raise HandshakeError(
+            "timeout", f"the handshake was not done within {HANDSHAKE_TIMEOUT:.0f} s"
+        ) from None
+
+
+async def _exchange(
+    sock: socket.socket, handshake: Handshake, on_event: Callable[[Event], list[Event]]
+) -> Completed:
+    loop = asyncio.get_running_loop()
+    while True:
+        await _write(loop, sock, handshake)
+        data = await loop.sock_recv(sock, 4096)
+        if not data:
+            raise handshake.connection_lost()
+        try:
+            events = handshake.receive_data(data)
+            while events:
+                event = events.pop(0)
+                if isinstance(event, Completed):
+                    await _write(loop, sock, handshake)
+                    return event
+                events += on_event(event)
+        except HandshakeError:
+            await _write(loop, sock, handshake)
+            raise
+
+
+async def _write(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, handshake: Handshake
+) -> None:
+    data = handshake.data_to_send()
+    if data:
+        await loop.sock_sendall(sock, data)

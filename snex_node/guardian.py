@@ -1,0 +1,76 @@
+"""The guardian: an OS thread that keeps connections alive while the event loop is blocked.
+
+User code may run for minutes without giving the loop a turn. Peers take a node that is silent for
+their ``net_ticktime`` for lost, so ticks, and what waits to be written, cannot depend on the loop.
+
+The thread needs the interpreter for a moment twice a second: pure Python code and calls that
+release the GIL (sleeping, I/O, most of what runs long) leave it that; a single C call that keeps
+the GIL does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from snex_node.connection import Connection
+
+TICK_INTERVAL = 0.5
+"""Seconds without a write after which a connection gets a tick.
+
+The peer's net_ticktime is not on the wire and its ticks cannot be read while the loop is blocked,
+so the interval serves a peer with a net_ticktime of 1 s (it counts four intervals of 0.25 s), at
+the price of 8 bytes a second on an idle connection."""
+
+_log = logging.getLogger(__name__)
+
+
+class Guardian:
+    """Watches the connections of one node. `watch` and `unwatch` may be called from any thread."""
+
+    def __init__(self, interval: float = TICK_INTERVAL) -> None:
+        self._interval = interval
+        self._connections: set[Connection] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, a daemon: it never keeps a process alive."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="snex-guardian", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def watch(self, connection: Connection) -> None:
+        """Keep ``connection`` ticking until it is unwatched."""
+        with self._lock:
+            self._connections.add(connection)
+
+    def unwatch(self, connection: Connection) -> None:
+        """Leave ``connection`` alone; unknown ones are ignored."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def _run(self) -> None:
+        # Half the interval, so that no connection is silent for longer than one and a half.
+        while not self._stopping.wait(self._interval / 2):
+            with self._lock:
+                connections = list(self._connections)
+            now = time.monotonic()
+            for connection in connections:
+                if connection.tick_due(now, self._interval):
+                    self._tick(connection)
+
+    def _tick(self, connection: Connection) -> None:
+        try:
+            connection.tick()
+        except Exception:
+            _log.exception("ticking %s failed", connection.peer.name)

@@ -1,0 +1,275 @@
+"""Processes of this node: pids, links, monitors, mailboxes.
+
+Source: "Processes" in the Erlang reference manual. A process here is an object on the event loop;
+it has no thread and no task of its own unless what it does needs one, so that a hundred thousand
+of them cost memory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from snex_node.errors import ProcessExitError
+from snex_node.terms import Atom, Pid, Reference
+
+if TYPE_CHECKING:
+    from snex_node.node import Node
+    from snex_node.remote import RemoteNode
+
+Destination = Pid | Reference | str | tuple[str, str]
+"""Where a message goes: a pid, an alias, a name registered here, or ``(name, node)``."""
+
+Target = Pid | str | tuple[str, str]
+"""What can be monitored: a pid, a name registered here, or ``(name, node)``."""
+
+NORMAL = Atom("normal")
+KILL = Atom("kill")
+KILLED = Atom("killed")
+NOPROC = Atom("noproc")
+NOCONNECTION = Atom("noconnection")
+EXIT = Atom("EXIT")
+DOWN = Atom("DOWN")
+PROCESS = Atom("process")
+
+_ALIVE = object()
+
+MAX_MAILBOX = 1_000_000
+"""Messages that may wait in one process. One more ends it with reason ``system_limit``: nobody
+reads them, and at some 500 bytes each they hold half a GiB."""
+
+
+class BaseProcess:
+    """A process without a mailbox: subclasses say in `receive` what a message does.
+
+    It exists from its construction to `exit`. All methods belong to the node's event loop.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_exit_reason",
+        "_links",
+        "_monitors",
+        "_names",
+        "_watchers",
+        "node",
+        "pid",
+        "trap_exit",
+    )
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._exit_reason: object = _ALIVE
+        self.trap_exit = False
+        """Exit signals become ``(EXIT, pid, reason)`` messages instead of ending the process."""
+        # All None until needed, to keep a process small.
+        # Linked pid -> None, or the id of an unlink that is not acknowledged yet.
+        self._links: dict[Pid, int | None] | None = None
+        # Our monitors: reference -> what it watches, as DOWN will name it.
+        self._monitors: dict[Reference, Target] | None = None
+        # Who monitors us: external form of the reference -> watcher, and the name it used.
+        self._watchers: dict[bytes, tuple[Pid, Pid | Atom]] | None = None
+        self._names: list[str] | None = None
+        self.pid: Pid = node._add_process(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.pid}>"
+
+    # --- for subclasses -------------------------------------------------------------------------
+
+    def receive(self, message: object) -> None:
+        """Take a message. The default ignores it."""
+
+    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+        """Take a message of another node in external form, a bare term at ``data[offset]``.
+
+        The default decodes it with the node's decoder and calls `receive`. Raises `DecodeError`.
+        """
+        message, _ = self.node.decoder.decode(data, offset)
+        self.receive(message)
+
+    def demonitored(self, ref: bytes) -> None:
+        """A monitor of this process was withdrawn: its owner took it back, ended, or was lost.
+
+        ``ref`` is the external form of its reference. `GenServer` callers monitor while they wait,
+        with the reference that tags their call, so this is how a server learns that they gave up.
+        """
+
+    def exited(self, reason: object) -> None:
+        """The process has just ended; release what it holds. Must not raise."""
+
+    # --- what a process can do ------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process exists."""
+        return self._exit_reason is _ALIVE
+
+    @property
+    def exit_reason(self) -> object:
+        """Why it has ended; None while it lives."""
+        return None if self._exit_reason is _ALIVE else self._exit_reason
+
+    def register(self, name: str) -> None:
+        """Give the process a name; ``ValueError`` when it is taken."""
+        self.node.register(name, self)
+
+    def send(self, to: Destination, message: object) -> None:
+        """Send ``message``; nothing happens when there is no such process.
+
+        Connects first where there is no connection. Raises `EncodeError`.
+        """
+        self.node.send(to, message, sender=self.pid)
+
+    def monitor(self, target: Target) -> Reference:
+        """Watch ``target``: `receive` gets ``(DOWN, ref, process, target, reason)`` once it ends.
+
+        The reason is ``noproc`` when it does not exist, ``noconnection`` when its node is lost.
+        """
+        ref = self.node.make_ref()
+        if self._monitors is None:
+            self._monitors = {}
+        self.node._monitor(self, target, ref)
+        return ref
+
+    def demonitor(self, ref: Reference) -> None:
+        """Take a monitor back. A DOWN message that has arrived already stays."""
+        target = self._monitors.pop(ref, None) if self._monitors else None
+        if target is not None:
+            self.node._demonitor(self, target, ref)
+
+    def link(self, pid: Pid) -> None:
+        """Link this process and ``pid``: when one ends, the other gets an exit signal."""
+        links = self._links
+        if links is None:
+            links = self._links = {}
+        if pid == self.pid or (pid in links and links[pid] is None):
+            return
+        links[pid] = None
+        self.node._link(self, pid)
+
+    def unlink(self, pid: Pid) -> None:
+        """Undo `link`; no exit signal of ``pid`` arrives after this."""
+        if self._links and pid in self._links and self._links[pid] is None:
+            self.node._unlink(self, pid)
+
+    def exit_signal(self, pid: Pid, reason: object) -> None:
+        """Send ``pid`` an exit signal, as ``Process.exit/2`` does; ``kill`` cannot be trapped."""
+        self.node.exit_signal(pid, reason, sender=self.pid)
+
+    def exit(self, reason: object = NORMAL) -> None:
+        """End this process: monitors fire, links break, names are free. Again: nothing."""
+        if self._exit_reason is not _ALIVE:
+            return
+        self._exit_reason = reason
+        self.node._remove_process(self, reason)
+        self.exited(reason)
+
+    # --- signals, as the node delivers them -----------------------------------------------------
+
+    def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+        if reason == KILL and not linked:
+            self.exit(KILLED)
+        elif self.trap_exit:
+            self.receive((EXIT, sender, reason))
+        elif reason != NORMAL or sender == self.pid:
+            self.exit(reason)
+
+    def _down_received(self, ref: Reference, reason: object) -> None:
+        target = self._monitors.pop(ref, None) if self._monitors else None
+        if target is not None:
+            self.receive((DOWN, ref, PROCESS, target, reason))
+
+
+class Process(BaseProcess):
+    """A process with a mailbox, to be read by one or more tasks.
+
+    >>> async def main(node: Node) -> None:
+    ...     process = Process(node)
+    ...     process.send(("logger", "app@host"), (Atom("hello"), process.pid))
+    ...     reply = await process.next(lambda m: m[0] == "welcome", timeout=5)
+    ...     async for message in process:
+    ...         print(message)
+    """
+
+    __slots__ = ("_mailbox", "_max_mailbox", "_waiters")
+
+    def __init__(
+        self, node: Node, *, name: str | None = None, max_mailbox: int = MAX_MAILBOX
+    ) -> None:
+        super().__init__(node)
+        self._mailbox: deque[object] = deque()
+        self._max_mailbox = max_mailbox
+        self._waiters: list[tuple[Callable[[object], bool] | None, asyncio.Future[object]]] = []
+        if name is not None:
+            self.register(name)
+
+    def __len__(self) -> int:
+        """The number of messages that wait."""
+        return len(self._mailbox)
+
+    def receive(self, message: object) -> None:
+        """Put ``message`` into the mailbox, or hand it to who waits for one like it."""
+        for index, (match, future) in enumerate(self._waiters):
+            if not future.done() and (match is None or match(message)):
+                del self._waiters[index]
+                future.set_result(message)
+                return
+        if len(self._mailbox) >= self._max_mailbox:
+            self.exit(Atom("system_limit"))
+            return
+        self._mailbox.append(message)
+
+    async def next(
+        self, match: Callable[[object], bool] | None = None, *, timeout: float | None = None
+    ) -> object:
+        """Take the first message, or the first that ``match`` is true of; others stay.
+
+        ``timeout`` is in seconds. Raises ``TimeoutError`` when it passes, `ProcessExitError` when the
+        process has ended and nothing that matches is left. A cancelled call takes no message.
+        """
+        for index, message in enumerate(self._mailbox):
+            if match is None or match(message):
+                del self._mailbox[index]
+                return message
+        if not self.alive:
+            raise ProcessExitError(self.exit_reason, str(self.pid))
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        waiter = (match, future)
+        self._waiters.append(waiter)
+        try:
+            await asyncio.wait((future,), timeout=timeout)
+        except asyncio.CancelledError:
+            self._give_back(waiter)
+            raise
+        if not future.done():
+            self._waiters.remove(waiter)
+            raise TimeoutError(f"no such message for {self.pid} within {timeout} s")
+        return future.result()
+
+    def _give_back(
+        self, waiter: tuple[Callable[[object], bool] | None, asyncio.Future[object]]
+    ) -> None:
+        """A wait was cancelled: a message that it had been given goes back to the front."""
+        _, future = waiter
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        elif future.done() and future.exception() is None:
+            self._mailbox.appendleft(future.result())
+
+    async def __aiter__(self) -> AsyncIterator[object]:
+        while True:
+            try:
+                message = await self.next()
+            except ProcessExitError:
+                return
+            yield message
+
+    def exited(self, reason: object) -> None:
+        """Wake everybody who waits."""
+        waiters, self._waiters = self._waiters, []
+        for _, future in waiters:
+            if not future.done():
+                future.set_exception(ProcessExitError(reason, str(self.pid)))
