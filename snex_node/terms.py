@@ -40,6 +40,7 @@ MAX_REFERENCE_WORDS: Final = 5
 
 _OLD_PORT_ID_BITS: Final = 28  # OTP 25 to 27 send larger port ids as V4_PORT_EXT
 
+_new = object.__new__
 _set = object.__setattr__
 
 
@@ -121,8 +122,8 @@ class _Identifier(_Immutable):
     @classmethod
     def from_external(cls: type[_Self], external: bytes) -> _Self:
         """The identifier whose external form (tag included, no 131) is given. Nothing is parsed or checked."""
-        self = cls.__new__(cls)
-        _set(self, "external", external)
+        self = _new(cls)
+        _set_external(self, external)
         return self
 
     def __hash__(self) -> int:
@@ -130,6 +131,9 @@ class _Identifier(_Immutable):
 
     def __reduce__(self) -> tuple[object, tuple[bytes]]:
         return type(self).from_external, (self.external,)
+
+
+_set_external = _Identifier.__dict__["external"].__set__  # half the time of object.__setattr__
 
 
 @final
@@ -182,7 +186,8 @@ class Port(_Identifier):
     """A port identifier, kept in ``external`` as it came: NEW_PORT_EXT or V4_PORT_EXT.
 
     Both forms of one port are equal and hash alike; each is sent back in its own form. ``id`` is an unsigned
-    64-bit integer, ``creation`` has 32 bits; ``ValueError`` where they do not fit.
+    64-bit integer, ``creation`` has 32 bits; ``ValueError`` where they do not fit. ``v4`` picks the
+    form; without it, the one that OTP 27 would use for the id.
 
     >>> Port("py@host", 5, 3)
     #Port<py@host.5>
@@ -190,9 +195,10 @@ class Port(_Identifier):
 
     __slots__ = ()
 
-    def __init__(self, node: str, id: int, creation: int) -> None:
-        old_form = 0 <= id < 1 << _OLD_PORT_ID_BITS
-        tag, layout = (b"Y", ">II") if old_form else (b"x", ">QI")
+    def __init__(self, node: str, id: int, creation: int, *, v4: bool | None = None) -> None:
+        if v4 is None:
+            v4 = not 0 <= id < 1 << _OLD_PORT_ID_BITS
+        tag, layout = (b"x", ">QI") if v4 else (b"Y", ">II")
         _set(self, "external", tag + _external_atom(node) + _pack("port", layout, id, creation))
 
     def __eq__(self, other: object) -> bool:
@@ -467,8 +473,8 @@ class ImproperList(_Immutable):
             raise ValueError("an improper list has at least one element before its tail")
         if isinstance(tail, (list, ImproperList)):
             raise ValueError("the tail of an improper list is not a list: append its elements")
-        _set(self, "elements", tuple(elements))
-        _set(self, "tail", tail)
+        _set_elements(self, tuple(elements))
+        _set_tail(self, tail)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not ImproperList:
@@ -483,6 +489,10 @@ class ImproperList(_Immutable):
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self.elements))} | {self.tail!r}]"
+
+
+_set_elements = ImproperList.__dict__["elements"].__set__
+_set_tail = ImproperList.__dict__["tail"].__set__
 
 
 @final
