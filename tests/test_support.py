@@ -172,6 +172,14 @@ def _state(pid: int) -> str:
             return state
 
 
+def _wait_until_it_is(pid: int, command: str) -> None:
+    """Return when a process that was forked runs its program."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").read_bytes() != command.replace(" ", "\0").encode() + b"\0":
+        assert time.monotonic() < deadline, f"process {pid} is not {command}"
+        time.sleep(0.001)
+
+
 def _wait_until_gone(pid: int) -> None:
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -326,9 +334,12 @@ class TestLeaks:
         source = "sleep 600 >/dev/null 2>&1 & echo $!"
         run = subprocess.run(["sh", "-c", source], capture_output=True, text=True, check=True)
         pid = int(run.stdout)
-        left = [process for process in leaks.processes_marked(mark) if process.pid == pid]
-        assert [process.command for process in left] == ["sleep 600"]
-        leaks.kill(left)
+        try:
+            _wait_until_it_is(pid, "sleep 600")
+            left = [process for process in leaks.processes_marked(mark) if process.pid == pid]
+            assert [process.command for process in left] == ["sleep 600"]
+        finally:
+            leaks.kill([leaks.Leftover(pid, "sleep")])
         _wait_until_gone(pid)
 
     def test_the_run_itself_is_none(self) -> None:
