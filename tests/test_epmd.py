@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -539,6 +540,14 @@ class TestClient:
         assert registration.lost
         await registration.wait_lost()
 
+    async def test_what_follows_the_answer_to_a_registration_is_ignored(self) -> None:
+        async with answering(from_hex("76 00 00000009") + b"more") as port, Proxy(port) as proxy:
+            proxy.to_client.chop = 6
+            registration = await register(NodeInfo("py", 1), port=proxy.port)
+            assert registration.creation == 9
+            await proxy.to_client.wait_transferred(10)
+            await registration.wait_lost()
+
     async def test_a_cancelled_registration_leaves_no_connection(self) -> None:
         with EpmdServer("127.0.0.1", 0) as running:
             async with Proxy(running.address[1]) as proxy:
@@ -999,12 +1008,20 @@ asyncio.run(main())
         with EpmdServer("127.0.0.1", port) as other:
             assert other.address == ("127.0.0.1", port)
 
-    async def test_auto_does_not_take_a_port_that_somebody_else_has(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_auto_does_not_take_a_port_that_somebody_else_has(self) -> None:
         async with answering(b"220 mail ready\r\n") as port:
             with pytest.raises(BadAnswerError):
                 await Registrar(NodeInfo("py", 1), port=port).start()
+
+    async def test_auto_does_not_replace_what_is_silent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(registrar, "register", functools.partial(register, timeout=0.1))
+        async with answering(None) as port:
+            keeper = Registrar(NodeInfo("py", 1), port=port)
+            with pytest.raises(EpmdTimeoutError):
+                await keeper.start()
+            assert keeper.server is None
 
     async def test_a_port_that_is_bound_but_silent(self) -> None:
         with socket.socket() as holder:  # bound, but it does not listen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from typing import Literal
 
@@ -132,16 +131,17 @@ class Registrar:
 
     async def _register_again(self) -> Registration:
         complaint = ""
-        for attempt in itertools.count(1):
+        attempts = 0
+        while True:
             await asyncio.sleep(RENEW_SECONDS)
+            attempts += 1
             try:
-                take_over = self._mode == "auto" and attempt > TAKE_OVER_AFTER
+                take_over = self._mode == "auto" and attempts > TAKE_OVER_AFTER
                 return await self._register(may_serve=take_over)
             except EpmdError as error:
                 if str(error) != complaint:  # once, not every two seconds
                     complaint = str(error)
                     _log.warning("%s could not be registered: %s", self._node.name, complaint)
-        raise AssertionError("unreachable")
 
     def _start_server(self) -> None:
         server = EpmdServer(port=self._port)
