@@ -1,7 +1,7 @@
 """The external term format: Python objects to the bytes that BEAM nodes speak, and back.
 
-``Decoder`` and ``Encoder`` work on one *bare* term, as it stands inside a message, without the version byte
-131; ``decode`` and ``encode`` below are for a term that stands alone, with it.
+``Decoder`` and ``Encoder`` work on one *bare* term, as it stands inside a message, without the
+version byte 131; ``decode`` and ``encode`` are for a term that stands alone, with it.
 
 Source: External Term Format, https://www.erlang.org/doc/apps/erts/erl_ext_dist.html
 """
@@ -45,9 +45,10 @@ def decode(
     decoder: Decoder = _DECODER,
     max_inflated: int = MAX_INFLATED,
 ) -> object:
-    """The term that ``data`` holds: 131 and one term, compressed (131, 80) or not, and nothing after it.
+    """The term that ``data`` holds: 131 and one term, compressed or not, and nothing after it.
 
-    Raises ``DecodeError`` for anything else, among it a compressed term of more than ``max_inflated`` bytes.
+    Raises ``DecodeError`` for anything else, and for a compressed term (131, 80) that claims more
+    than ``max_inflated`` bytes; no more than that is ever inflated.
 
     >>> decode(bytes([131, 97, 7]))
     7
@@ -67,7 +68,7 @@ def decode(
 
 
 def encode(term: object, *, encoder: Encoder = _ENCODER) -> bytes:
-    """The bytes of ``term``, version byte 131 included. Raises ``EncodeError`` as ``Encoder.encode`` does.
+    """The bytes of ``term``, version byte 131 included. Raises as ``Encoder.encode`` does.
 
     >>> encode(7)
     b'\\x83a\\x07'

@@ -129,6 +129,8 @@ _AFTER_NODE: Final = {
     114: (3, 1),
 }
 
+_ATOM_TAGS: Final = frozenset((119, 118, 115, 100))
+
 # Terms of a fixed size, tag included.
 _FIXED: Final = {97: 2, 98: 5, 70: 9, 99: 32, 106: 1}
 
@@ -142,8 +144,9 @@ _REFUSED: Final = {
     131: "a version byte (131) where a term should begin",
 }
 
-# Raw structs of a message: where each begins, to its fields (external forms) and its end.
-_RawStructs = dict[int, tuple[dict[str, bytes], int]]
+# Raw structs of a message: where each begins, to where its fields begin and end, and its own end.
+_Fields = dict[str, tuple[int, int]]
+_RawStructs = dict[int, tuple[_Fields, int]]
 
 
 class Decoder:
@@ -315,7 +318,7 @@ class Decoder:
                         if raw_structs and pos in raw_structs:
                             fields, pos = raw_structs[pos]
                             in_hook = True
-                            out.append(self._hook_raw(fields))
+                            out.append(self._hook_raw(data, fields))
                             in_hook = False
                             continue
                         stack.append((out, remaining, kind, start))
@@ -503,13 +506,14 @@ class Decoder:
         except (IndexError, struct.error):
             raise _truncated(data) from None
 
-    def _hook_raw(self, fields: dict[str, bytes]) -> object:
+    def _hook_raw(self, data: bytes, fields: _Fields) -> object:
         """What the hook makes of a raw struct whose fields are decoded to know that they can be."""
         struct_fields: dict[Any, Any] = {}
-        for name, raw in fields.items():
-            value, _ = _VALIDATOR.decode(raw)
+        for name, (begin, end) in fields.items():
+            value, _ = _VALIDATOR.decode(data, begin)
             is_name = name == "__struct__"
-            struct_fields[self._atom(name)] = self._atom(value) if is_name else self._term(raw)
+            raw = self._atom(value) if is_name else self._term(data[begin:end])
+            struct_fields[self._atom(name)] = raw
         assert self._hook is not None
         return self._hook(struct_fields)
 
@@ -539,7 +543,7 @@ class Decoder:
         """A term of a tag too seldom for the loop, and its end."""
         if tag in _AFTER_NODE:
             return self._identifier(data, pos, tag)
-        if tag in (118, 115, 100):
+        if tag in _ATOM_TAGS:
             name, end = _atom_text(data, pos)
             return self._atom_or_constant(name), end
         if tag in (110, 111):
@@ -549,9 +553,7 @@ class Decoder:
         if tag == 113:
             return self._export(data, pos)
         if tag == 112:  # kept opaque, or it would be a container
-            end = _skip(data, pos)
-            _check_end(data, end)
-            _VALIDATOR.decode(data[pos:end])
+            _, end = _VALIDATOR.decode(data, pos)
             return self._term(data[pos:end]), end
         if tag == 99:
             return _old_float(data, pos), pos + 32
@@ -777,7 +779,7 @@ def _step(data: bytes, pos: int) -> tuple[int, int]:
 def _skip_leaf(data: bytes, pos: int, tag: int) -> int:
     if tag in _FIXED:
         return pos + _FIXED[tag]
-    if tag in (119, 115, 118, 100):
+    if tag in _ATOM_TAGS:
         return _skip_atom(data, pos)
     if tag == 109:
         return pos + 5 + int(_u32(data, pos + 1)[0])
@@ -831,18 +833,18 @@ def _raw_structs(data: bytes, pos: int, names: frozenset[bytes]) -> _RawStructs:
         remaining, offsets, start = stack.pop()
 
 
-def _raw_fields(
-    data: bytes, offsets: list[int], names: frozenset[bytes]
-) -> dict[str, bytes] | None:
-    fields: dict[str, bytes] = {}
-    for key, value, end in zip(offsets[:-1:2], offsets[1::2], offsets[2::2], strict=True):
-        if end > len(data) or data[key] not in (119, 118, 115, 100):
+def _raw_fields(data: bytes, offsets: list[int], names: frozenset[bytes]) -> _Fields | None:
+    fields: _Fields = {}
+    if offsets[-1] > len(data):
+        raise _truncated(data)
+    for key, begin, end in zip(offsets[:-1:2], offsets[1::2], offsets[2::2], strict=True):
+        if data[key] not in _ATOM_TAGS:
             return None
-        fields[_atom_text(data, key)[0]] = data[value:end]
-    raw_name = fields.get("__struct__", b"")
-    if raw_name[:1] not in (b"w", b"v", b"s", b"d"):
+        fields[_atom_text(data, key)[0]] = begin, end
+    begin, _ = fields.get("__struct__", (0, 0))
+    if not begin or data[begin] not in _ATOM_TAGS:
         return None
-    return fields if _atom_text(raw_name, 0)[0].encode() in names else None
+    return fields if _atom_text(data, begin)[0].encode() in names else None
 
 
 def _atom_text(data: bytes, pos: int) -> tuple[str, int]:

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
-from snex_node.terms import Atom, ImproperList, Record
+from snex_node.terms import (
+    Atom,
+    BitString,
+    Export,
+    Fun,
+    ImproperList,
+    Pid,
+    Port,
+    Record,
+    Reference,
+    Term,
+)
 
-__all__ = ["find_cycle", "find_place", "short"]
+__all__ = ["KNOWN", "find_cycle", "find_place", "short"]
 
 _MAX_STEPS: Final = 20  # of a longer path, the first and the last ten are shown
-_CONTAINERS: Final = (list, tuple, dict, set, frozenset, ImproperList, Record)
 
-_Step = tuple[str, object]
+_CONTAINERS: Final = frozenset((list, tuple, dict, set, frozenset, ImproperList, Record))
+
+_LEAVES: Final = frozenset(
+    (str, bytes, bytearray, memoryview, int, float, bool, type(None), Pid, Port, Reference, Fun)
+)
+
+KNOWN: Final = _CONTAINERS | _LEAVES | {Export, BitString}
+"""Types that the encoder knows, besides atoms, opaque terms and what is derived from those two."""
+
+# How a step on the way is written, and with what: only those of the final path are.
+_Step = tuple[Callable[[Any], str], object]
+_Children = Iterator[tuple[_Step, object]]
 
 
 def find_place(root: object, culprit: object, replies: list[object]) -> str:
-    """The place of ``culprit`` in ``root``, as `` (at ["users"][3])``; empty when it is the root itself.
+    """The place of ``culprit`` in ``root``, as `` (at ["users"][3])``; empty at the top level.
 
-    ``replies`` are the objects that the encoder was given for objects of unknown types, in its order: the walk
-    goes the same way, so that they are met in that order again.
+    ``replies`` are the objects that the encoder took for objects of unknown types, in its order.
+    This walk goes the encoder's way, so that it meets those in the same order.
     """
     answers = iter(replies)
-    path: list[str] = []
-    stack: list[Iterator[_Step]] = [iter((("", root),))]
+    path: list[_Step] = []
+    stack: list[_Children] = [iter((((_nothing, None), root),))]
     while stack:
         for step, child in stack[-1]:
-            found, inner = _visit(child, culprit, answers)
-            if found:
+            inner = _inside(child, answers)
+            if child is culprit and (inner is None or _is_container(child)):
                 return _written([*path, step])
             if inner is not None:
                 path.append(step)
@@ -42,14 +63,14 @@ def find_place(root: object, culprit: object, replies: list[object]) -> str:
 
 
 def find_cycle(root: object) -> object | None:
-    """A container that contains itself, or None. Looks into built-in containers and those of terms only."""
+    """A container that contains itself, or None; built-in containers and those of terms count."""
     open_ids: set[int] = set()
     closed_ids: set[int] = set()
-    stack: list[tuple[int, Iterator[_Step]]] = [(0, iter((("", root),)))]
+    stack: list[tuple[int, _Children]] = [(0, iter((((_nothing, None), root),)))]
     while stack:
         identity, children = stack[-1]
         for _, child in children:
-            if not isinstance(child, _CONTAINERS) or id(child) in closed_ids:
+            if not _is_container(child) or id(child) in closed_ids:
                 continue
             if id(child) in open_ids:
                 return child
@@ -68,58 +89,85 @@ def short(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _visit(
-    child: object, culprit: object, answers: Iterator[object]
-) -> tuple[bool, Iterator[_Step] | None]:
-    if isinstance(child, _CONTAINERS):
-        return child is culprit, _children(child)
-    if _is_leaf(child):
-        return child is culprit, None
+def _inside(child: object, answers: Iterator[object]) -> _Children | None:
+    if _is_container(child):
+        return _children(child)
+    if type(child) in KNOWN or isinstance(child, (Atom, Term)):
+        return None
     for answer in answers:
-        return False, iter((("", answer),))
-    return child is culprit, None
+        return iter((((_nothing, None), answer),))
+    return None
 
 
-def _is_leaf(value: object) -> bool:
-    if value is None or isinstance(value, (str, int, float, bytes, bytearray, memoryview)):
-        return True
-    return type(value).__module__ == Atom.__module__
+def _is_container(value: object) -> bool:
+    return type(value) in _CONTAINERS
 
 
-def _children(value: object) -> Iterator[_Step]:
+def _children(value: object) -> _Children:
+    """What the container holds, in the order in which the encoder writes it."""
     if isinstance(value, dict):
-        for key, item in dict.items(value):
-            yield f" key {short(key)}", key
-            yield f"[{_key(key)}]", item
+        for key, item in value.items():
+            yield (_key, key), key
+            yield (_value, key), item
     elif isinstance(value, (set, frozenset)):
         for item in value:
-            yield f" element {short(item)}", item
-    elif isinstance(value, ImproperList):
-        yield from _indexed(value.elements)
-        yield " tail", value.tail
-    elif isinstance(value, Record):
-        for name, item in zip(value.fields, value.values):
-            yield f".{str.__str__(name)}", item
+            yield (_element, item), item
     elif isinstance(value, (list, tuple)):
         yield from _indexed(value)
+    elif isinstance(value, ImproperList):
+        yield from _indexed(value.elements)
+        yield (_tail, None), value.tail
+    elif isinstance(value, Record):
+        for name, item in zip(value.fields, value.values, strict=True):
+            yield (_field, name), item
 
 
-def _indexed(items: list[object] | tuple[object, ...]) -> Iterator[_Step]:
+def _indexed(items: Sequence[object]) -> _Children:
     for index, item in enumerate(items):
-        yield f"[{index}]", item
+        yield (_index, index), item
+
+
+def _nothing(_: None) -> str:
+    return ""
+
+
+def _index(index: int) -> str:
+    return f"[{index}]"
 
 
 def _key(key: object) -> str:
+    return f" key {short(key)}"
+
+
+def _value(key: object) -> str:
     if type(key) is not str:
-        return short(key)
+        return f"[{short(key)}]"
     text = key if len(key) <= 60 else key[:57] + "..."
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '["' + text.replace("\\", "\\\\").replace('"', '\\"') + '"]'
 
 
-def _written(path: list[str]) -> str:
-    steps = [step for step in path if step]
-    if len(steps) > _MAX_STEPS:
+def _element(element: object) -> str:
+    return f" element {short(element)}"
+
+
+def _field(name: Atom) -> str:
+    return f".{str.__str__(name)}"
+
+
+def _tail(_: None) -> str:
+    return " tail"
+
+
+def _gap(count: int) -> str:
+    return f" ... {count} more ... "
+
+
+def _written(path: list[_Step]) -> str:
+    path = [step for step in path if step[0] is not _nothing]
+    left_out = len(path) - _MAX_STEPS
+    if left_out > 0:
         half = _MAX_STEPS // 2
-        steps = [*steps[:half], f"...{len(steps) - _MAX_STEPS} more...", *steps[-half:]]
+        path = [*path[:half], (_gap, left_out), *path[-half:]]
+    steps = [write(subject) for write, subject in path]
     place = "".join(steps).strip()
     return f" (at {place})" if place else ""

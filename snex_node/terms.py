@@ -1,8 +1,9 @@
 """Erlang terms that have no Python counterpart of their own.
 
-Integers, floats, binaries, lists, tuples, maps, booleans and ``nil`` are plain Python objects; everything
-else the external term format can carry is a class of this module. All of them are immutable, slotted,
-comparable, hashable where their contents are, picklable, and print as iex prints the term.
+Integers, floats, binaries, lists, tuples, maps, booleans and ``nil`` are plain Python objects;
+everything else that the external term format can carry is a class of this module. All of them are
+immutable, slotted, comparable, hashable where their contents are, picklable, and print as iex
+prints the term (what they contain prints as Python does).
 
 Pids, ports, references and funs are kept in their external form: that is what identifies them in a
 cluster, what is compared and hashed, and what is sent back.
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 MAX_ATOM_CHARACTERS: Final = 255
-"""The longest atom, in characters, not bytes: BEAM closes a connection that carries a longer one."""
+"""The longest atom, in characters: BEAM closes a connection that carries a longer one."""
 
 MAX_REFERENCE_WORDS: Final = 5
 """The longest reference, in 32-bit words: BEAM closes a connection that carries a longer one."""
@@ -57,7 +58,7 @@ class Atom(str):
 
     __slots__ = ()
 
-    def __new__(cls, name: str = "") -> Atom:
+    def __new__(cls, name: str = "") -> Atom:  # noqa: D102 - the class says it
         if len(name) > MAX_ATOM_CHARACTERS:
             raise ValueError(
                 f"atom too long: {len(name)} characters, and an atom has at most "
@@ -70,10 +71,10 @@ class Atom(str):
 
 
 class Term(bytes):
-    """Any term in its external form (without the version byte 131), kept as it came and sent back unchanged.
+    """Any term in its external form (without the version byte 131), sent back as it came.
 
-    Equal only to another ``Term`` of the same bytes. The bytes are not checked: build one only from bytes
-    that are one whole term, or the message it is put into is unreadable for its receiver.
+    Equal only to another ``Term`` of the same bytes. The bytes are not checked: build one only from
+    those of one whole term, or the message it is put into is unreadable for its receiver.
 
     >>> Term(bytes([97, 7])) == Term(bytes([97, 7]))
     True
@@ -121,7 +122,7 @@ class _Identifier(_Immutable):
 
     @classmethod
     def from_external(cls: type[_Self], external: bytes) -> _Self:
-        """The identifier whose external form (tag included, no 131) is given. Nothing is parsed or checked."""
+        """The identifier of this external form (tag first, no 131). Nothing is checked."""
         self = _new(cls)
         _set_external(self, external)
         return self
@@ -140,7 +141,8 @@ _set_external = _Identifier.__dict__["external"].__set__  # half the time of obj
 class Pid(_Identifier):
     """A process identifier, kept as NEW_PID_EXT in ``external``.
 
-    ``id``, ``serial`` and ``creation`` are unsigned 32-bit integers; ``ValueError`` where they are not.
+    ``id``, ``serial`` and ``creation`` are unsigned 32-bit integers; ``ValueError`` where they are
+    not, or where the node's name is no atom.
 
     >>> Pid("py@host", 12, 0, 3)
     #PID<py@host.12.0>
@@ -148,7 +150,7 @@ class Pid(_Identifier):
 
     __slots__ = ()
 
-    def __init__(self, node: str, id: int, serial: int, creation: int) -> None:
+    def __init__(self, node: str, id: int, serial: int, creation: int) -> None:  # noqa: A002
         numbers = _pack("pid", ">III", id, serial, creation)
         _set(self, "external", b"X" + _external_atom(node) + numbers)
 
@@ -185,9 +187,9 @@ class Pid(_Identifier):
 class Port(_Identifier):
     """A port identifier, kept in ``external`` as it came: NEW_PORT_EXT or V4_PORT_EXT.
 
-    Both forms of one port are equal and hash alike; each is sent back in its own form. ``id`` is an unsigned
-    64-bit integer, ``creation`` has 32 bits; ``ValueError`` where they do not fit. ``v4`` picks the
-    form; without it, the one that OTP 27 would use for the id.
+    Both forms of one port are equal and hash alike; each is sent back in its own form. ``id`` is an
+    unsigned 64-bit integer, ``creation`` has 32 bits; ``ValueError`` where they do not fit. ``v4``
+    picks the form; without it, the one that OTP 27 uses for the id.
 
     >>> Port("py@host", 5, 3)
     #Port<py@host.5>
@@ -195,7 +197,14 @@ class Port(_Identifier):
 
     __slots__ = ()
 
-    def __init__(self, node: str, id: int, creation: int, *, v4: bool | None = None) -> None:
+    def __init__(
+        self,
+        node: str,
+        id: int,  # noqa: A002
+        creation: int,
+        *,
+        v4: bool | None = None,
+    ) -> None:
         if v4 is None:
             v4 = not 0 <= id < 1 << _OLD_PORT_ID_BITS
         tag, layout = (b"x", ">QI") if v4 else (b"Y", ">II")
@@ -236,8 +245,8 @@ class Port(_Identifier):
 class Reference(_Identifier):
     """A reference, kept as NEWER_REFERENCE_EXT in ``external``.
 
-    ``words`` are one to five unsigned 32-bit integers in the order of the wire, which iex prints last first;
-    ``ValueError`` where they are not.
+    ``words`` are one to five unsigned 32-bit integers in the order of the wire, the reverse of what
+    iex prints; ``ValueError`` where they are not.
 
     >>> Reference("py@host", 3, (30, 20, 10))
     #Reference<py@host.10.20.30>
@@ -280,11 +289,11 @@ class Reference(_Identifier):
 
 @final
 class Fun(_Immutable):
-    """An anonymous function of a BEAM node. Opaque here: it is sent back as it came (``external``).
+    """An anonymous function of a BEAM node, kept as NEW_FUN_EXT in ``external``.
 
-    ``arity`` is what it takes, ``module`` where it was written, ``uniq`` (16 bytes), ``index``, ``old_index``
-    and ``old_uniq`` which of the module's functions it is, ``pid`` who made it, ``free`` the values of its free
-    variables.
+    ``arity`` is what it takes, ``module`` where it was written, ``uniq`` (16 bytes), ``index``,
+    ``old_index`` and ``old_uniq`` which of the module's functions it is, ``pid`` who made it,
+    ``free`` the values of its free variables. Equality is that of ``external``.
     """
 
     __slots__ = (
@@ -412,8 +421,8 @@ class Export(_Immutable):
 class BitString(_Immutable):
     """A bitstring whose length is not a whole number of bytes.
 
-    ``bits`` (1 to 8) counts the bits used of the last byte of ``data``, from its top; the rest of that byte
-    is set to zero. ``ValueError`` for other counts and for empty data.
+    ``bits`` (1 to 8) counts the bits used of the last byte of ``data``, from its top; the rest of
+    that byte is set to zero. ``ValueError`` for other counts and for empty data.
 
     >>> BitString(bytes([1, 0b10100000]), 3)
     <<1, 5::size(3)>>
@@ -456,8 +465,8 @@ class BitString(_Immutable):
 class ImproperList(_Immutable):
     """A list whose last tail is not the empty list: ``[alias | reference]``.
 
-    ``elements`` is a tuple of at least one element, ``tail`` anything but a list or another improper list;
-    ``ValueError`` otherwise, since those make a list of another shape.
+    ``elements`` is a tuple of at least one element, ``tail`` anything but a list or another
+    improper list; ``ValueError`` otherwise, since those make a list of another shape.
 
     >>> ImproperList([1, 2], 3)
     [1, 2 | 3]
@@ -499,8 +508,9 @@ _set_tail = ImproperList.__dict__["tail"].__set__
 class Record(_Immutable):
     """A native record (OTP 29, tag 67): a named, typed set of fields defined by a module.
 
-    ``fields`` are the field names, ``values`` what they hold, in the same order and number (``ValueError``
-    otherwise); ``flag`` is the byte the wire carries beside them, echoed as it came.
+    ``fields`` are the names of the fields, ``values`` what they hold, in the same order and number
+    (``ValueError`` otherwise); ``flag`` is the byte the wire carries beside them, sent back as it
+    came.
     """
 
     __slots__ = ("fields", "flag", "module", "name", "values")
@@ -544,7 +554,7 @@ class Record(_Immutable):
     def __repr__(self) -> str:
         pairs = ", ".join(
             f"{_inspect_name(name, _CALLABLE)}: {value!r}"
-            for name, value in zip(self.fields, self.values)
+            for name, value in zip(self.fields, self.values, strict=True)
         )
         return f"#{Atom.__repr__(self.module)}.{_inspect_name(self.name, _CALLABLE)}{{{pairs}}}"
 
@@ -585,7 +595,7 @@ def _text(name: Atom) -> str:
     return str.__str__(name)
 
 
-# Names that Elixir prints without quotes: see the reference of Elixir's syntax, "Atoms", "Operators".
+# Operators that Elixir prints without quotes behind a dot, and those that it does as atoms.
 _CALLABLE: Final = frozenset(
     "! != !== & && &&& * ** + ++ +++ - -- --- / < <- <<< <<~ <= <> <~ <~> = == === =~ "
     "> >= >>> @ ^ | |> || ||| ~> ~>>".split()
