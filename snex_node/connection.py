@@ -397,7 +397,12 @@ Decide = Callable[[NameReceived], tuple[Status, str | None, int | None]]
 
 
 async def initiate(
-    sock: socket.socket, identity: Identity, cookie: str, peer_name: str
+    sock: socket.socket,
+    identity: Identity,
+    cookie: str,
+    peer_name: str,
+    *,
+    timeout: float = HANDSHAKE_TIMEOUT,
 ) -> Completed:
     """Do the connecting side's handshake on a connected, non-blocking socket.
 
@@ -411,10 +416,17 @@ async def initiate(
         handshake.answer_alive(True)
         return handshake.receive_data(b"")
 
-    return await _shake(sock, handshake, on_event)
+    return await _shake(sock, handshake, on_event, timeout)
 
 
-async def accept(sock: socket.socket, identity: Identity, cookie: str, decide: Decide) -> Completed:
+async def accept(
+    sock: socket.socket,
+    identity: Identity,
+    cookie: str,
+    decide: Decide,
+    *,
+    timeout: float = HANDSHAKE_TIMEOUT,
+) -> Completed:
     """Do the accepting side's handshake; ``decide`` says what to answer to a name.
 
     Raises `HandshakeError`, `OSError`.
@@ -429,17 +441,20 @@ async def accept(sock: socket.socket, identity: Identity, cookie: str, decide: D
             raise HandshakeError(status.value, f"{event.name} was refused: {status.value}")
         return events
 
-    return await _shake(sock, handshake, on_event)
+    return await _shake(sock, handshake, on_event, timeout)
 
 
 async def _shake(
-    sock: socket.socket, handshake: Handshake, on_event: Callable[[Event], list[Event]]
+    sock: socket.socket,
+    handshake: Handshake,
+    on_event: Callable[[Event], list[Event]],
+    timeout: float,
 ) -> Completed:
     try:
-        return await asyncio.wait_for(_exchange(sock, handshake, on_event), HANDSHAKE_TIMEOUT)
+        return await asyncio.wait_for(_exchange(sock, handshake, on_event), timeout)
     except asyncio.TimeoutError:
         raise HandshakeError(
-            "timeout", f"the handshake was not done within {HANDSHAKE_TIMEOUT:.0f} s"
+            "timeout", f"the handshake was not done within {timeout:g} s"
         ) from None
 
 
