@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -93,6 +96,18 @@ def start_beam(epmd: RealEpmd) -> Iterator[Callable[..., Beam]]:
             return stack.enter_context(Beam.start(**{"epmd_port": epmd.port, **options}))
 
         yield start
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Give tests asyncio's event loop, and those marked `both_loops` uvloop's in a second run."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": asyncio.new_event_loop
+    }
+    if item.get_closest_marker("both_loops") and importlib.util.find_spec("uvloop"):
+        factories["uvloop"] = importlib.import_module("uvloop").new_event_loop
+    return factories
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,9 +7,10 @@ registration. Source: Erlang distribution protocol, "Protocol between epmd and N
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from snex_node.epmd.errors import (
     BadAnswerError,
@@ -169,7 +170,7 @@ class _Address:
             ) from error
         except OSError as error:
             raise EpmdUnreachableError(
-                f"no epmd at {self} ({error.strerror or error}): start one there with "
+                f"no epmd at {self} ({_why(error)}): start one there with "
                 f"`epmd -daemon`, or by starting a node with `--epmd embedded`"
             ) from error
 
@@ -183,6 +184,11 @@ class _Address:
                 f"what answers at {self} is not an epmd ({error}): see what listens on that port, "
                 f"or choose another one with ERL_EPMD_PORT"
             ) from error
+
+
+def _why(error: OSError) -> str:
+    """Return what the system says; asyncio puts the address into the error instead."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 async def _announce(at: _Address, request: bytes) -> tuple[_AliveConnection, bytes]:
@@ -231,9 +237,8 @@ class _AliveConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self.answer.done():

@@ -55,6 +55,8 @@ BACKLOG = 128
 _LOWEST_CREATION = 4
 """0 is reserved, and 1 to 3 are what old nodes get, whose creation has two bits."""
 
+_NAME_TAKEN = "the name is taken"
+
 _log = logging.getLogger(__name__)
 
 
@@ -231,14 +233,17 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
         self._node: NodeInfo | None = None
         self._answered = False
-        self._peer = "?"
+        self._host = self._peer = "?"
         self._transport: asyncio.Transport
         self._limit: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._peer = str(transport.get_extra_info("peername"))
+        # None if the peer was gone before we could ask.
+        host, port, *_ = transport.get_extra_info("peername") or ("?", 0)
+        self._host = host
+        self._peer = f"{host}:{port}"
         loop = asyncio.get_running_loop()
         self._limit = loop.call_later(REQUEST_SECONDS, self._too_slow)
         if not self._core.opened(self):
@@ -287,7 +292,9 @@ class _Connection(asyncio.Protocol):
         node = request.node
         refusal = self._why_not(node)
         if refusal is not None:
-            _log.warning("epmd did not register %r for %s: %s", node.name, self._peer, refusal)
+            # That the name is taken is said by the answer; whoever asked tells its user.
+            level = logging.INFO if refusal == _NAME_TAKEN else logging.WARNING
+            _log.log(level, "epmd did not register %r for %s: %s", node.name, self._peer, refusal)
             self._core.note_refusal()
             self._say(encode_alive_answer(AliveAnswer(1, 99), node.highest_version))
             return
@@ -301,14 +308,14 @@ class _Connection(asyncio.Protocol):
         if not self._is_local():
             return "only nodes of this machine can register"
         if self._core.find(node.name) is not None:
-            return "the name is taken"
+            return _NAME_TAKEN
         if self._core.full():
             return f"{MAX_NAMES} nodes are registered already"
         return None
 
     def _is_local(self) -> bool:
-        peer = self._transport.get_extra_info("peername")
-        return is_local(peer[0], self._transport.get_extra_info("sockname")[0])
+        own: str = self._transport.get_extra_info("sockname")[0]
+        return is_local(self._host, own)
 
     def _say(self, answer: bytes) -> None:
         """Answer and close: a BEAM that looks a node up goes on only when it sees the end."""
@@ -328,7 +335,10 @@ class _Connection(asyncio.Protocol):
 
 def is_local(peer: str, own: str) -> bool:
     """Whether a peer is on this machine, told as OTP does: loopback, or our end's own address."""
-    return peer == own or ipaddress.ip_address(peer.partition("%")[0]).is_loopback
+    try:
+        return peer == own or ipaddress.ip_address(peer.partition("%")[0]).is_loopback
+    except ValueError:  # no address: the peer has gone
+        return False
 
 
 def _creations() -> Iterator[int]:
