@@ -434,13 +434,14 @@ class Decoder:
                 else:
                     if pos > size:
                         raise _truncated(data)
-                    reread += pos - start
-                    if reread > MAX_REREAD * size:
-                        raise _too_much_reread(size, start)
                     if kind == _TAIL and not self._opaque:
                         tail = out.pop()
                         value = _joined(out, tail)
                     else:
+                        if self._opaque:
+                            reread += pos - start
+                            if reread > MAX_REREAD * size:
+                                raise _too_much_reread(size, start)
                         value = self._composite(data, start, pos, kind, out)
                 out, remaining, kind, start = stack.pop()
                 out.append(value)
@@ -626,13 +627,16 @@ class Decoder:
     def _export(self, data: bytes, pos: int) -> tuple[Export | Term, int]:
         module, end = _atom_text(data, pos + 1)
         function, end = _atom_text(data, end)
+        arity_at = end
         tag = data[end]
-        arity = _i32(data, end + 1)[0] if tag == 98 else data[end + 1]
-        if tag not in (97, 98) or not 0 <= arity <= 255:
-            raise DecodeError("EXPORT_EXT (tag 113) has no arity of 0 to 255", end)
-        end += 2 if tag == 97 else 5
+        arity = -1
+        if tag == 97:
+            arity, end = data[end + 1], end + 2
+        elif tag == 98:
+            arity, end = _i32(data, end + 1)[0], end + 5
+        if not 0 <= arity <= 255:
+            raise DecodeError("EXPORT_EXT (tag 113) has no arity of 0 to 255", arity_at)
         if self._opaque:
-            _check_end(data, end)
             return self._term(data[pos:end]), end
         return Export(self._atom(module), self._atom(function), arity), end
 
@@ -818,11 +822,15 @@ def _raw_structs(data: bytes, pos: int, names: frozenset[bytes]) -> _RawStructs:
             remaining -= 1
             if offsets is not None:
                 offsets.append(pos)
+            tag = data[pos]
+            if tag in _FIXED:
+                pos += _FIXED[tag]
+                continue
             begin, children = _step(data, pos)
             if children:
                 stack.append((remaining, offsets, start))
                 remaining, start = children, pos
-                offsets = [] if data[pos] == 116 else None
+                offsets = [] if tag == 116 else None
             pos = begin
         if offsets is not None:
             fields = _raw_fields(data, [*offsets, pos], names)

@@ -600,7 +600,7 @@ _CALLABLE: Final = frozenset(
     "! != !== & && &&& * ** + ++ +++ - -- --- / < <- <<< <<~ <= <> <~ <~> = == === =~ "
     "> >= >>> @ ^ | |> || ||| ~> ~>>".split()
 )
-_OPERATORS: Final = _CALLABLE | frozenset("% %{} -> .. ... ..// <<>> \\\\ {}".split())
+_OPERATORS: Final = _CALLABLE | frozenset("% %{} -> . .. ... ..// <<>> \\\\ {}".split())
 _ALIAS: Final = re.compile(r"Elixir(\.[A-Z][A-Za-z0-9_]*)*", re.ASCII)
 _ESCAPES: Final = {
     "\0": "\\0",
@@ -630,7 +630,8 @@ def _inspect_atom(atom: Atom) -> str:
 
 def _inspect_name(atom: Atom, operators: frozenset[str]) -> str:
     name = _text(atom)
-    if name in operators or _is_identifier(name):
+    may_be_capital = operators is _OPERATORS  # `:Foo`, but `:lists."Foo"`
+    if name in operators or (_is_identifier(name) and (may_be_capital or not name[0].isupper())):
         return name
     escaped = "".join(map(_escape, name)).replace("#{", "\\#{")
     return f'"{escaped}"'
