@@ -255,7 +255,7 @@ class Encoder:
                         opened = self._open(item, kind, parts, replies)
                     if opened is not None:
                         if len(stack) >= check_depth:
-                            self._check_depth(term, item, len(stack))
+                            check_depth = self._check_depth(term, item, len(stack))
                         stack.append((items, suffix))
                         items, suffix = opened
                         break
@@ -349,16 +349,17 @@ class Encoder:
         except ValueError as error:
             raise _Failure(EncodeValueError, str(error), item) from error
 
-    def _check_depth(self, term: object, item: object, depth: int) -> None:
-        if depth >= self._max_depth:
-            limit = f"max_depth, {self._max_depth} levels"
-            message = f"nested deeper than {limit}; raise max_depth to send it"
-            raise _Failure(EncodeValueError, message, item)
-        if depth == _CYCLE_CHECK_DEPTH:
-            culprit = find_cycle(term)
-            if culprit is not None:
-                message = f"a {type(culprit).__name__} contains itself"
-                raise _Failure(EncodeValueError, message, culprit)
+    def _check_depth(self, term: object, item: object, depth: int) -> int:
+        """The depth at which to ask again."""
+        culprit = find_cycle(term, depth + 1)
+        if culprit is not None:
+            message = f"a {type(culprit).__name__} contains itself"
+            raise _Failure(EncodeValueError, message, culprit)
+        if depth < self._max_depth:
+            return self._max_depth
+        limit = f"max_depth, {self._max_depth} levels"
+        message = f"nested deeper than {limit}; raise max_depth to send it"
+        raise _Failure(EncodeValueError, message, item)
 
     def _special_float(self, item: float) -> bytes:
         if self._special_floats:

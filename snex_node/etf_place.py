@@ -62,12 +62,16 @@ def find_place(root: object, culprit: object, replies: list[object]) -> str:
     return ""
 
 
-def find_cycle(root: object) -> object | None:
-    """A container that contains itself, or None; built-in containers and those of terms count."""
+def find_cycle(root: object, depth: int) -> object | None:
+    """The first container that contains itself, or None if a way of ``depth`` levels has none.
+
+    The walk goes the encoder's way and ends where it first gets so deep, because what the encoder
+    has on its stack then is that very way: nothing is walked that was not encoded before.
+    """
     open_ids: set[int] = set()
     closed_ids: set[int] = set()
     stack: list[tuple[int, _Children]] = [(0, iter((((_nothing, None), root),)))]
-    while stack:
+    while stack and len(stack) <= depth + 1:
         identity, children = stack[-1]
         for _, child in children:
             if not _is_container(child) or id(child) in closed_ids:
