@@ -1,6 +1,20 @@
-"""What can go wrong between nodes, as exceptions."""
+"""What can go wrong between nodes, as exceptions; and Python's exceptions as Erlang reasons."""
 
 from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Final
+
+from snex_node.terms import Atom
+
+MAX_STACK: Final = 50
+"""Frames of a Python traceback that are sent as an Erlang stack trace, innermost first."""
+
+MAX_TEXT: Final = 64 * 1024
+"""Characters of an exception's text that are sent: it may quote the whole of what was wrong."""
+
+_PACKAGE: Final = str(Path(__file__).parent)
 
 
 class NodeError(Exception):
@@ -8,14 +22,15 @@ class NodeError(Exception):
 
 
 class NodeStartError(NodeError):
-    """The node could not be started; the message says why and what to do."""
+    """The node could not be started, or is not running; the message says why and what to do."""
 
 
 class ConnectError(NodeError):
     """No connection to a node could be made.
 
     ``node`` is its name, ``reason`` a short word: ``unknown`` (its epmd does not know it),
-    ``unreachable``, ``resolve``, ``names`` (short against long), or one of `HandshakeError`.
+    ``unreachable``, ``resolve``, ``names`` (short against long), ``name`` (it is no node name),
+    ``stopped`` (given up by `Node.disconnect` or `Node.stop`), or one of `HandshakeError`.
     """
 
     def __init__(self, node: str, reason: str, message: str) -> None:
@@ -48,3 +63,49 @@ class RemoteError(NodeError):
         self.kind = kind
         self.reason = reason
         self.stack = stack
+
+
+class UndefinedFunctionError(LookupError):
+    """There is no such module, or no such function in it: Erlang's ``undef``."""
+
+
+def error_reason(error: BaseException) -> tuple[Atom, str, str]:
+    """A Python exception as an Erlang reason: ``{python_error, <<"Type">>, <<"text">>}``."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = f"{kind.__module__}.{name}"
+    return Atom("python_error"), _utf8(name), _text(error)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "<the exception's own __str__ failed>"
+    return _utf8(text[:MAX_TEXT])
+
+
+def _utf8(text: str) -> str:
+    """Without lone surrogates, which no binary and no list of characters may hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_stack(error: BaseException) -> list[object]:
+    """A Python traceback as an Erlang stack trace, innermost frame first.
+
+    Frames of this package are left out: they are the same in every trace.
+    """
+    stack: list[object] = []
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        code = frame.f_code
+        if code.co_filename.startswith(_PACKAGE):
+            continue
+        where = [
+            (Atom("file"), list(map(ord, _utf8(code.co_filename)))),
+            (Atom("line"), line or 0),
+        ]
+        stack.append((Atom("python"), Atom(_utf8(code.co_name)[:255]), 0, where))
+        if len(stack) == MAX_STACK:
+            break
+    return stack

@@ -7,11 +7,13 @@ comes too late is dropped instead of lying in the caller's mailbox.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
+from snex_node.errors import error_reason
 from snex_node.etf import DecodeError, Decoder, Encoder
 from snex_node.process import BaseProcess
-from snex_node.terms import Atom, ImproperList, Pid, Reference
+from snex_node.terms import MAX_REFERENCE_WORDS, Atom, ImproperList, Pid, Reference
 
 if TYPE_CHECKING:
     from snex_node.remote import RemoteNode
@@ -21,6 +23,7 @@ GEN_CAST: Final = Atom("$gen_cast")
 SYSTEM: Final = Atom("system")
 ALIAS: Final = Atom("alias")
 
+_log = logging.getLogger(__name__)
 _decoder = Decoder()
 _encode = Encoder().encode
 
@@ -51,7 +54,7 @@ class From:
         if not isinstance(term, tuple) or len(term) != 2 or not isinstance(term[0], Pid):
             return None
         pid, tag = term
-        alias = _alias_in(tag)
+        alias = alias_in(tag)
         return cls(pid, _encode(tag), alias.external if alias is not None else None)
 
     @property
@@ -71,15 +74,21 @@ class From:
         return f"<From {self.pid}>"
 
 
-def _alias_in(tag: object) -> Reference | None:
-    """``[alias|Ref]``, or ``[[alias|Ref]|_]`` as ``send_request`` makes it."""
-    if isinstance(tag, ImproperList) and len(tag.elements) == 1:
-        if isinstance(tag.tail, Reference) and tag.elements[0] == ALIAS:
-            return tag.tail
-        return _alias_in(tag.elements[0])
-    if isinstance(tag, list) and tag:
-        return _alias_in(tag[0])
+def alias_in(tag: object) -> Reference | None:
+    """The alias to answer to: of ``[alias|Ref]``, and of ``[[alias|Ref]|_]`` as ``gen`` has it."""
+    for _ in range(2):
+        if isinstance(tag, ImproperList):
+            if isinstance(tag.tail, Reference) and tag.elements == (ALIAS,):
+                return tag.tail
+            tag = tag.elements[0]
+        elif isinstance(tag, list) and tag:
+            tag = tag[0]
     return None
+
+
+def call_head(pid: Pid, alias: Reference) -> bytes:
+    """The external form of ``{'$gen_call', {pid, [alias|Ref]}, ...}`` up to the request."""
+    return _CALL_HEAD[:-1] + pid.external + _ALIAS_TAG[:-2] + alias.external
 
 
 def parse_call(data: bytes, offset: int) -> tuple[From, int] | None:
@@ -93,7 +102,7 @@ def parse_call(data: bytes, offset: int) -> tuple[From, int] | None:
             return _parse_common(data, offset + 15) or _parse_general(data, offset)
         except IndexError:
             raise DecodeError("the message ends inside of a call", offset) from None
-    if data.startswith(b"h\x03", offset) and data[offset + 4 : offset + 14].endswith(b"$gen_call"):
+    if data.startswith(b"h\x03", offset) and data.find(b"$gen_call", offset + 4, offset + 14) > 0:
         return _parse_general(data, offset)
     return None
 
@@ -106,7 +115,7 @@ def _parse_common(data: bytes, start: int) -> tuple[From, int] | None:
     if not data.startswith(_ALIAS_TAG, tag):
         return None
     ref = tag + 12
-    if data[ref + 3] != 119:
+    if data[ref + 3] != 119 or data[ref + 2] > MAX_REFERENCE_WORDS:
         return None
     end = ref + 9 + data[ref + 4] + 4 * data[ref + 2]
     if end >= len(data):
@@ -180,11 +189,21 @@ class GenProcess(BaseProcess):
                 self._system(*system)
 
     def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
-        """Take a message in external form; what is the user's in it, the node's decoder decodes."""
+        """Take a message in external form; what is the user's in it, the node's decoder decodes.
+
+        A call whose request cannot be decoded is answered with ``{error, {python_error, ...}}``.
+        """
         decode = self.node.decoder.decode
         call = parse_call(data, offset)
         if call is not None:
-            self.call_received(call[0], decode(data, call[1])[0])
+            caller, at = call
+            try:
+                request = decode(data, at)[0]
+            except DecodeError as error:
+                _log.warning("%s: refused a call to %s: %s", remote.name, self, error)
+                self.node.reply(caller, (Atom("error"), error_reason(error)), sender=self.pid)
+                return
+            self.call_received(caller, request)
             return
         cast = parse_cast(data, offset)
         if cast is not None:
@@ -202,5 +221,5 @@ class GenProcess(BaseProcess):
             self.node.reply(caller, Atom("ok"), sender=self.pid)
             self.stop_requested(request[1])
         else:
-            answer = (Atom("error"), Atom("unknown_system_msg"))
+            answer = (Atom("error"), (Atom("unknown_system_msg"), request))
             self.node.reply(caller, answer, sender=self.pid)

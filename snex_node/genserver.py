@@ -11,12 +11,12 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from snex_node.errors import error_reason, error_stack
 from snex_node.etf import EncodeError
 from snex_node.gen import From, GenProcess
 from snex_node.process import MAX_MAILBOX, NORMAL
-from snex_node.services import error_reason, error_stack
 from snex_node.terms import Atom
 
 if TYPE_CHECKING:
@@ -36,13 +36,21 @@ NO_REPLY: Final = _NoReply()
 """Returned by ``handle_call`` when the answer comes later, through `GenServer.reply`."""
 
 
-class Stop(Exception):  # noqa: N818 - control flow, like StopIteration
+class Stop(Exception):
     """Raised in a handler: the server ends with ``reason``; a call is answered with ``reply``."""
 
     def __init__(self, reason: object = NORMAL, reply: object = NO_REPLY) -> None:
         super().__init__(f"stop: {reason!r}")
         self.reason = reason
         self.reply = reply
+
+
+class _Job(NamedTuple):
+    """A message that waits: its handler, what the handler is called with, and who is answered."""
+
+    handler: Callable[..., object]
+    arguments: tuple[object, ...]
+    caller: From | None = None
 
 
 class GenServer(GenProcess):
@@ -63,7 +71,8 @@ class GenServer(GenProcess):
 
     def __init__(self, node: Node, *, name: str | None = None) -> None:
         super().__init__(node)
-        self._jobs: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._jobs: deque[_Job] = deque()
+        # The handler that is awaited, or `terminate`.
         self._task: asyncio.Task[None] | None = None
         self._busy = False
         if name is not None:
@@ -98,19 +107,19 @@ class GenServer(GenProcess):
 
     def call_received(self, caller: From, request: object) -> None:
         """Handle a call, now or after what came before."""
-        self._enqueue(self._handle_call, request, caller)
+        self._enqueue(_Job(self.handle_call, (request, caller), caller))
 
     def cast_received(self, request: object) -> None:
         """Handle a cast, now or after what came before."""
-        self._enqueue(self.handle_cast, request)
+        self._enqueue(_Job(self.handle_cast, (request,)))
 
     def info_received(self, message: object) -> None:
         """Handle any other message, now or after what came before."""
-        self._enqueue(self.handle_info, message)
+        self._enqueue(_Job(self.handle_info, (message,)))
 
     def stop_requested(self, reason: object) -> None:
         """End after what came before."""
-        self._enqueue(self._stop, reason)
+        self._enqueue(_Job(self._stop, (reason,)))
 
     def exited(self, reason: object) -> None:
         """Drop what waits; cancel the handler that runs."""
@@ -119,80 +128,82 @@ class GenServer(GenProcess):
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
-    def _handle_call(self, request: object, caller: From) -> object:
-        result = self.handle_call(request, caller)
-        if inspect.isawaitable(result):
-            return self._reply_when_done(caller, result)
-        self._reply(caller, result)
-        return None
-
-    async def _reply_when_done(self, caller: From, result: Awaitable[object]) -> None:
-        self._reply(caller, await result)
-
-    def _reply(self, caller: From, result: object) -> None:
-        if result is not NO_REPLY:
-            self.reply(caller, result)
-
     def _stop(self, reason: object) -> object:
         raise Stop(reason)
 
-    def _enqueue(self, handler: Callable[..., object], *args: object) -> None:
-        if self._busy:
-            if len(self._jobs) >= MAX_MAILBOX:
-                self.exit(Atom("system_limit"))
-            else:
-                self._jobs.append((handler, args))
+    def _enqueue(self, job: _Job) -> None:
+        if len(self._jobs) >= MAX_MAILBOX:
+            self.exit(Atom("system_limit"))
             return
+        self._jobs.append(job)
+        if not self._busy:
+            self._work()
+
+    def _work(self) -> None:
+        """Handle what waits until nothing does, or something has to be awaited."""
         self._busy = True
         try:
-            self._run(handler, args)
-            self._next()
+            while self._jobs and self._task is None and self.alive:
+                self._handle(self._jobs.popleft())
         finally:
             self._busy = self._task is not None
 
-    def _next(self) -> None:
-        """Handle what waits until nothing does, or a handler has to be awaited."""
-        while self._jobs and self._task is None and self.alive:
-            handler, args = self._jobs.popleft()
-            self._run(handler, args)
-
-    def _run(self, handler: Callable[..., object], args: tuple[object, ...]) -> None:
+    def _handle(self, job: _Job) -> None:
         try:
-            result = handler(*args)
-        except Exception as error:
-            self._failed(error, args)
+            result = job.handler(*job.arguments)
+            if not inspect.isawaitable(result):
+                self._answer(job, result)
+                return
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(error, job)
             return
-        if inspect.isawaitable(result) and self.alive:
-            self._task = asyncio.ensure_future(self._finish(result, args))
-
-    async def _finish(self, result: Awaitable[object], args: tuple[object, ...]) -> None:
-        try:
-            await result
-        except Exception as error:
-            self._failed(error, args)
-        self._task = None
         if self.alive:
-            self._next()
-            self._busy = self._task is not None
+            self._task = asyncio.ensure_future(self._finish(result, job))
+        elif inspect.iscoroutine(result):
+            result.close()
 
-    def _failed(self, error: Exception, args: tuple[object, ...]) -> None:
+    async def _finish(self, result: Awaitable[object], job: _Job) -> None:
+        failure: BaseException | None = None
+        try:
+            self._answer(job, await result)
+        except Exception as error:
+            failure = error
+        except asyncio.CancelledError as error:
+            if not self.alive:
+                raise  # `exited` did it
+            failure = error
+        self._task = None
+        if failure is not None:
+            self._failed(failure, job)
+        if self._task is None:
+            self._work()
+
+    def _answer(self, job: _Job, result: object) -> None:
+        if job.caller is not None and result is not NO_REPLY:
+            self.reply(job.caller, result)
+
+    def _failed(self, error: BaseException, job: _Job) -> None:
         if isinstance(error, Stop):
-            caller = args[1] if len(args) == 2 else None
-            if isinstance(caller, From):
-                self._reply(caller, error.reply)
-            self._terminate(error.reason)
+            try:
+                self._answer(job, error.reply)
+            except EncodeError as failure:
+                self._failed(failure, job)
+            else:
+                self._terminate(error.reason)
             return
         _log.error("%s ends: a handler failed", self, exc_info=error)
         self._terminate((error_reason(error), error_stack(error)))
 
     def _terminate(self, reason: object) -> None:
+        if not self.alive:
+            return
+        self._jobs.clear()
         try:
             result = self.terminate(reason)
         except Exception:
             _log.exception("%s: terminate failed", self)
             result = None
         if inspect.isawaitable(result):
-            self._jobs.clear()
             self._task = asyncio.ensure_future(self._terminate_later(result, reason))
         else:
             self.exit(reason)
@@ -206,4 +217,4 @@ class GenServer(GenProcess):
             self.exit(reason)
 
 
-__all__ = ["NO_REPLY", "EncodeError", "From", "GenServer", "Stop"]
+__all__ = ["NO_REPLY", "From", "GenServer", "Stop"]

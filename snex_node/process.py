@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from snex_node.errors import ProcessExitError
@@ -24,6 +24,9 @@ Destination = Pid | Reference | str | tuple[str, str]
 
 Target = Pid | str | tuple[str, str]
 """What can be monitored: a pid, a name registered here, or ``(name, node)``."""
+
+Match = Callable[[object], bool]
+"""Says whether a message is one that is waited for."""
 
 NORMAL = Atom("normal")
 KILL = Atom("kill")
@@ -80,7 +83,7 @@ class BaseProcess:
     # --- for subclasses -------------------------------------------------------------------------
 
     def receive(self, message: object) -> None:
-        """Take a message. The default ignores it."""
+        """Take a message. The default ignores it. What this raises is logged, and no more."""
 
     def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take a message of another node in external form, a bare term at ``data[offset]``.
@@ -135,7 +138,7 @@ class BaseProcess:
         return ref
 
     def demonitor(self, ref: Reference) -> None:
-        """Take a monitor back. A DOWN message that has arrived already stays."""
+        """Take a monitor back. A DOWN message that has arrived already stays; again: nothing."""
         target = self._monitors.pop(ref, None) if self._monitors else None
         if target is not None:
             self.node._demonitor(self, target, ref)
@@ -170,11 +173,13 @@ class BaseProcess:
     # --- signals, as the node delivers them -----------------------------------------------------
 
     def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
-        if reason == KILL and not linked:
+        if self._exit_reason is not _ALIVE:
+            return
+        if not linked and _is_atom(reason, KILL):
             self.exit(KILLED)
         elif self.trap_exit:
             self.receive((EXIT, sender, reason))
-        elif reason != NORMAL or sender == self.pid:
+        elif not _is_atom(reason, NORMAL) or sender == self.pid:
             self.exit(reason)
 
     def _down_received(self, ref: Reference, reason: object) -> None:
@@ -186,10 +191,12 @@ class BaseProcess:
 class Process(BaseProcess):
     """A process with a mailbox, to be read by one or more tasks.
 
+    ``max_mailbox`` messages may wait in it; one more ends it with reason ``system_limit``.
+
     >>> async def main(node: Node) -> None:
     ...     process = Process(node)
     ...     process.send(("logger", "app@host"), (Atom("hello"), process.pid))
-    ...     reply = await process.next(lambda m: m[0] == "welcome", timeout=5)
+    ...     reply = await process.next(lambda m: isinstance(m, tuple), timeout=5)
     ...     async for message in process:
     ...         print(message)
     """
@@ -202,7 +209,8 @@ class Process(BaseProcess):
         super().__init__(node)
         self._mailbox: deque[object] = deque()
         self._max_mailbox = max_mailbox
-        self._waiters: list[tuple[Callable[[object], bool] | None, asyncio.Future[object]]] = []
+        # In the order in which they began to wait; one whose future is done is on its way out.
+        self._waiters: list[tuple[Match | None, asyncio.Future[object]]] = []
         if name is not None:
             self.register(name)
 
@@ -212,23 +220,19 @@ class Process(BaseProcess):
 
     def receive(self, message: object) -> None:
         """Put ``message`` into the mailbox, or hand it to who waits for one like it."""
-        for index, (match, future) in enumerate(self._waiters):
-            if not future.done() and (match is None or match(message)):
-                del self._waiters[index]
-                future.set_result(message)
-                return
+        if self._waiters and self._hand_over(message):
+            return
         if len(self._mailbox) >= self._max_mailbox:
             self.exit(Atom("system_limit"))
             return
         self._mailbox.append(message)
 
-    async def next(
-        self, match: Callable[[object], bool] | None = None, *, timeout: float | None = None
-    ) -> object:
+    async def next(self, match: Match | None = None, *, timeout: float | None = None) -> object:
         """Take the first message, or the first that ``match`` is true of; others stay.
 
-        ``timeout`` is in seconds. Raises ``TimeoutError`` when it passes, `ProcessExitError` when the
-        process has ended and nothing that matches is left. A cancelled call takes no message.
+        ``timeout`` is in seconds. Raises ``TimeoutError`` when it passes, `ProcessExitError` when
+        the process has ended and nothing that matches is left, and what ``match`` raises. A
+        cancelled call takes no message.
         """
         for index, message in enumerate(self._mailbox):
             if match is None or match(message):
@@ -236,40 +240,65 @@ class Process(BaseProcess):
                 return message
         if not self.alive:
             raise ProcessExitError(self.exit_reason, str(self.pid))
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
         waiter = (match, future)
         self._waiters.append(waiter)
+        timer = None if timeout is None else loop.call_later(timeout, self._expire, future, timeout)
         try:
-            await asyncio.wait((future,), timeout=timeout)
+            return await future
         except asyncio.CancelledError:
-            self._give_back(waiter)
+            if not future.cancelled() and future.exception() is None:
+                self._give_back(future.result())
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _expire(self, future: asyncio.Future[object], timeout: float) -> None:
         if not future.done():
-            self._waiters.remove(waiter)
-            raise TimeoutError(f"no such message for {self.pid} within {timeout} s")
-        return future.result()
+            text = f"no message that was waited for came to {self.pid} within {timeout:g} s"
+            future.set_exception(TimeoutError(text))
 
-    def _give_back(
-        self, waiter: tuple[Callable[[object], bool] | None, asyncio.Future[object]]
-    ) -> None:
-        """A wait was cancelled: a message that it had been given goes back to the front."""
-        _, future = waiter
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-        elif future.done() and future.exception() is None:
-            self._mailbox.appendleft(future.result())
-
-    async def __aiter__(self) -> AsyncIterator[object]:
-        while True:
+    def _hand_over(self, message: object) -> bool:
+        """Give ``message`` to the first who waits for one like it, if anybody does."""
+        for match, future in self._waiters:
+            if future.done():
+                continue
             try:
-                message = await self.next()
-            except ProcessExitError:
-                return
-            yield message
+                matches = match is None or match(message)
+            except Exception as error:
+                # Of the one who wrote it, not of who sent the message, or of the others.
+                future.set_exception(error)
+                continue
+            if matches:
+                future.set_result(message)
+                return True
+        return False
+
+    def _give_back(self, message: object) -> None:
+        """A wait was cancelled with the message in its hands: it is the oldest there is."""
+        if not self._hand_over(message):
+            self._mailbox.appendleft(message)
+
+    def __aiter__(self) -> Process:
+        return self
+
+    async def __anext__(self) -> object:
+        try:
+            return await self.next()
+        except ProcessExitError:
+            raise StopAsyncIteration from None
 
     def exited(self, reason: object) -> None:
         """Wake everybody who waits."""
-        waiters, self._waiters = self._waiters, []
-        for _, future in waiters:
+        for _, future in self._waiters:
             if not future.done():
                 future.set_exception(ProcessExitError(reason, str(self.pid)))
+
+
+def _is_atom(term: object, atom: Atom) -> bool:
+    """Whether ``term`` is that atom, and no text that reads like it."""
+    return isinstance(term, Atom) and term == atom

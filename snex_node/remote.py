@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import reprlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snex_node import control
@@ -38,8 +40,8 @@ from snex_node.control import (
     UnlinkId,
     UnlinkIdAck,
 )
-from snex_node.errors import ConnectError, NodeError
-from snex_node.etf import DecodeError
+from snex_node.errors import ConnectError, NodeError, RemoteError
+from snex_node.etf import DecodeError, EncodeError, Encoder
 from snex_node.flags import Flag
 from snex_node.framing import Message
 from snex_node.process import NOCONNECTION, NOPROC, BaseProcess
@@ -53,22 +55,81 @@ MAX_QUEUED = 64 * 1024 * 1024
 
 One attempt ends within seconds; this bounds what fast senders pile up meanwhile."""
 
+ENTRY_SIZE = 512
+"""What a message that waits takes beside its payload, in bytes."""
+
+_PLAIN = Encoder()
+_NOPROC = _PLAIN.encode(NOPROC)
+_ABANDONED = Atom("abandoned")
+_OLD_FORMS = int(Flag.EXIT_PAYLOAD | Flag.SEND_SENDER)
+_ALTACT = int(Flag.ALTACT_SIG)
+
+# Never fails, and bounds what it writes, whatever an object's own __repr__ does.
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 1000
+
 _log = logging.getLogger(__name__)
+
+
+class SpawnRequested:
+    """A request of ours to spawn a process there, until it is answered.
+
+    ``answer`` gets the pid, or the atom that says why there is none.
+    """
+
+    __slots__ = ("_abandoned", "answer", "link", "monitor", "owner", "ref")
+
+    def __init__(self, owner: BaseProcess, ref: Reference, *, link: bool, monitor: bool) -> None:
+        self.answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.owner = owner
+        self.ref = ref
+        self.link = link
+        self.monitor = monitor
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more; what it brings is undone."""
+        self._abandoned = True
+
+    def answered(self, remote: RemoteNode, result: object) -> None:
+        """Tie the process to its owner, before any signal of it can be handled."""
+        if isinstance(result, Pid):
+            if self._abandoned or not self.owner.alive:
+                self._undo(remote, result)
+            else:
+                if self.link:
+                    remote.add_link(self.owner, result)
+                if self.monitor:
+                    remote.add_monitor(self.owner, result, self.ref)
+        if not self.answer.done():
+            self.answer.set_result(result)
+
+    def _undo(self, remote: RemoteNode, pid: Pid) -> None:
+        """As ``erlang:spawn_request_abandon/1``: a linked process ends, another goes on unseen."""
+        owner = self.owner
+        if self.link:
+            reason = _ABANDONED if owner.alive else owner.exit_reason
+            exit_ = PayloadExit(owner.pid, pid)
+            remote.send(exit_, encode_reason(remote.node.encoder, reason), owner.pid)
+        if self.monitor:
+            remote.send(DemonitorP(owner.pid, pid, self.ref), sender=owner.pid)
 
 
 class RemoteNode:
     """A node we talk to, or want to. It stays when the connection goes and serves the next one."""
 
-    def __init__(self, node: Node, name: str) -> None:
+    def __init__(self, node: Node, name: Atom) -> None:
         self.node = node
         self.name = name
         self.connection: Connection | None = None
         # Where it listens, when that is known without asking its epmd.
         self.address: tuple[str, int] | None = None
-        # Spawn requests that are not answered yet, by the external form of their reference.
-        self.spawns: dict[bytes, asyncio.Future[object]] = {}
         # A process there to which what we spawn there prints; asked for once per connection.
-        self.group_leader: Pid | None = None
+        self.group_leader: asyncio.Task[Pid] | None = None
+        # ALIAS_SEND in the form that the connection asks for: sender, alias (external) -> bytes.
+        self.alias_send: Callable[[Pid, bytes], bytes] = control.alias_send
+        self._pid_head = b"X" + _PLAIN.encode(name)
+        self._old_forms = False
         self._lock = threading.Lock()
         self._queue: list[tuple[ControlMessage, bytes, object]] = []
         self._queued = 0
@@ -79,6 +140,7 @@ class RemoteNode:
         self._links: dict[tuple[BaseProcess, Pid], None] = {}
         self._monitors: dict[bytes, tuple[BaseProcess, Reference]] = {}
         self._watchers: dict[bytes, BaseProcess] = {}
+        self._spawns: dict[bytes, SpawnRequested] = {}
         self._unlink_id = 0
 
     def __repr__(self) -> str:
@@ -104,15 +166,20 @@ class RemoteNode:
                     f"{self._queued} bytes wait for a connection to {self.name} already"
                 )
             self._queue.append((message, payload, sender))
-            self._queued += len(payload) + 64
+            self._queued += len(payload) + ENTRY_SIZE
         self.node._call_soon(self._dial)
 
     def _send_on(
         self, connection: Connection, message: ControlMessage, payload: bytes, sender: object
     ) -> None:
-        if not connection.peer.flags & Flag.EXIT_PAYLOAD:
-            message, payload = _without_exit_payload(message, payload)
+        if self._old_forms:
+            message, payload = _old_form(message, payload, connection.peer.flags)
         connection.send(control.encode(message), payload, sender)
+
+    @property
+    def _reachable(self) -> bool:
+        """Whether what we sent earlier has arrived, or may yet."""
+        return self.connection is not None or bool(self._queue)
 
     # --- connecting -----------------------------------------------------------------------------
 
@@ -133,73 +200,107 @@ class RemoteNode:
         """Whether an attempt of ours is under way."""
         return self._dialling is not None
 
-    async def connect(self) -> Connection:
-        """The connection, made now where there is none. Raises `ConnectError`."""
-        if self.connection is not None:
-            return self.connection
+    def connect(self) -> asyncio.Future[Connection]:
+        """The connection, made now where there is none; or the `ConnectError` that says why not."""
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        self._dial()
-        return await waiter
+        if self.connection is not None:
+            waiter.set_result(self.connection)
+        else:
+            self._waiters.append(waiter)
+            self._dial()
+        return waiter
 
     def _dial(self) -> None:
         if self.connection is None and self._dialling is None and self._expecting is None:
-            self._dialling = asyncio.get_running_loop().create_task(self._try())
+            self._dialling = self.node._run(self._try())
 
     async def _try(self) -> None:
+        task = asyncio.current_task()
+        error: ConnectError
         try:
-            await self.node._dial(self)
-        except ConnectError as error:
-            self._dialling = None
-            if error.reason == "nok" and self.connection is None:
-                # Both dialled at once and its name is the greater: its connection comes in now.
-                self._expect()
-            else:
-                self.attempt_failed(error)
-        except Exception as error:
-            self._dialling = None
+            await self.node._connector.dial(self)
+            return
+        except ConnectError as failed:
+            error = failed
+        except Exception as unexpected:
             _log.exception("connecting to %s failed", self.name)
-            self.attempt_failed(ConnectError(self.name, "internal", str(error)))
+            error = ConnectError(self.name, "internal", str(unexpected))
         finally:
-            self._dialling = None
+            # `give_way` may have made room for another attempt already.
+            mine = self._dialling is task
+            if mine:
+                self._dialling = None
+        if not mine:
+            return
+        if error.reason == "nok" and self.connection is None:
+            # Both dialled at once and its name is the greater: its connection comes in now.
+            self._expect()
+        else:
+            self._attempt_failed(error)
+
+    def is_dialled_by(self, task: asyncio.Task[None] | None) -> bool:
+        """Whether ``task`` makes the attempt that is under way: nobody has given it up."""
+        return task is not None and self._dialling is task
 
     def _expect(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._expecting = loop.call_later(self.node.setup_time, self._not_come)
+        if self._expecting is None:
+            loop = asyncio.get_running_loop()
+            self._expecting = loop.call_later(self.node.net_setuptime, self._not_come)
 
     def _not_come(self) -> None:
         self._expecting = None
         message = f"{self.name} said it was connecting to us, and did not"
-        self.attempt_failed(ConnectError(self.name, "nok", message))
+        self._attempt_failed(ConnectError(self.name, "nok", message))
+
+    def _forget_expected(self) -> None:
+        if self._expecting is not None:
+            self._expecting.cancel()
+            self._expecting = None
 
     def accept_began(self) -> None:
-        """A handshake that this node began has passed its first step."""
+        """A handshake that the other side began has passed its first step."""
         self._accepting += 1
 
-    def accept_ended(self, error: BaseException | None) -> None:
-        """That handshake is done (None), or has failed."""
+    def accept_failed(self, why: str) -> None:
+        """That handshake has failed. Who waits for a connection gets one by an attempt of ours.
+
+        Whoever connects has shown no cookie yet: a stranger who uses that node's name must not
+        end what was on its way to it.
+        """
         self._accepting -= 1
-        if error is not None and self._expecting is None:
-            self.attempt_failed(ConnectError(self.name, "accept", str(error)))
+        if self._accepting or self.connection is not None:
+            return
+        if self._expecting is not None:
+            self._forget_expected()
+            self._attempt_failed(ConnectError(self.name, "accept", why))
+        elif self._waiters or self._queue:
+            self._dial()
+
+    def accepted(self, connection: Connection) -> None:
+        """That handshake is done."""
+        self._accepting -= 1
+        self.give_way()
+        self.connected(connection)
 
     def give_way(self) -> None:
         """Drop our attempt: theirs, crossing it, wins."""
-        if self._dialling is not None:
-            self._dialling.cancel()
-            self._dialling = None
+        task, self._dialling = self._dialling, None
+        if task is not None:
+            task.cancel()
 
     def connected(self, connection: Connection) -> None:
         """A handshake is done: what waited goes out, and ``connection`` is the one from now on."""
         if self.connection is not None:
             self.connection.close("replaced by a new connection")
-        if self._expecting is not None:
-            self._expecting.cancel()
-            self._expecting = None
+        self._forget_expected()
+        flags = int(connection.peer.flags)
         with self._lock:
-            for message, payload, sender in self._queue:
-                self._send_on(connection, message, payload, sender)
-            self._queue.clear()
+            self._old_forms = flags & _OLD_FORMS != _OLD_FORMS
+            self.alias_send = control.altact_alias_send if flags & _ALTACT else control.alias_send
+            queue, self._queue = self._queue, []
             self._queued = 0
+            for message, payload, sender in queue:
+                self._send_on(connection, message, payload, sender)
             self.connection = connection
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -207,7 +308,7 @@ class RemoteNode:
                 waiter.set_result(connection)
         self.node._node_up(self)
 
-    def attempt_failed(self, error: ConnectError) -> None:
+    def _attempt_failed(self, error: ConnectError) -> None:
         """An attempt came to nothing. When it was the last one, what waited for it is told."""
         if self.connection is not None or self._dialling is not None or self._accepting:
             return
@@ -218,7 +319,7 @@ class RemoteNode:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
-        self._lost()
+        self._break_ties()
 
     def connection_lost(self, connection: Connection, reason: str) -> None:
         """Called by the connection when it has ended."""
@@ -226,37 +327,35 @@ class RemoteNode:
             return
         self.connection = None
         self.group_leader = None
-        self._lost()
+        self._break_ties()
         self.node._node_down(self, connection, reason)
 
-    def close(self) -> None:
+    def close(self, why: str) -> None:
         """End the attempt that is under way and the connection, if any."""
         self.give_way()
-        if self._expecting is not None:
-            self._expecting.cancel()
-            self._expecting = None
+        self._forget_expected()
         if self.connection is not None:
             self.connection.close("disconnect")
         else:
-            self.attempt_failed(ConnectError(self.name, "stopped", "this node is stopping"))
+            message = f"the connection to {self.name} was given up: {why}"
+            self._attempt_failed(ConnectError(self.name, "stopped", message))
 
-    def _lost(self) -> None:
+    def _break_ties(self) -> None:
         """Everything that tied processes here to processes there breaks with ``noconnection``."""
         watchers, self._watchers = self._watchers, {}
         for ref, process in watchers.items():
             if process._watchers and process._watchers.pop(ref, None):
-                process.demonitored(ref)
+                _tell(process.demonitored, ref)
         monitors, self._monitors = self._monitors, {}
         for process, reference in monitors.values():
-            process._down_received(reference, NOCONNECTION)
+            _tell(process._down_received, reference, NOCONNECTION)
         links, self._links = self._links, {}
         for process, pid in links:
             if process._links is not None and process._links.pop(pid, 0) is None:
-                process._exit_received(pid, NOCONNECTION, linked=True)
-        spawns, self.spawns = self.spawns, {}
-        for future in spawns.values():
-            if not future.done():
-                future.set_result(NOCONNECTION)
+                _tell(partial(process._exit_received, linked=True), pid, NOCONNECTION)
+        spawns, self._spawns = self._spawns, {}
+        for spawn in spawns.values():
+            spawn.answered(self, NOCONNECTION)
 
     # --- what our processes ask for -------------------------------------------------------------
 
@@ -267,16 +366,15 @@ class RemoteNode:
 
     def demonitor(self, process: BaseProcess, target: Pid | Atom, ref: Reference) -> None:
         """``process`` takes a monitor back."""
-        if self._monitors.pop(ref.external, None) and self.connection is not None:
+        if self._monitors.pop(ref.external, None) and self._reachable:
             self.send(DemonitorP(process.pid, target, ref), sender=process.pid)
 
-    def expect_down(self, process: BaseProcess, ref: Reference) -> None:
-        """A DOWN for ``ref`` may come: a spawn request asked for a monitor."""
+    def add_monitor(self, process: BaseProcess, pid: Pid, ref: Reference) -> None:
+        """A monitor that the protocol has set up there already."""
+        if process._monitors is None:
+            process._monitors = {}
+        process._monitors[ref] = pid
         self._monitors[ref.external] = (process, ref)
-
-    def forget_down(self, ref: Reference) -> None:
-        """No DOWN for ``ref`` is wanted any more."""
-        self._monitors.pop(ref.external, None)
 
     def link(self, process: BaseProcess, pid: Pid) -> None:
         """``process`` links itself to a process there."""
@@ -302,13 +400,41 @@ class RemoteNode:
     def unlink(self, process: BaseProcess, pid: Pid) -> None:
         """``process`` drops its link; it counts as dropped at once, the id until acknowledged."""
         assert process._links is not None
-        if self.connection is None:
+        if not self._reachable:
             process._links.pop(pid, None)
             self._links.pop((process, pid), None)
             return
         self._unlink_id += 1
         process._links[pid] = self._unlink_id
         self.send(UnlinkId(self._unlink_id, process.pid, pid), sender=process.pid)
+
+    def request_spawn(
+        self,
+        owner: BaseProcess,
+        ref: Reference,
+        function: tuple[str, str, int],
+        args: bytes,
+        leader: Pid,
+        *,
+        link: bool = False,
+        monitor: bool = False,
+    ) -> SpawnRequested:
+        """Ask for a process that calls ``function`` with ``args``, an encoded list.
+
+        ``ref`` becomes the reference of the monitor. Raises `RemoteError` when that node knows no
+        such requests.
+        """
+        if self.connection is not None and not self.connection.peer.flags & Flag.SPAWN:
+            raise RemoteError("erpc", Atom("notsup"))
+        options: list[object] = [Atom("link")] if link else []
+        if monitor:
+            options.append(Atom("monitor"))
+        module, name, arity = function
+        requested = SpawnRequested(owner, ref, link=link, monitor=monitor)
+        self._spawns[ref.external] = requested
+        mfa = (Atom(module), Atom(name), arity)
+        self.send(SpawnRequest(ref, owner.pid, leader, mfa, options), args, owner.pid)
+        return requested
 
     def process_exited(
         self,
@@ -324,7 +450,7 @@ class RemoteNode:
         """
         for pid, active in links:
             self._links.pop((process, pid), None)
-            if active and self.connection is not None:
+            if active and self._reachable:
                 self.send(PayloadExit(process.pid, pid), reason, sender=process.pid)
         for ref, watcher, target in watchers:
             self._watchers.pop(ref, None)
@@ -345,15 +471,20 @@ class RemoteNode:
         except DecodeError as error:
             _log.warning("%s: dropped the payload of %r: %s", self.name, message.control, error)
 
-    def is_own(self, pid: Pid | Atom) -> bool:
+    def _is_own(self, pid: Pid) -> bool:
         """Whether ``pid`` is one of that node's, which the sender of a signal must be."""
-        if isinstance(pid, Pid) and pid.node == self.name:
+        if pid.external.startswith(self._pid_head):
             return True
         _log.warning("%s: ignored a signal in the name of %r", self.name, pid)
         return False
 
-    def _decode(self, data: bytes, offset: int) -> object:
-        return self.node.decoder.decode(data, offset)[0]
+    def _decode_reason(self, data: bytes, offset: int) -> object:
+        """An exit reason. The signal counts even when its reason cannot be decoded."""
+        try:
+            return self.node.decoder.decode(data, offset)[0]
+        except DecodeError as error:
+            _log.warning("%s: an exit reason cannot be decoded: %s", self.name, error)
+            return Undecodable(error)
 
     def _on_reg_send(self, m: RegSend, data: bytes, offset: int) -> None:
         process = self.node._names.get(m.name)
@@ -371,21 +502,23 @@ class RemoteNode:
     def _on_altact(self, m: AltactSigSend, data: bytes, offset: int) -> None:
         to = m.to
         if m.flags & AltactSigSend.EXIT:
-            process = self.node._find(to) if not isinstance(to, Reference) else None
-            if process is not None:
-                process._exit_received(m.from_, self._decode(data, offset), linked=False)
+            process = self.node.find(to) if not isinstance(to, Reference) else None
+            if process is not None and self._is_own(m.from_):
+                reason = self._decode_reason(data, offset)
+                process._exit_received(m.from_, reason, linked=False)
         elif isinstance(to, Reference):
             self.node._alias_received(to.external, data, offset)
         else:
-            process = self.node._find(to)
+            process = self.node.find(to)
             if process is not None:
                 process.receive_external(data, offset, self)
 
     def _on_monitor(self, m: MonitorP, data: bytes, offset: int) -> None:
-        process = self.node._find(m.target)
+        if not self._is_own(m.from_):
+            return
+        process = self.node.find(m.target)
         if process is None:
-            noproc = self.node.encoder.encode(NOPROC)
-            self.send(PayloadMonitorPExit(m.target, m.from_, m.ref), noproc)
+            self.send(PayloadMonitorPExit(m.target, m.from_, m.ref), _NOPROC)
             return
         self.add_watcher(process, m.from_, m.ref, m.target)
 
@@ -399,7 +532,7 @@ class RemoteNode:
         self._down(m.ref, m.reason)
 
     def _on_payload_down(self, m: PayloadMonitorPExit, data: bytes, offset: int) -> None:
-        self._down(m.ref, self._decode(data, offset))
+        self._down(m.ref, self._decode_reason(data, offset))
 
     def _down(self, ref: Reference, reason: object) -> None:
         entry = self._monitors.pop(ref.external, None)
@@ -407,11 +540,11 @@ class RemoteNode:
             entry[0]._down_received(entry[1], reason)
 
     def _on_link(self, m: Link, data: bytes, offset: int) -> None:
-        if not self.is_own(m.from_):
+        if not self._is_own(m.from_):
             return
         process = self.node._processes.get(m.to.external)
         if process is None:
-            self.send(PayloadExit(m.to, m.from_), self.node.encoder.encode(NOPROC))
+            self.send(PayloadExit(m.to, m.from_), _NOPROC, sender=m.to)
         elif not (process._links and process._links.get(m.from_) is not None):
             # While an unlink of ours is unacknowledged, this link was sent before it was seen.
             self.add_link(process, m.from_)
@@ -420,25 +553,30 @@ class RemoteNode:
         self._exit(m.from_, m.to, m.reason)
 
     def _on_payload_exit(self, m: PayloadExit, data: bytes, offset: int) -> None:
-        self._exit(m.from_, m.to, self._decode(data, offset))
+        self._exit(m.from_, m.to, self._decode_reason(data, offset))
 
     def _exit(self, from_: Pid, to: Pid, reason: object) -> None:
-        process = self.node._processes.get(to.external)
-        if process is None or process._links is None or from_ not in process._links:
+        process = self._linked(from_, to)
+        if process is None or process._links is None:
             return
-        self._links.pop((process, from_), None)
-        if process._links.pop(from_) is None:
+        del self._links[process, from_]
+        if process._links.pop(from_, 0) is None:
             process._exit_received(from_, reason, linked=True)
+
+    def _linked(self, from_: Pid, to: Pid) -> BaseProcess | None:
+        """Our process ``to``, if it is linked to that node's ``from_``, or was until just now."""
+        process = self.node._processes.get(to.external)
+        return process if process is not None and (process, from_) in self._links else None
 
     def _on_exit2(self, m: Exit2, data: bytes, offset: int) -> None:
         self._exit2(m.from_, m.to, m.reason)
 
     def _on_payload_exit2(self, m: PayloadExit2, data: bytes, offset: int) -> None:
-        self._exit2(m.from_, m.to, self._decode(data, offset))
+        self._exit2(m.from_, m.to, self._decode_reason(data, offset))
 
     def _exit2(self, from_: Pid, to: Pid, reason: object) -> None:
         process = self.node._processes.get(to.external)
-        if process is not None:
+        if process is not None and self._is_own(from_):
             process._exit_received(from_, reason, linked=False)
 
     def _on_unlink(self, m: Unlink, data: bytes, offset: int) -> None:
@@ -449,25 +587,25 @@ class RemoteNode:
         self.send(UnlinkIdAck(m.id, m.to, m.from_), sender=m.to)
 
     def _drop_link(self, from_: Pid, to: Pid) -> None:
-        process = self.node._processes.get(to.external)
+        process = self._linked(from_, to)
         if process is not None and process._links and process._links.get(from_, 0) is None:
             del process._links[from_]
-            self._links.pop((process, from_), None)
+            del self._links[process, from_]
 
     def _on_unlink_ack(self, m: UnlinkIdAck, data: bytes, offset: int) -> None:
-        process = self.node._processes.get(m.to.external)
+        process = self._linked(m.from_, m.to)
         if process is not None and process._links and process._links.get(m.from_) == m.id:
             del process._links[m.from_]
-            self._links.pop((process, m.from_), None)
+            del self._links[process, m.from_]
 
     def _on_spawn_request(self, m: SpawnRequest, data: bytes, offset: int) -> None:
-        if self.is_own(m.from_):
-            self.node._spawn_requested(self, m, data, offset)
+        if self._is_own(m.from_):
+            self.node._spawner.spawn(self, m, data, offset)
 
     def _on_spawn_reply(self, m: SpawnReply, data: bytes, offset: int) -> None:
-        future = self.spawns.pop(m.id.external, None)
-        if future is not None and not future.done():
-            future.set_result(m.result)
+        requested = self._spawns.pop(m.id.external, None)
+        if requested is not None:
+            requested.answered(self, m.result)
 
     def _ignore(self, m: GroupLeader | NodeLink, data: bytes, offset: int) -> None:
         """Nothing here prints through a group leader, and nothing sends NODE_LINK."""
@@ -498,8 +636,40 @@ _HANDLERS: dict[type, Callable[..., None]] = {
 }
 
 
-def _without_exit_payload(message: ControlMessage, payload: bytes) -> tuple[ControlMessage, bytes]:
-    """The older forms, for peers that do not claim EXIT_PAYLOAD."""
+class Undecodable:
+    """The reason of an exit signal whose own reason cannot be decoded; ``error`` says why."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: DecodeError) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"<Undecodable: {self.error}>"
+
+
+def encode_reason(encoder: Encoder, reason: object) -> bytes:
+    """An exit reason in external form; one that has none goes as the text of its ``repr``."""
+    try:
+        return encoder.encode(reason)
+    except EncodeError:
+        return _PLAIN.encode(_short.repr(reason).encode("utf-8", "replace"))
+
+
+def _tell(receiver: Callable[..., None], *args: object) -> None:
+    """One of many that must be told: what it raises must not keep the others from it."""
+    try:
+        receiver(*args)
+    except Exception:
+        _log.exception("%r failed", receiver)
+
+
+def _old_form(message: ControlMessage, payload: bytes, flags: int) -> tuple[ControlMessage, bytes]:
+    """The older forms, for peers that do not claim EXIT_PAYLOAD or SEND_SENDER."""
+    if not flags & Flag.SEND_SENDER and isinstance(message, SendSender):
+        return Send(message.to, message.token), payload
+    if flags & Flag.EXIT_PAYLOAD:
+        return message, payload
     if isinstance(message, PayloadExit):
         return Exit(message.from_, message.to, Term(payload), message.token), b""
     if isinstance(message, PayloadExit2):

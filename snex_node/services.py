@@ -12,15 +12,15 @@ import contextlib
 import importlib
 import inspect
 import logging
-import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 from snex_node.control import SpawnReply, SpawnRequest
+from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
 from snex_node.etf import DecodeError, EncodeError
 from snex_node.gen import From, GenProcess
-from snex_node.process import NORMAL, BaseProcess
-from snex_node.terms import Atom
+from snex_node.process import KILLED, NORMAL, BaseProcess
+from snex_node.terms import Atom, Term
 
 if TYPE_CHECKING:
     from snex_node.node import Node
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 Resolver = Callable[[str, str], Callable[..., object]]
 """Finds a function by the names of module and function, or raises `UndefinedFunctionError`."""
 
-MAX_STACK = 50
-"""Frames of a Python traceback that are sent as an Erlang stack trace, innermost first."""
+TUNING: Final = frozenset(
+    "priority fullsweep_after min_heap_size min_bin_vheap_size max_heap_size message_queue_data "
+    "async_dist scheduler".split()
+)
+"""Options ``{Name, Value}`` of a spawn request that mean something to a BEAM only: ignored here."""
 
-_UNDEF = Atom("undef")
+_UNDEF: Final = Atom("undef")
+_RETURN: Final = Atom("return")
+_ERROR: Final = Atom("error")
 _log = logging.getLogger(__name__)
-
-
-class UndefinedFunctionError(LookupError):
-    """There is no such module, or no such function in it: Erlang's ``undef``."""
 
 
 def import_function(module: str, function: str) -> Callable[..., object]:
     """Import ``module`` and take its attribute ``function`` (dots lead further in).
 
-    Raises `UndefinedFunctionError` when there is no such module or attribute, or it cannot be called;
-    and whatever the module raises while it is imported.
+    Raises `UndefinedFunctionError` when there is no such module or attribute, or it cannot be
+    called; and whatever the module raises while it is imported.
     """
     try:
         found: object = importlib.import_module(module)
@@ -69,101 +70,122 @@ class NetKernel(GenProcess):
 
     def call_received(self, caller: From, request: object) -> None:
         """Answer ``{is_auth, Node}``; nothing else is asked of a hidden node."""
-        if isinstance(request, tuple) and len(request) == 2 and request[0] == "is_auth":
-            self.node.reply(caller, Atom("yes"), sender=self.pid)
-        else:
-            self.node.reply(caller, Atom("no"), sender=self.pid)
+        known = isinstance(request, tuple) and len(request) == 2 and request[0] == "is_auth"
+        self.node.reply(caller, Atom("yes" if known else "no"), sender=self.pid)
 
 
 class Rex(GenProcess):
     """``rex``: the remote procedure calls of ``:rpc.block_call`` and of nodes older than erpc."""
 
-    __slots__ = ("_spawner",)
+    __slots__ = ("_calls", "_resolver")
 
-    def __init__(self, node: Node, spawner: Spawner) -> None:
+    def __init__(self, node: Node, resolver: Resolver | None) -> None:
         super().__init__(node)
-        self._spawner = spawner
+        self._resolver = resolver
+        # Calls under way, by the reference with which their caller monitors while it waits.
+        self._calls: dict[bytes, _RexCall] = {}
 
     def call_received(self, caller: From, request: object) -> None:
         """Answer ``{call | block_call, M, F, A, GroupLeader}`` with the value or ``badrpc``."""
-        if (
-            not isinstance(request, tuple)
-            or len(request) < 4
-            or request[0] not in ("call", "block_call")
-            or not isinstance(request[3], list)
-        ):
+        mfa = _rex_mfa(request, ("call", "block_call"))
+        if mfa is None:
             self.node.reply(caller, (Atom("badrpc"), Atom("badarg")), sender=self.pid)
             return
-        job = _RexCall(self.node, caller)
-        job.run(self._spawner.resolver, str(request[1]), str(request[2]), request[3])
+        job = _RexCall(self.node, caller, self._calls)
+        job.run(self._resolver, *mfa)
 
     def cast_received(self, request: object) -> None:
         """Run ``{cast, M, F, A, GroupLeader}``."""
-        if (
-            isinstance(request, tuple)
-            and len(request) >= 4
-            and request[0] == "cast"
-            and isinstance(request[3], list)
-        ):
-            job = _Job(self.node)
-            job.run(self._spawner.resolver, str(request[1]), str(request[2]), request[3])
+        mfa = _rex_mfa(request, ("cast",))
+        if mfa is not None:
+            _Job(self.node).run(self._resolver, *mfa)
+
+    def demonitored(self, ref: bytes) -> None:
+        """A caller's time is over, or it has died: so has the work."""
+        job = self._calls.get(ref)
+        if job is not None:
+            job.exit(KILLED)
+
+
+def _rex_mfa(request: object, kinds: tuple[str, ...]) -> tuple[str, str, list[object]] | None:
+    if not isinstance(request, tuple) or len(request) < 4 or request[0] not in kinds:
+        return None
+    _, module, function, args = request[:4]
+    return (str(module), str(function), args) if isinstance(args, list) else None
 
 
 class Spawner:
     """Answers spawn requests: erpc's, and those of ``Node.spawn``."""
 
     def __init__(self, node: Node, resolver: Resolver | None) -> None:
-        self.node = node
-        self.resolver = resolver
+        self._node = node
+        self._resolver = resolver
 
     def spawn(self, remote: RemoteNode, request: SpawnRequest, data: bytes, offset: int) -> None:
         """Start what ``request`` asks for. The reply goes out before anything the process does."""
-        module, function, _ = request.mfa
-        options = request.options
-        known = {"link", "monitor"}
-        if not all((isinstance(o, Atom) and o in known) or _is_tuning(o) for o in options):
-            self._refuse(remote, request, "badopt")
-            return
         try:
-            args, _ = self.node.decoder.decode(data, offset)
-        except DecodeError as error:
-            _log.warning("%s: refused to spawn %s:%s: %s", remote.name, module, function, error)
-            self._refuse(remote, request, "badarg")
-            return
-        job: _Job
-        if (module, function) in (("erpc", "execute_call"), ("erpc", "execute_cast")):
-            if not isinstance(args, list) or len(args) < 3 or not isinstance(args[-1], list):
-                self._refuse(remote, request, "badarg")
-                return
-            job = _ErpcCall(self.node, args[0]) if function == "execute_call" else _Job(self.node)
-            module, function, args = args[-3:]
-        elif module == "erlang":
-            # Node.spawn(node, fun) asks for erlang:apply: the fun is code for a BEAM.
-            self._refuse(remote, request, "notsup")
-            return
-        else:
-            job = _Job(self.node)
-        if not isinstance(args, list):
-            self._refuse(remote, request, "badarg")
+            job, module, function, args = self._prepare(request, data, offset)
+        except _RefusedError as refused:
+            _log.warning(
+                "%s: refused to spawn %s:%s/%d: %s", remote.name, *request.mfa, refused.why
+            )
+            remote.send(SpawnReply(request.id, request.from_, 0, Atom(refused.reason)))
             return
         flags = 0
-        if "link" in options:
+        if "link" in request.options:
             flags |= SpawnReply.LINK
             remote.add_link(job, request.from_)
-        if "monitor" in options:
+        if "monitor" in request.options:
             flags |= SpawnReply.MONITOR
             remote.add_watcher(job, request.from_, request.id)
-        reply = SpawnReply(request.id, request.from_, flags, job.pid)
-        remote.send(reply, sender=job.pid)
-        job.run(self.resolver, str(module), str(function), args)
+        remote.send(SpawnReply(request.id, request.from_, flags, job.pid), sender=job.pid)
+        job.run(self._resolver, module, function, args)
 
-    def _refuse(self, remote: RemoteNode, request: SpawnRequest, why: str) -> None:
-        remote.send(SpawnReply(request.id, request.from_, 0, Atom(why)))
+    def _prepare(
+        self, request: SpawnRequest, data: bytes, offset: int
+    ) -> tuple[_Job, str, str, list[object]]:
+        module, function, _ = request.mfa
+        for option in request.options:
+            if not _is_known(option):
+                raise _RefusedError("badopt", f"there is no option {option!r}")
+        if (module, function) == ("erlang", "apply"):
+            raise _RefusedError("notsup", "a fun is code for a BEAM")
+        try:
+            args, _ = self._node.decoder.decode(data, offset)
+        except DecodeError as error:
+            raise _RefusedError("badarg", str(error)) from None
+        if module == "erpc" and function in ("execute_call", "execute_cast"):
+            result, module, function, args = _erpc_args(function == "execute_call", args)
+            if result is not None:
+                return _ErpcCall(self._node, result), module, function, args
+        elif not isinstance(args, list):
+            raise _RefusedError("badarg", "the arguments are no proper list")
+        return _Job(self._node), module, function, args
 
 
-def _is_tuning(option: object) -> bool:
-    """``{priority, high}``, ``{min_heap_size, N}`` and their like: they mean nothing here."""
-    return isinstance(option, tuple) and len(option) == 2
+class _RefusedError(Exception):
+    """Nothing is started; ``reason`` is what the other side is told."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(reason, why)
+        self.reason = reason
+        self.why = why
+
+
+def _is_known(option: object) -> bool:
+    if isinstance(option, tuple):
+        return len(option) == 2 and isinstance(option[0], Atom) and option[0] in TUNING
+    return isinstance(option, Atom) and option in ("link", "monitor")
+
+
+def _erpc_args(call: bool, args: object) -> tuple[object, Atom, Atom, list[object]]:
+    """``[Result, M, F, Args]`` of a call; ``[M, F, Args]`` of a cast, whose result is None."""
+    if isinstance(args, list) and len(args) == 3 + call:
+        module, function, arguments = args[-3:]
+        if isinstance(arguments, list):
+            result = args[0] if call else None
+            return result, Atom(str(module)[:255]), Atom(str(function)[:255]), arguments
+    raise _RefusedError("badarg", f"what erpc sent is {args!r:.200}")
 
 
 class _Job(BaseProcess):
@@ -179,32 +201,33 @@ class _Job(BaseProcess):
         self, resolver: Resolver | None, module: str, function: str, args: list[object]
     ) -> None:
         """Call the function now; a coroutine that it returns goes on in a task."""
+        called: Callable[..., object] | None = None
         try:
             called = _find(resolver, module, function)
-        except UndefinedFunctionError:
-            self.undefined(Atom(module[:255]), Atom(function[:255]), args)
-            return
-        except Exception as error:
-            self.failed(error)
-            return
-        try:
             value = called(*args)
-        except Exception as error:
-            self.failed(error)
-        else:
-            if inspect.isawaitable(value):
-                self._task = asyncio.ensure_future(self._finish(value))
-            else:
-                self.returned(value)
-
-    async def _finish(self, awaitable: object) -> None:
-        try:
-            value = await awaitable  # type: ignore[misc]
-        except Exception as error:
-            self.failed(error)
-        except asyncio.CancelledError:
-            self.exit(Atom("killed"))
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:  # `sys.exit` in it ends what runs it, not this node
+            if called is None and isinstance(error, UndefinedFunctionError):
+                self.undefined(Atom(module[:255]), Atom(function[:255]), args)
+            else:
+                self.failed(error)
+            return
+        if inspect.isawaitable(value):
+            self._task = asyncio.ensure_future(self._finish(value))
+        else:
+            self.returned(value)
+
+    async def _finish(self, awaitable: Awaitable[object]) -> None:
+        try:
+            value = await awaitable
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if self.alive:
+                self.failed(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
         else:
             self.returned(value)
 
@@ -239,34 +262,41 @@ class _ErpcCall(_Job):
         self._result = result
 
     def returned(self, value: object) -> None:
+        """End with ``{Result, return, Value}``, the value encoded once."""
         try:
-            self.node.encoder.encode(value)
+            encoded = Term(self.node.encoder.encode(value))
         except EncodeError as error:
             self.failed(error)
             return
-        self.exit((self._result, Atom("return"), value))
+        self.exit((self._result, _RETURN, encoded))
 
     def undefined(self, module: Atom, function: Atom, args: list[object]) -> None:
-        self.exit((self._result, Atom("error"), _UNDEF, [(module, function, args, [])]))
+        """End with ``{Result, error, undef, Stack}``."""
+        self.exit((self._result, _ERROR, _UNDEF, [(module, function, args, [])]))
 
     def failed(self, error: BaseException) -> None:
-        self.exit((self._result, Atom("error"), error_reason(error), error_stack(error)))
+        """End with ``{Result, error, Reason, Stack}``."""
+        self.exit((self._result, _ERROR, error_reason(error), error_stack(error)))
 
     def demonitored(self, ref: bytes) -> None:
         """The caller's time is over, or it has died: so has the work."""
-        self.exit(Atom("killed"))
+        self.exit(KILLED)
 
 
 class _RexCall(_Job):
     """A call to ``rex``: the result is an answer."""
 
-    __slots__ = ("_caller",)
+    __slots__ = ("_caller", "_calls")
 
-    def __init__(self, node: Node, caller: From) -> None:
+    def __init__(self, node: Node, caller: From, calls: dict[bytes, _RexCall]) -> None:
         super().__init__(node)
         self._caller = caller
+        self._calls = calls
+        if caller.ref is not None:
+            calls[caller.ref] = self
 
     def returned(self, value: object) -> None:
+        """Answer with the value."""
         try:
             self.node.reply(self._caller, value, sender=self.pid)
         except EncodeError as error:
@@ -275,10 +305,18 @@ class _RexCall(_Job):
         self.exit(NORMAL)
 
     def undefined(self, module: Atom, function: Atom, args: list[object]) -> None:
+        """Answer with ``{badrpc, {'EXIT', {undef, Stack}}}``."""
         self._bad((_UNDEF, [(module, function, args, [])]))
 
     def failed(self, error: BaseException) -> None:
+        """Answer with ``{badrpc, {'EXIT', {Reason, Stack}}}``."""
         self._bad((error_reason(error), error_stack(error)))
+
+    def exited(self, reason: object) -> None:
+        """Cancel what still runs."""
+        super().exited(reason)
+        if self._caller.ref is not None:
+            self._calls.pop(self._caller.ref, None)
 
     def _bad(self, reason: object) -> None:
         answer = (Atom("badrpc"), (Atom("EXIT"), reason))
@@ -298,40 +336,8 @@ def _find(resolver: Resolver | None, module: str, function: str) -> Callable[...
     return resolver(module, function)
 
 
-def error_reason(error: BaseException) -> tuple[Atom, str, str]:
-    """A Python exception as an Erlang reason: ``{python_error, <<"Type">>, <<"text">>}``."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
-        name = f"{kind.__module__}.{name}"
-    return Atom("python_error"), name, _text(error)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "<the exception's own __str__ failed>"
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def error_stack(error: BaseException) -> list[object]:
-    """A Python traceback as an Erlang stack trace, innermost frame first."""
-    stack: list[object] = []
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename == __file__:
-            continue
-        where = [
-            (Atom("file"), list(frame.filename.encode("utf-8", "replace"))),
-            (Atom("line"), frame.lineno or 0),
-        ]
-        stack.append((Atom("python"), Atom(frame.name[:255]), 0, where))
-        if len(stack) == MAX_STACK:
-            break
-    return stack
-
-
 __all__ = [
+    "TUNING",
     "NetKernel",
     "Resolver",
     "Rex",
