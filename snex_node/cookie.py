@@ -1,0 +1,96 @@
+"""Where a node's cookie comes from. It is never taken from a command line, and never shown.
+
+Source: "Security" under "Distributed Erlang" in the Erlang reference manual.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import string
+from collections.abc import Mapping
+from pathlib import Path
+
+from snex_node.errors import NodeError
+
+VARIABLE = "SNEX_COOKIE"
+"""The environment variable that may hold a cookie."""
+
+MAX_COOKIE = 255
+"""Longest cookie, in characters: BEAM keeps it as an atom."""
+
+
+class CookieError(NodeError):
+    """There is no usable cookie; the message says where it was looked for."""
+
+
+def find_cookie(file: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """The cookie: of ``file`` if one is named, else of ``SNEX_COOKIE``, else ``~/.erlang.cookie``.
+
+    The last is made, as OTP makes it, when it is missing. Raises `CookieError`.
+    """
+    if file is not None:
+        return read_cookie(Path(file))
+    if environ.get(VARIABLE):
+        return _checked(environ[VARIABLE], f"the environment variable {VARIABLE}")
+    path = default_path(environ)
+    if not path.exists():
+        make_cookie(path)
+    return read_cookie(path)
+
+
+def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """``.erlang.cookie`` in the home directory, where OTP keeps it. Raises `CookieError`."""
+    home = environ.get("HOME")
+    try:
+        return (Path(home) if home else Path.home()) / ".erlang.cookie"
+    except RuntimeError:
+        raise CookieError(
+            f"there is no home directory to look for .erlang.cookie in: set HOME or {VARIABLE}, "
+            "or name a file with --cookie-file"
+        ) from None
+
+
+def read_cookie(path: Path) -> str:
+    """The cookie in a file: its text without white space at the ends. Raises `CookieError`.
+
+    As for OTP, nobody but its owner may have access to the file.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(4 * MAX_COOKIE)
+    except OSError as error:
+        raise CookieError(f"cannot read the cookie file {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise CookieError(f"the cookie file {path} holds no text") from None
+    if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise CookieError(
+            f"the cookie file {path} is open to others than its owner: run chmod 400 on it"
+        )
+    return _checked(text.strip(), f"the cookie file {path}")
+
+
+def make_cookie(path: Path) -> None:
+    """Write a new cookie of 20 random capitals to ``path``, mode 0400. Raises `CookieError`.
+
+    A file that another process made in the meantime is left as it is.
+    """
+    cookie = "".join(secrets.choice(string.ascii_uppercase) for _ in range(20))
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise CookieError(f"cannot make the cookie file {path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(cookie)
+
+
+def _checked(cookie: str, where: str) -> str:
+    if not cookie:
+        raise CookieError(f"{where} is empty: put the cluster's cookie there")
+    if len(cookie) > MAX_COOKIE:
+        raise CookieError(f"{where} holds more than {MAX_COOKIE} characters")
+    return cookie

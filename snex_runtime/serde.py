@@ -1,0 +1,279 @@
+"""Elixir terms to Python objects and back, by the table of the Snex README.
+
+Source: "Serialization" in the README of Snex.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final, Literal, TypedDict
+
+from snex_node import etf, terms
+from snex_node.etf import Decoder, Encoder
+
+
+class Atom(terms.Atom):
+    """An Elixir atom: equal to, and hashing as, the plain string of its name.
+
+    ``ValueError`` for a name of more than 255 characters.
+
+    >>> Atom("foo")
+    snex.Atom('foo')
+    >>> Atom("foo") == "foo"
+    True
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"snex.Atom({str.__repr__(self)})"
+
+
+class DistinctAtom(Atom):
+    """An Elixir atom that is equal only to a `DistinctAtom` of the same name.
+
+    >>> DistinctAtom("foo") == "foo", DistinctAtom("foo") == DistinctAtom("foo")
+    (False, True)
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DistinctAtom) and str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((DistinctAtom, str(self)))
+
+    def __repr__(self) -> str:
+        return f"snex.DistinctAtom({str.__repr__(self)})"
+
+
+class Term(terms.Term):
+    """An Elixir term that Python has no counterpart for; it goes back as it came.
+
+    Hashable and comparable; made by the runtime, not by users.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        try:
+            return f"snex.Term({_inspect(self)})"
+        except etf.DecodeError:
+            return f"snex.Term(<{len(self)} bytes>)"
+
+    __str__ = __repr__
+
+
+class EncodingOpt:
+    """The values of `EncodingOpts`, as string enums."""
+
+    class BinaryAs(str, Enum):
+        """What an Elixir binary becomes."""
+
+        STR = "str"
+        BYTES = "bytes"
+        BYTEARRAY = "bytearray"
+
+    class SetAs(str, Enum):
+        """What a ``MapSet`` becomes."""
+
+        SET = "set"
+        FROZENSET = "frozenset"
+
+    class AtomAs(str, Enum):
+        """What an Elixir atom becomes."""
+
+        ATOM = "atom"
+        DISTINCT_ATOM = "distinct_atom"
+
+
+class EncodingOpts(TypedDict, total=False):
+    """How Elixir terms become Python objects; every key may be missing.
+
+    The plain strings of the enums are accepted as well.
+    """
+
+    binary_as: EncodingOpt.BinaryAs | Literal["str", "bytes", "bytearray"]
+    set_as: EncodingOpt.SetAs | Literal["set", "frozenset"]
+    atom_as: EncodingOpt.AtomAs | Literal["atom", "distinct_atom"]
+
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "binary_as": tuple(e.value for e in EncodingOpt.BinaryAs),
+    "set_as": tuple(e.value for e in EncodingOpt.SetAs),
+    "atom_as": tuple(e.value for e in EncodingOpt.AtomAs),
+}
+
+Options = tuple[str, str, str]
+"""Encoding options with all three decided: ``(binary_as, set_as, atom_as)``."""
+
+DEFAULTS: Final[Options] = ("str", "set", "atom")
+
+
+def merge_options(options: object, base: Options = DEFAULTS) -> Options:
+    """``options`` (a mapping, or pairs as in a keyword list; None for none) over ``base``.
+
+    Raises ``ValueError`` for an unknown option or value.
+    """
+    if not options:
+        return base
+    pairs = options.items() if isinstance(options, Mapping) else options
+    merged = dict(zip(_CHOICES, base, strict=True))
+    try:
+        for name, value in pairs:  # type: ignore[attr-defined]
+            choices = _CHOICES.get(str(name))
+            if choices is None:
+                known = ", ".join(_CHOICES)
+                raise ValueError(f"unknown encoding option {name!s}: there are {known}")
+            chosen = str(value.value if isinstance(value, Enum) else value)
+            if chosen not in choices:
+                raise ValueError(f"{name!s} cannot be {value!r}: it is one of {', '.join(choices)}")
+            merged[str(name)] = chosen
+    except TypeError:
+        raise ValueError(f"encoding options are a keyword list or a map, not {options!r}") from None
+    return merged["binary_as"], merged["set_as"], merged["atom_as"]
+
+
+# --- from Elixir --------------------------------------------------------------------------------
+
+_STRUCT: Final = "__struct__"
+_MAPSET: Final = "Elixir.MapSet"
+_RAW_STRUCTS: Final = (
+    "Elixir.Snex.Serde.Binary",
+    "Elixir.Snex.Serde.Float",
+    "Elixir.Snex.Serde.Object",
+    "Elixir.Snex.Serde.Term",
+)
+
+_plain: Final = Decoder(binary_as="bytes")
+_typed: Final = Decoder(binary_as="str")
+_decoders: dict[Options, Decoder] = {}
+
+
+def decoder(options: Options = DEFAULTS) -> Decoder:
+    """The decoder for these options; there are twelve at the most, made once each."""
+    found = _decoders.get(options)
+    if found is None:
+        found = _decoders[options] = _make_decoder(options)
+    return found
+
+
+def _make_decoder(options: Options) -> Decoder:
+    binary_as, set_as, atom_as = options
+    make_set: Callable[[Any], object] = frozenset if set_as == "frozenset" else set
+
+    def struct_hook(struct: dict[Any, Any]) -> object:
+        name = struct[key]
+        if name == mapset:
+            members = struct.get(key_map)
+            return make_set(members) if isinstance(members, dict) else struct
+        unwrap = _UNWRAP.get(str(name))
+        return struct if unwrap is None else unwrap(struct, made)
+
+    atom = DistinctAtom if atom_as == "distinct_atom" else Atom
+    key, key_map, mapset = atom(_STRUCT), atom("map"), atom(_MAPSET)
+    made = Decoder(
+        binary_as=binary_as,  # type: ignore[arg-type]
+        atom=atom,
+        opaque=True,
+        term=Term,
+        struct_hook=struct_hook,
+        raw_structs=_RAW_STRUCTS,
+    )
+    return made
+
+
+def _field(struct: dict[Any, Any], name: str) -> bytes:
+    """A field of a wrapper struct, in its external form."""
+    for key, value in struct.items():
+        if str(key) == name and isinstance(value, bytes):
+            return bytes(value)
+    raise ValueError(f"a Snex.Serde struct without its field {name}: {struct!r}")
+
+
+def _unwrap_binary(struct: dict[Any, Any], outer: Decoder) -> object:
+    data = _plain.decode(_field(struct, "data"))[0]
+    kind = _plain.decode(_field(struct, "type"))[0]
+    if not isinstance(data, bytes):
+        raise ValueError(f"Snex.Serde.binary needs a binary, not {data!r}")
+    if kind == "str":
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Snex.Serde.binary(_, :str) is not UTF-8: {error}") from None
+    return bytearray(data) if kind == "bytearray" else data
+
+
+def _unwrap_float(struct: dict[Any, Any], outer: Decoder) -> object:
+    value = _plain.decode(_field(struct, "value"))[0]
+    if isinstance(value, float | int | terms.Atom):
+        return float(value)
+    raise ValueError(f'Snex.Serde.float needs a number, :inf, :"-inf" or :nan, not {value!r}')
+
+
+def _unwrap_object(struct: dict[Any, Any], outer: Decoder) -> object:
+    module = _typed.decode(_field(struct, "module"))[0]
+    name = _typed.decode(_field(struct, "name"))[0]
+    args = outer.decode(_field(struct, "args"))[0]
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found(*args)
+
+
+def _unwrap_term(struct: dict[Any, Any], outer: Decoder) -> object:
+    return Term(_field(struct, "term"))
+
+
+_UNWRAP: Final[dict[str, Callable[[dict[Any, Any], Decoder], object]]] = dict(
+    zip(_RAW_STRUCTS, (_unwrap_binary, _unwrap_float, _unwrap_object, _unwrap_term), strict=True)
+)
+
+
+def to_typed(value: object) -> object:
+    """A `Term` as the type of `snex_node.terms` that it stands for; all else as it is."""
+    return _typed.decode(bytes(value))[0] if isinstance(value, terms.Term) else value
+
+
+def _inspect(term: terms.Term) -> str:
+    text = repr(_typed.decode(bytes(term))[0])
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+# --- to Elixir ----------------------------------------------------------------------------------
+
+CustomEncoder = Callable[[Any], object]
+
+
+def _unknown(value: object) -> object:
+    raise TypeError(f"Cannot serialize object of {type(value)}")
+
+
+_custom: CustomEncoder | None = None
+
+
+def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
+    """Call ``encoder_fun`` with every object to be sent that is otherwise unknown.
+
+    What it returns is encoded in the object's place, by the same rules. There is one for the whole
+    process; it raises ``TypeError`` for what it does not know either.
+
+    >>> import datetime
+    >>> set_custom_encoder(lambda value: value.isoformat())
+    """
+    global _custom  # noqa: PLW0603 - process-wide, as the seed has it
+    _custom = encoder_fun
+
+
+def _encode_unknown(value: object) -> object:
+    return _unknown(value) if _custom is None else _custom(value)
+
+
+encoder: Final = Encoder(default=_encode_unknown, special_floats="atoms", sets="mapset")
+"""The one encoder of the runtime: it has no options, a custom encoder apart."""

@@ -1,0 +1,651 @@
+"""The process registered as ``snex``: takes requests to run Python, and answers them.
+
+Source: "The contract" in docs/architecture.md. Code that finishes without suspending is run, and
+answered, in the read callback; a task exists only for code that awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import inspect
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from importlib import metadata
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from snex_node.control import alias_send, altact_alias_send
+from snex_node.etf import DecodeError, Decoder
+from snex_node.flags import Flag
+from snex_node.gen import From, parse_call, parse_cast, parse_system
+from snex_node.process import DOWN, BaseProcess
+from snex_node.services import UndefinedFunctionError, import_function
+from snex_node.terms import Atom, Pid
+from snex_runtime import serde
+from snex_runtime.code import Code, compile_code
+from snex_runtime.environments import (
+    Environment,
+    Environments,
+    Source,
+    Variables,
+    copy_into,
+    names_in,
+)
+from snex_runtime.errors import (
+    BadRequest,
+    Failure,
+    bad_request,
+    cancelled,
+    from_exception,
+)
+
+if TYPE_CHECKING:
+    from snex_node.node import Node
+    from snex_node.remote import RemoteNode
+
+MAX_CODES: Final = 1024
+"""Snippets remembered by the bytes they came in, which spares decoding and looking them up."""
+
+_SYSTEM_HEAD: Final = b"h\x03w\x06system"
+_OK: Final = b"h\x02w\x02ok"
+_OK_ATOM: Final = b"w\x02ok"
+_PONG: Final = b"w\x04pong"
+_ERROR: Final = b"h\x02w\x05error"
+_u32 = Struct(">I").unpack_from
+
+# Requests and options are read with pids as pids and text as str, whatever the user's options are.
+_typed: Final = Decoder(binary_as="str")
+
+origin: ContextVar[RemoteNode | None] = ContextVar("snex_origin", default=None)
+"""The node whose request is running; tasks started by it inherit it."""
+
+_log = logging.getLogger(__name__)
+
+
+class Call:
+    """A request under way that has suspended."""
+
+    __slots__ = ("caller", "continues", "remote", "sender", "stopped", "task", "timer")
+
+    def __init__(
+        self, sender: BaseProcess, caller: From | None, remote: RemoteNode, continues: bool
+    ) -> None:
+        self.sender = sender
+        self.caller = caller
+        self.remote = remote
+        self.continues = continues
+        self.stopped: str | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop(self, why: str) -> None:
+        """Cancel the work; its `finally` blocks run."""
+        self.stopped = why
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Server(BaseProcess):
+    """The runtime of a node.
+
+    ``options`` are the encoding options of requests that bring none of their own.
+    """
+
+    def __init__(
+        self, node: Node, *, name: str = "snex", options: serde.Options = serde.DEFAULTS
+    ) -> None:
+        super().__init__(node)
+        self.environments = Environments(self)
+        self.options = options
+        self._builtin: Variables = {"__builtins__": builtins, "__name__": "__snex__"}
+        self.root: Variables = dict(self._builtin)
+        self._decoder = serde.decoder(options)
+        self._codes: dict[bytes, Code] = {}
+        self._calls: dict[bytes, Call] = {}
+        self._running: set[Call] = set()
+        self._started = time.monotonic()
+        self._requests = {
+            b"eval": self._eval,
+            b"call": self._call,
+            b"make_env": self._make_env,
+            b"destroy_env": self._destroy_env,
+            b"handle": self._set_handle,
+        }
+        self.register(name)
+
+    def provide(self, **names: object) -> None:
+        """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
+        self._builtin.update(names)
+        self.root.update(self._builtin)
+
+    async def init(self, source: str, file: str, *, timeout: float | None = None) -> Failure | None:
+        """Run the init script in the root environment; returns what went wrong, if anything.
+
+        ``timeout`` is in seconds.
+        """
+        try:
+            code = compile_code(source, file)
+            result = code.run(self.root)
+            if code.is_async:
+                await asyncio.wait_for(_await(result), timeout)
+        except asyncio.TimeoutError:
+            return Failure("init_script_timeout", f"not done within {timeout} s")
+        except Exception as error:
+            return from_exception(error)
+        return None
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+        """Take a request."""
+        self.request_received(self, data, offset, remote)
+
+    def receive(self, message: object) -> None:
+        """Take a message from this node: the DOWN of a handle."""
+        if isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
+            self.environments.handle_down(message)
+
+    def request_received(
+        self, process: BaseProcess, data: bytes, offset: int, remote: RemoteNode
+    ) -> None:
+        """Handle a message to ``process``, this server or one of its environments."""
+        call = parse_call(data, offset)
+        if call is not None:
+            caller, at = call
+            self._handle(process, caller, data, at, remote)
+        elif data.startswith(_SYSTEM_HEAD, offset):
+            system = parse_system(_typed.decode(data, offset)[0])
+            if system is not None:
+                self.answer_system(process, *system)
+        else:
+            cast = parse_cast(data, offset)
+            self._handle(process, None, data, offset if cast is None else cast, remote)
+
+    def _handle(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        remote: RemoteNode,
+    ) -> None:
+        """Run one request; whatever happens, a caller gets exactly one answer."""
+        token = origin.set(remote)
+        try:
+            answer = self._dispatch(process, caller, data, at, remote)
+        except BadRequest as error:
+            answer = self._failed(caller, bad_request(str(error)))
+        except DecodeError as error:
+            answer = self._failed(caller, bad_request(f"the request cannot be decoded: {error}"))
+        except Failure as failure:
+            answer = self._failed(caller, failure)
+        except BaseException as error:
+            answer = self._failed(caller, from_exception(error))
+        finally:
+            origin.reset(token)
+        if answer is not None and caller is not None:
+            self._answer(process, caller, remote, answer)
+
+    def _dispatch(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        """The encoded answer, or None when it comes later (or nobody waits for one)."""
+        tag = data[at]
+        if tag == 104 and data[at + 2] == 119:
+            end = at + 4 + data[at + 3]
+            handler = self._requests.get(data[at + 4 : end])
+            if handler is not None:
+                return handler(process, caller, data, end, data[at + 1], remote)
+        request = _typed.decode(data, at)[0]
+        if request == "ping":
+            return _PONG
+        if request == "info" and process is self:
+            return _OK + serde.encoder.encode(self.info())
+        text = repr(request)
+        raise BadRequest(f"unknown request: {text[:200]}{'...' if len(text) > 200 else ''}")
+
+    def _answer(self, sender: BaseProcess, caller: From, remote: RemoteNode, answer: bytes) -> None:
+        connection = remote.connection
+        if connection is not None and caller.alias is not None:
+            # The way of nearly every answer: `Node.reply_encoded`, with what is known here.
+            make = altact_alias_send if connection.peer.flags & Flag.ALTACT_SIG else alias_send
+            payload = b"h\x02" + caller.tag + answer
+            connection.send(make(sender.pid, caller.alias), payload, sender.pid)
+        else:
+            self.node.reply_encoded(caller, answer, sender=sender.pid)
+
+    def _failed(self, caller: From | None, failure: Failure) -> bytes:
+        if caller is None:
+            _log.error("a request without an answer failed: %s", failure.describe())
+        return _ERROR + serde.encoder.encode(failure.to_term())
+
+    def answer_system(self, process: BaseProcess, caller: From, request: object) -> None:
+        """Answer a system message; ``GenServer.stop/1`` frees an environment."""
+        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
+            if process is not self:
+                self.node.reply(caller, Atom("ok"), sender=process.pid)
+                process.exit(request[1])
+                return
+            answer: object = (Atom("error"), Atom("not_allowed"))
+        else:
+            answer = (Atom("error"), Atom("unknown_system_msg"))
+        self.node.reply(caller, answer, sender=process.pid)
+
+    # --- eval -----------------------------------------------------------------------------------
+
+    def _eval(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        if arity == 3:
+            options = _NO_OPTIONS
+            decoder = self._decoder
+            code, at = self._read_code(data, at)
+        elif arity == 4:
+            skip = _typed.skip
+            variables_at = skip(data, at)
+            options = _EvalOptions(_typed.decode(data, skip(data, variables_at))[0], self.options)
+            decoder = serde.decoder(options.encoding)
+            code, at = self._read_code(data, at)
+        else:
+            raise BadRequest(f"an eval request has 3 or 4 elements, not {arity}")
+        variables = self.root.copy() if process is self else _variables_of(process)
+        if data[at : at + 5] != b"t\0\0\0\0":
+            variables.update(read_variables(decoder, data, at))
+        if code is None:
+            return _OK + b"w\x03nil"
+        result = code.run(variables)
+        if code.is_async:
+            self._start(process, caller, remote, result, options)
+            return None
+        return _OK + serde.encoder.encode(result)
+
+    def _read_code(self, data: bytes, at: int) -> tuple[Code | None, int]:
+        """The code at ``at`` (a binary, nil, or a ``Snex.Code``), and the offset behind it."""
+        end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else _typed.skip(data, at)
+        raw = data[at:end]
+        code = self._codes.get(raw)
+        if code is None:
+            try:
+                term, _ = _typed.decode(raw)
+            except DecodeError as error:
+                raise BadRequest(f"code must be UTF-8 text: {error}") from None
+            if term is None:
+                return None, end
+            code = compile_code(*code_parts(term))
+            if len(self._codes) >= MAX_CODES:
+                self._codes.clear()
+            self._codes[raw] = code
+        return code, end
+
+    # --- call -----------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        if arity not in (4, 5):
+            raise BadRequest(f"a call request has 4 or 5 elements, not {arity}")
+        module, at = _typed.decode(data, at)
+        function, at = _typed.decode(data, at)
+        if not isinstance(module, str) or not isinstance(function, str):
+            raise BadRequest("module and function of a call are atoms or binaries")
+        args, at = self._decoder.decode(data, at)
+        kwargs: Any = read_variables(self._decoder, data, at) if arity == 5 else {}
+        if not isinstance(args, list):
+            raise BadRequest("the arguments of a call are a list")
+        try:
+            called = import_function(str(module), str(function))
+        except UndefinedFunctionError as error:
+            raise BadRequest(str(error)) from None
+        result = called(*args, **kwargs)
+        if inspect.isawaitable(result):
+            self._start(process, caller, remote, _await(result), _NO_OPTIONS)
+            return None
+        return _OK + serde.encoder.encode(result)
+
+    # --- work that suspends ---------------------------------------------------------------------
+
+    def _start(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        remote: RemoteNode,
+        work: Any,
+        options: _EvalOptions,
+    ) -> None:
+        call = Call(process, caller, remote, options.continues)
+        self._running.add(call)
+        ref = caller.ref if caller is not None else None
+        if ref is not None:
+            self._calls[ref] = call
+        loop = asyncio.get_running_loop()
+        if options.timeout is not None:
+            call.timer = loop.call_later(options.timeout, call.stop, "timeout")
+        task = _start_task(loop, self._finish(call, work))
+        call.task = task
+        if call.stopped is not None:
+            task.cancel()
+
+    async def _finish(self, call: Call, work: Coroutine[object, object, object]) -> None:
+        caller = call.caller
+        try:
+            answer = _OK + serde.encoder.encode(await work)
+        except asyncio.CancelledError as error:
+            if call.stopped is None:
+                answer = self._failed(caller, from_exception(error))
+            else:
+                answer = self._failed(caller, cancelled(call.stopped))
+        except BaseException as error:
+            answer = self._failed(caller, from_exception(error))
+        finally:
+            self._running.discard(call)
+            if call.timer is not None:
+                call.timer.cancel()
+            if caller is not None and caller.ref is not None:
+                self._calls.pop(caller.ref, None)
+        if caller is not None:
+            self._answer(call.sender, caller, call.remote, answer)
+
+    def demonitored(self, ref: bytes) -> None:
+        """Whoever called with ``ref`` waits no more."""
+        self.given_up(ref)
+
+    def given_up(self, ref: bytes) -> None:
+        """The call that is tagged with ``ref`` has no caller any more: stop its work."""
+        call = self._calls.get(ref)
+        if call is not None and not call.continues:
+            call.stop("its caller has given up")
+
+    def exited(self, reason: object) -> None:
+        """Stop everything: environments are freed, work is cancelled."""
+        for environment in self.environments.all():
+            environment.exit(reason)
+        for call in list(self._running):
+            call.stop("the runtime stops")
+
+    # --- environments ---------------------------------------------------------------------------
+
+    def _make_env(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        if arity not in (2, 3):
+            raise BadRequest(f"a make_env request has 2 or 3 elements, not {arity}")
+        raw: object = None
+        if arity == 3:
+            raw = _typed.decode(data, _typed.skip(data, at))[0]
+        options = _options(raw, ("from", "handle", "encoding_opts"))
+        handle = options.get("handle", caller.pid if caller is not None else None)
+        encoding = serde_options(options.get("encoding_opts"), self.options)
+        variables = self.root.copy()
+        copy_into(variables, self._sources(options.get("from")), self._builtin)
+        variables.update(read_variables(serde.decoder(encoding), data, at))
+        environment = self.environments.make(variables, _handle(handle))
+        return _OK + environment.pid.external
+
+    def _sources(self, value: object) -> list[Source]:
+        if value is None:
+            return []
+        return [self._source(one) for one in (value if isinstance(value, list) else [value])]
+
+    def _source(self, value: object) -> Source:
+        only = excluded = None
+        pid = value
+        if isinstance(value, tuple) and len(value) == 2:
+            pid, raw = value
+            options = _options(raw, ("only", "except"))
+            if len(options) > 1:
+                raise BadRequest("from: only and except exclude each other")
+            if "only" in options:
+                only = names_in(options["only"], "only")
+            if "except" in options:
+                excluded = names_in(options["except"], "except")
+        return self._environment(pid), only, excluded
+
+    def _environment(self, pid: object) -> Environment:
+        environment = self.environments.get(pid)
+        if environment is None:
+            raise Failure("env_not_found", f"{pid!r} is no environment of this node")
+        return environment
+
+    def _destroy_env(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        pid, _ = _typed.decode(data, at)
+        if not isinstance(pid, Pid):
+            raise BadRequest(f"destroy_env takes an environment's pid, not {pid!r}")
+        environment = self.environments.get(pid)
+        if environment is not None:
+            environment.exit()
+        return _OK_ATOM
+
+    def _set_handle(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        if not isinstance(process, Environment):
+            raise BadRequest("a handle request goes to an environment")
+        handle = _handle(_typed.decode(data, at)[0])
+        self.environments.set_handle(process, handle)
+        return _OK_ATOM
+
+    # --- info -----------------------------------------------------------------------------------
+
+    def info(self) -> dict[Atom, object]:
+        """What ``:info`` answers: versions, process id, uptime (ms), what there is and runs."""
+        connections = [r.connection for r in self.node.remotes if r.connection is not None]
+        return {
+            Atom("node"): Atom(self.node.name),
+            Atom("version"): version(),
+            Atom("python_version"): platform.python_version(),
+            Atom("python_implementation"): platform.python_implementation(),
+            Atom("loop"): type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            Atom("executable"): sys.executable,
+            Atom("os_pid"): os.getpid(),
+            Atom("uptime_ms"): int((time.monotonic() - self._started) * 1000),
+            Atom("environments"): len(self.environments),
+            Atom("requests_running"): len(self._running),
+            Atom("nodes"): [Atom(name) for name in self.node.nodes],
+            Atom("bytes_in"): sum(c.bytes_in for c in connections),
+            Atom("bytes_out"): sum(c.bytes_out for c in connections),
+        }
+
+
+class _EvalOptions:
+    """The options of an eval request, checked."""
+
+    __slots__ = ("continues", "encoding", "timeout")
+
+    def __init__(self, raw: object, base: serde.Options) -> None:
+        options = _options(raw, ("encoding_opts", "timeout", "on_timeout"))
+        self.encoding = serde_options(options.get("encoding_opts"), base)
+        self.timeout: float | None = None
+        timeout = options.get("timeout")
+        if timeout is not None and timeout != "infinity":
+            if type(timeout) is not int or timeout < 0:
+                raise BadRequest(f"timeout takes milliseconds or :infinity, not {timeout!r}")
+            self.timeout = timeout / 1000
+        on_timeout = options.get("on_timeout", "cancel")
+        if on_timeout not in ("cancel", "continue"):
+            raise BadRequest(f"on_timeout takes :cancel or :continue, not {on_timeout!r}")
+        self.continues = on_timeout == "continue"
+
+
+def _options(raw: object, known: tuple[str, ...]) -> dict[str, Any]:
+    """Options given as a keyword list or a map. Raises `BadRequest` for others than ``known``."""
+    if not raw:
+        return {}
+    try:
+        options = {str(k): v for k, v in (raw.items() if isinstance(raw, dict) else raw)}  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise BadRequest(f"options are a keyword list or a map, not {raw!r}") from None
+    for name in options:
+        if name not in known:
+            raise BadRequest(f"unknown option {name}: there are {', '.join(known)}")
+    return options
+
+
+def serde_options(raw: object, base: serde.Options) -> serde.Options:
+    """Encoding options of a request over ``base``. Raises `BadRequest`."""
+    try:
+        return serde.merge_options(raw, base)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _handle(value: object) -> Pid | None:
+    if value is None or value == "none":
+        return None
+    if isinstance(value, Pid):
+        return value
+    raise BadRequest(f"handle takes a pid or :none, not {value!r}")
+
+
+def code_parts(term: object) -> tuple[str, str, int]:
+    """Source, file and line of what a request gives as code. Raises `BadRequest`."""
+    if isinstance(term, str) and not isinstance(term, Atom):
+        return term, "<Snex.Code>", 0
+    if isinstance(term, dict) and term.get("__struct__") == "Elixir.Snex.Code":
+        source, file, line = _text(term.get("src")), term.get("file"), term.get("line")
+        if source is not None and isinstance(file, str) and type(line) is int and line >= 0:
+            return source, file, line
+    raise BadRequest(f"code is a binary, nil or a %Snex.Code{{}}, not {repr(term)[:200]}")
+
+
+def _text(iodata: object) -> str | None:
+    """Text given as iodata: a binary, or lists of binaries and code points."""
+    if isinstance(iodata, str):
+        return iodata
+    if not isinstance(iodata, list):
+        return None
+    parts: list[str] = []
+    stack: list[object] = [iodata]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, list):
+            stack.extend(reversed(part))
+        elif isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, int) and 0 <= part < 256:
+            parts.append(chr(part))
+        else:
+            return None
+    return "".join(parts)
+
+
+def read_variables(decoder: Decoder, data: bytes, at: int) -> Variables:
+    """The variables of a request, by name. Raises `BadRequest`, `Failure`."""
+    try:
+        variables = decoder.decode(data, at)[0]
+    except DecodeError as error:
+        raise _locate(decoder, data, at, error) from None
+    if not isinstance(variables, dict):
+        raise BadRequest(f"variables are a map, not {repr(variables)[:200]}")
+    for name in variables:
+        if type(name) is not str:
+            return _with_names(variables)
+    return variables
+
+
+def _with_names(variables: dict[Any, object]) -> Variables:
+    named: Variables = {}
+    for name, value in variables.items():
+        if isinstance(name, bytes | bytearray) and not isinstance(name, serde.Term):
+            named[bytes(name).decode("utf-8", "replace")] = value
+        elif isinstance(name, str):
+            named[str.__str__(name)] = value
+        else:
+            raise BadRequest(f"a variable's name is a binary or an atom, not {name!r}")
+    return named
+
+
+def _locate(decoder: Decoder, data: bytes, at: int, error: DecodeError) -> Exception:
+    """Which variable of a map it is that cannot be decoded."""
+    try:
+        if data[at] != 116:
+            return error
+        count, position = _u32(data, at + 1)[0], at + 5
+        for _ in range(count):
+            name, position = _typed.decode(data, position)
+            try:
+                _, position = decoder.decode(data, position)
+            except DecodeError as found:
+                reason = f"variable {str(name)!r} cannot be converted: {found}"
+                return Failure("python_runtime_error", reason)
+    except (DecodeError, IndexError):
+        return error
+    return error
+
+
+def _variables_of(process: BaseProcess) -> Variables:
+    assert isinstance(process, Environment)
+    return process.variables
+
+
+async def _await(awaitable: Any) -> object:
+    return await awaitable
+
+
+if sys.version_info >= (3, 12):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Run ``work`` to its first suspension at once: most of it then needs no other turn."""
+        return asyncio.Task(work, loop=loop, eager_start=True)
+
+else:
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        return loop.create_task(work)
+
+
+def version() -> str:
+    """The version of this package; ``unknown`` where it runs from its source alone."""
+    try:
+        return metadata.version("snex-node")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+_NO_OPTIONS: Final = _EvalOptions(None, serde.DEFAULTS)
