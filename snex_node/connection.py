@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from snex_node.flags import Flag
 from snex_node.framing import (
     MAX_FRAME,
     MAX_MESSAGE,
@@ -53,13 +54,31 @@ HIGH_WATER = 16 * 1024 * 1024
 """Bytes waiting to be written at which we stop reading from that peer, so that it stops asking."""
 
 MAX_PENDING = 4 * 1024 * 1024 * 1024
-"""Bytes waiting to be written at which the connection is closed: its peer no longer reads."""
+"""Bytes waiting to be written at which the connection is closed: its peer no longer reads.
+
+Requests alone do not get there, because of `HIGH_WATER`; what code here sends unasked does."""
+
+ECHO_AFTER = 0.1
+"""Seconds without a write after which a tick is answered by a tick.
+
+A BEAM with a net_ticktime below ours shows it by ticking faster, down to every 0.25 s. Two nodes of
+ours that answered each tick would send each other ticks as fast as the line allows."""
 
 # 64 KiB stays below malloc's threshold for fresh pages, which would cost each small read about
 # 10 us; a read that fills it shows a bulk transfer, and those are read 1 MiB at a time.
 _READ_SMALL = 64 * 1024
 _READ_LARGE = 1024 * 1024
 _WRITE_MOST = 1024 * 1024
+
+_WRITES_MOST = 4
+"""Writes in a row: 200 MB, to a peer that reads as fast as we write, block the loop for 0.1 s."""
+
+_CORK_MOST = 256 * 1024
+"""Bytes of answers that gather during one read before they are written after all."""
+
+_FULL = 0.005
+"""Seconds for which `send` does not try to write to a socket that was full: each try would cost
+100 us, and the loop or the guardian writes as soon as there is room."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,10 +94,12 @@ class Handler(Protocol):
 
 
 class Connection:
-    """A connection whose handshake is done.
+    """A connection whose handshake is done. Made on the event loop's thread.
 
-    `send`, `flush` and `tick` may be called from any thread; everything else belongs to the event
-    loop.
+    `send`, `flush`, `tick` and `tick_due` may be called from any thread; everything else belongs to
+    the event loop. ``altact_sig`` and ``exit_payload`` tell about flags that senders ask for with
+    each message. ``bytes_in`` and ``bytes_out`` count what came and went, ``last_write`` is the
+    time of the last write (`time.monotonic`).
     """
 
     def __init__(
@@ -95,6 +116,8 @@ class Connection:
         self.peer = peer
         self.closed: str | None = None
         """Why the connection has ended; None while it lives."""
+        self.altact_sig = bool(peer.flags & Flag.ALTACT_SIG)
+        self.exit_payload = bool(peer.flags & Flag.EXIT_PAYLOAD)
         self.bytes_in = 0
         self.bytes_out = 0
         self.last_write = time.monotonic()
@@ -103,26 +126,34 @@ class Connection:
         self._fd = sock.fileno()
         self._handler = handler
         self._loop = loop
-        self._thread = 0
+        self._thread = threading.get_ident()
         self._reader = FrameReader(peer.flags, max_frame=max_frame, max_message=max_message)
         self._writer = FrameWriter(peer.flags)
-        self._queue = SendQueue(self._writer)
-        # Guards the queue, what is corked, the socket's write side and ``closed``. Held for a few
-        # system calls at the most, and never while calling out.
+        # Guards all that writing needs, down to ``closed``. Held for a few system calls, and
+        # never while calling out.
         self._lock = threading.Lock()
+        self._queue = SendQueue(self._writer)
         # While a read is handled, frames written by the loop's thread gather here and leave in
-        # one write: a system call costs more than everything else an answer costs.
+        # one write: a system call costs more than everything else an answer costs. Whatever goes
+        # to the queue writes these first, so they never wait beside it.
         self._corked: list[bytes] | None = None
-        self._reading = False
+        self._corked_size = 0
+        self._open = True
+        self._finishing = False
+        self._failure: str | None = None
+        self._full_until = 0.0
+        # These belong to the loop, but for the wish to be woken there.
+        self._watch_asked = False
         self._writing = False
+        self._reading = False
         self._read_size = _READ_SMALL
         self._net_ticktime = net_ticktime
-        self._ticks_echoed = 0
+        self._ticks_seen = 0
         self._silent_checks = 0
         self._in_at_check = -1
         self._out_at_check = -1
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         state = f", {self.closed}" if self.closed else ""
@@ -130,7 +161,6 @@ class Connection:
 
     def start(self, trailing: bytes = b"") -> None:
         """Begin to read; ``trailing`` are bytes that came with the end of the handshake."""
-        self._thread = threading.get_ident()
         if trailing:
             self._receive(trailing)
         if self.closed is None:
@@ -147,91 +177,133 @@ class Connection:
     def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
         """Send a control message and its payload, both bare terms.
 
-        Messages with the same ``sender`` arrive in the order of the calls. On a closed connection
-        nothing happens, as with a signal to a process that is gone.
+        Messages with the same ``sender`` (any hashable key) arrive in the order of the calls. On a
+        closed connection nothing happens, as with a signal to a process that is gone. Raises
+        `ValueError` for a message that fits no frame.
         """
+        queue = self._queue
         with self._lock:
-            if self.closed is not None:
+            if not self._open:
                 return
-            queue = self._queue
-            if queue or self._writer.needs_fragments(payload):
+            if queue.size or self._writer.needs_fragments(payload):
                 self._uncork_locked()
                 queue.add(sender, message, payload)
+                if queue.size > MAX_PENDING:
+                    self._fail_locked(f"it does not read: {queue.size} bytes wait for it")
+                elif time.monotonic() >= self._full_until:
+                    self._flush_locked()
             else:
                 frame = self._writer.frame(message, payload)
                 if self._corked is not None and threading.get_ident() == self._thread:
                     self._corked.append(frame)
-                    return
-                self._uncork_locked()
-                queue.add_frame(sender, frame)
-            failed = self._flush_locked()
-        self._after_write(failed)
+                    self._corked_size += len(frame)
+                    if self._corked_size < _CORK_MOST:
+                        return
+                    self._uncork_locked()
+                else:
+                    self._uncork_locked()
+                    self._write_locked(frame)
+        self._after_write()
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it."""
         with self._lock:
-            if self.closed is not None:
-                return
             self._uncork_locked()
-            failed = self._flush_locked()
-        self._after_write(failed)
+            self._flush_locked()
+        self._after_write()
 
     def tick(self) -> None:
         """Write what waits, or else a tick: either shows the peer that we live."""
         with self._lock:
-            if self.closed is not None:
-                return
             self._uncork_locked()
-            if not self._queue:
-                self._queue.add_frame(None, TICK)
-            failed = self._flush_locked()
-        self._after_write(failed)
+            if self._queue.size:
+                self._flush_locked()
+            elif self._open:
+                self._write_locked(TICK)
+        self._after_write()
 
     def tick_due(self, now: float, interval: float) -> bool:
         """Whether output waits, or nothing has been written for ``interval`` seconds."""
-        return bool(self._queue) or bool(self._corked) or now - self.last_write >= interval
+        return bool(self._queue.size or self._corked or now - self.last_write >= interval)
 
     def _uncork_locked(self) -> None:
-        if self._corked:
-            self._queue.add_frame(None, b"".join(self._corked))
-            self._corked.clear()
+        corked = self._corked
+        if corked:
+            data = b"".join(corked)
+            corked.clear()
+            self._corked_size = 0
+            self._write_locked(data)
 
-    def _flush_locked(self) -> OSError | None:
-        """Write until the queue is empty or the socket is full; returns what went wrong."""
+    def _write_locked(self, data: bytes) -> None:
+        """Write to a socket that nothing waits for, and queue what it does not take."""
+        if not self._open:
+            return
+        if self._queue.size:  # what was corked before this has filled the socket
+            self._queue.add_frame(None, data)
+            return
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._fail_locked(describe_error(error))
+            return
+        self._wrote(sent)
+        if sent < len(data):
+            self._queue.put_back((data,), sent)
+            self._full_until = time.monotonic() + _FULL
+
+    def _flush_locked(self) -> None:
+        """Write until the queue is empty, the socket is full, or others should have their turn."""
         queue = self._queue
-        while queue:
+        for _ in range(_WRITES_MOST):
+            if not queue.size or self._failure is not None:
+                break
             buffers = queue.take(_WRITE_MOST)
             try:
-                if len(buffers) == 1:
-                    sent = self._sock.send(buffers[0])
-                else:
-                    sent = self._sock.sendmsg(buffers)
+                sent = self._sock.sendmsg(buffers)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                return error
-            if sent:
-                self.bytes_out += sent
-                self.last_write = time.monotonic()
+                self._fail_locked(describe_error(error))
+                return
+            self._wrote(sent)
             if not queue.put_back(buffers, sent):
-                return None
-        return None
+                self._full_until = time.monotonic() + _FULL
+                return
+        if self._finishing and not queue.size:
+            self._finishing = False
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
 
-    def _after_write(self, failed: OSError | None) -> None:
-        """What a write leaves to do outside of the lock: close, or wait for the socket."""
-        if failed is not None:
-            self._close_soon(describe_error(failed))
-        elif self._queue.size > MAX_PENDING:
-            self._close_soon(f"it does not read: {self._queue.size} bytes wait for it")
-        elif self._queue and not self._writing:
-            if threading.get_ident() == self._thread:
-                self._watch_writable()
-            else:
-                self._call_soon(self._watch_writable)
+    def _wrote(self, count: int) -> None:
+        if count:
+            self.bytes_out += count
+            self.last_write = time.monotonic()
 
-    def _close_soon(self, reason: str) -> None:
-        """Close, but not inside of whatever is sending: that may be in the middle of its work."""
-        self._call_soon(self.close, reason)
+    def _fail_locked(self, reason: str) -> None:
+        """Take no more: half a message may have gone out. `close` follows, on the loop."""
+        self._failure = reason
+        self._stop_sending_locked()
+
+    def _stop_sending_locked(self) -> None:
+        self._open = False
+        self._finishing = False
+        self._queue.clear()
+        self._corked = None
+
+    def _after_write(self) -> None:
+        """What a write leaves to do on the loop, never inside of whatever is sending."""
+        size = self._queue.size
+        if self._failure is not None:
+            self._call_soon(self.close, self._failure)
+        elif (
+            size
+            and not self._watch_asked
+            and (not self._writing or (size > HIGH_WATER and self._reading))
+        ):
+            self._watch_asked = True
+            self._call_soon(self._watch_writable)
 
     def _call_soon(self, function: Callable[..., None], *args: object) -> None:
         # A loop that is closed has closed its connections.
@@ -246,37 +318,44 @@ class Connection:
             await self._wait()
 
     async def _wait(self) -> None:
-        """Wait until some of the queue has been written, or the connection has ended."""
+        """Wait until most of the queue has been written, or the connection has ended."""
         waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
 
     def _watch_writable(self) -> None:
-        if self.closed is not None or not self._queue:
+        self._watch_asked = False
+        size = self._queue.size
+        if self.closed is not None or not size:
             return
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._on_writable)
-        if self._queue.size > HIGH_WATER and self._reading:
+        if size > HIGH_WATER and self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
     def _on_writable(self) -> None:
         with self._lock:
-            failed = self._flush_locked()
-        if failed is not None:
-            self.close(describe_error(failed))
+            self._flush_locked()
+            size = self._queue.size
+            if not size:
+                # Inside of the lock: who queues something now asks to be watched again.
+                self._writing = False
+        if self._failure is not None:
+            self.close(self._failure)
             return
-        if not self._queue:
-            self._writing = False
+        if not size:
             self._loop.remove_writer(self._fd)
-        if self._queue.size <= HIGH_WATER // 2:
+        if size <= HIGH_WATER // 2:
             self._resume_reading()
             self._wake()
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -307,36 +386,36 @@ class Connection:
     def _receive(self, data: bytes) -> None:
         self.bytes_in += len(data)
         reader = self._reader
-        self._corked = []
+        messages = reader.receive_data(data)
+        if messages:
+            self._handle(messages)
+            if self.closed is not None:
+                return
+        if reader.failure is not None:
+            self.close(f"protocol error: {reader.failure}")
+        elif reader.ticks != self._ticks_seen:
+            self._ticks_seen = reader.ticks
+            if time.monotonic() - self.last_write >= ECHO_AFTER:
+                self.tick()
+
+    def _handle(self, messages: list[Message | Skipped]) -> None:
+        self._corked = [] if self._open else None
         try:
-            for message in reader.receive_data(data):
+            for message in messages:
                 if isinstance(message, Skipped):
                     _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
                     continue
-                self._handle(message)
+                try:
+                    self._handler.message_received(self, message)
+                except Exception:
+                    _log.exception("%s: handling %r failed", self.peer.name, message.control)
                 if self.closed is not None:
                     return
         finally:
-            self._uncork()
-        if reader.failure is not None:
-            self.close(f"protocol error: {reader.failure}")
-        elif reader.ticks != self._ticks_echoed:
-            # A BEAM with a shorter net_ticktime than ours shows it by ticking faster.
-            self._ticks_echoed = reader.ticks
-            self.tick()
-
-    def _handle(self, message: Message) -> None:
-        try:
-            self._handler.message_received(self, message)
-        except Exception:
-            _log.exception("%s: handling %r failed", self.peer.name, message.control)
-
-    def _uncork(self) -> None:
-        with self._lock:
-            self._uncork_locked()
-            self._corked = None
-            failed = self._flush_locked() if self.closed is None else None
-        self._after_write(failed)
+            with self._lock:
+                self._uncork_locked()
+                self._corked = None
+            self._after_write()
 
     def _on_check(self) -> None:
         """Four times per net_ticktime: give up a peer that has been silent for five checks.
@@ -359,11 +438,18 @@ class Connection:
     # --- the end --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Write what waits and say that no more will come; the peer's answer is to close."""
-        self.flush()
-        if self.closed is None:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_WR)
+        """Write what waits, and then say that no more will come: the peer's answer is to close.
+
+        What is sent after this call is dropped; what comes in is still handled.
+        """
+        with self._lock:
+            if not self._open:
+                return
+            self._uncork_locked()
+            self._finishing = self._open
+            self._open = False
+            self._flush_locked()
+        self._after_write()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
@@ -376,16 +462,19 @@ class Connection:
             if self.closed is not None:
                 return
             self.closed = reason
+            self._stop_sending_locked()
         if self._timer is not None:
             self._timer.cancel()
         if self._reading:
             self._loop.remove_reader(self._fd)
         if self._writing:
             self._loop.remove_writer(self._fd)
-        with self._lock:
-            self._sock.close()
+        self._sock.close()
         self._wake()
-        self._handler.connection_lost(self, reason)
+        try:
+            self._handler.connection_lost(self, reason)
+        except Exception:
+            _log.exception("%s: handling the end of the connection failed", self.peer.name)
 
 
 def describe_error(error: OSError) -> str:
@@ -413,8 +502,7 @@ async def initiate(
 
     def on_event(event: Event) -> list[Event]:
         assert isinstance(event, AliveAsked)
-        handshake.answer_alive(True)
-        return handshake.receive_data(b"")
+        return handshake.answer_alive(True)
 
     return await _shake(sock, handshake, on_event, timeout)
 
@@ -463,8 +551,11 @@ async def _exchange(
 ) -> Completed:
     loop = asyncio.get_running_loop()
     while True:
-        await _write(loop, sock, handshake)
-        data = await loop.sock_recv(sock, 4096)
+        try:
+            await _write(loop, sock, handshake)
+            data = await loop.sock_recv(sock, 4096)
+        except ConnectionError as error:
+            raise handshake.connection_lost() from error
         if not data:
             raise handshake.connection_lost()
         try:
@@ -476,7 +567,8 @@ async def _exchange(
                     return event
                 events += on_event(event)
         except HandshakeError:
-            await _write(loop, sock, handshake)
+            with contextlib.suppress(OSError):  # the reason for the end is the one to tell
+                await _write(loop, sock, handshake)
             raise
 
 

@@ -14,7 +14,7 @@ We claim FRAGMENTS and not the atom cache, so the headers we read and write name
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -30,24 +30,47 @@ A frame is held whole before it is decoded, so this is what one length field can
 and keep. BEAM cuts messages into fragments of 64 KiB; only peers without fragments need more."""
 
 MAX_MESSAGE = 1024 * 1024 * 1024
-"""Default for all unfinished fragmented messages of one connection together, in bytes."""
+"""Default for all unfinished fragmented messages of one connection together, in bytes.
+
+Counted are the bytes of their fragments and what keeping each costs. Fragments are kept as views of
+the reads they came with, and copied when these make up more than twice as much; so a peer that
+sends little else can make us hold three times this, and one that means well about once."""
 
 MAX_SEQUENCES = 16_384
 """Fragmented messages that may be unfinished at one time on one connection.
 
-BEAM has one per sending process. An entry with an empty fragment takes about 1 KiB, so that
-this many hold 16 MiB."""
+BEAM has one per sending process. Each counts as 1 KiB besides its bytes, so this many take 16 MiB
+before any of them has a payload."""
 
 FRAGMENT_SIZE = 64 * 1024
 """Payload bytes in one fragment, as BEAM cuts them."""
 
 TICK = b"\0\0\0\0"
 
+_SEQUENCE_COST = 1024
+_PART_COST = 64
+"""Of a part of a few bytes: its object (33 bytes and they), its place in a list that doubles."""
+
+_PINNED_SLACK = 4 * 1024 * 1024
+"""Reads kept alive beyond what is counted, before fragments are copied out of them."""
+
+_HEADER_MOST = 64
+"""Bytes before a control message that may stay with it: its header and the length of the frame."""
+
+_GATHER = 4 * 1024
+"""Reads below this are gathered: 1-byte reads of a frame of 128 MiB would take 1 GiB as a list."""
+
+_MAX_BUFFERS = 512
+"""Buffers written at one time; systems take 1,024."""
+
 _LENGTH = Struct(">I")
 _FRAGMENT = Struct(">QQ")
 _FRAGMENT_FRAME = Struct(">I2sQQ")
 _VERSION = 131
 _NORMAL, _FIRST, _NEXT = 68, 69, 70
+_WHOLE = bytes((_VERSION, _NORMAL, 0))
+"""The header of nearly all frames: a whole message, no cached atoms."""
+
 _PASS_THROUGH = 112
 
 
@@ -75,13 +98,13 @@ class Skipped(NamedTuple):
 class _Sequence:
     """A fragmented message under way."""
 
-    __slots__ = ("control", "next", "parts", "size")
+    __slots__ = ("control", "cost", "next", "parts")
 
-    def __init__(self, message: ControlMessage, following: int, part: memoryview) -> None:
+    def __init__(self, message: ControlMessage, following: int) -> None:
         self.control = message
         self.next = following
-        self.parts = [part]
-        self.size = len(part)
+        self.cost = 0
+        self.parts: list[bytes | memoryview] = []
 
 
 class FrameReader:
@@ -89,6 +112,10 @@ class FrameReader:
 
     After a `FramingError` it stays failed: later bytes are discarded, the error stays in
     ``failure``. ``frames`` and ``ticks`` count what came in.
+
+    >>> reader = FrameReader(Flag.FRAGMENTS)
+    >>> reader.receive_data(TICK + bytes([0, 0, 0, 9, 131])), reader.ticks, reader.unfinished
+    ([], 1, 5)
     """
 
     def __init__(
@@ -104,13 +131,16 @@ class FrameReader:
         self._headers = bool(flags & (Flag.FRAGMENTS | Flag.DIST_HDR_ATOM_CACHE))
         self._max_frame = max_frame
         self._max_message = max_message
-        # Bytes of an unfinished frame: appended as they come and joined once, when it is whole,
-        # so that a frame of n reads costs n appends and one copy, not n copies.
-        self._chunks: list[bytes] = []
+        # An unfinished frame, with its length: kept as it comes and joined once, when it is whole,
+        # so that a frame of n reads costs one copy, not n.
+        self._chunks: list[bytes | bytearray] = []
         self._have = 0
-        self._need = 4
+        self._need = 0
         self._sequences: dict[int, _Sequence] = {}
         self._held = 0
+        # Reads that parts of sequences keep alive, and the latest of them.
+        self._pinned = 0
+        self._last_pinned: bytes | None = None
 
     @property
     def unfinished(self) -> int:
@@ -124,25 +154,48 @@ class FrameReader:
         """
         if self.failure is not None:
             return []
-        if self._chunks:
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return []
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-            self._have = 0
         messages: list[Message | Skipped] = []
         try:
-            self._split(data, messages)
+            position = self._finish_frame(data, messages) if self._have else 0
+            self._split(data, position, messages)
         except FramingError as error:
             self.failure = error
+            self._chunks.clear()
+            self._have = 0
             self._sequences.clear()
             self._held = 0
+            self._unpin()
         return messages
 
-    def _split(self, data: bytes, messages: list[Message | Skipped]) -> None:
-        position, size = 0, len(data)
+    def _finish_frame(self, data: bytes, messages: list[Message | Skipped]) -> int:
+        """Take what the unfinished frame lacks; returns where the next one begins."""
+        position = 0
+        while self._have:
+            taken = data[position : position + self._need - self._have]
+            position += len(taken)
+            self._add_chunk(taken)
+            if self._have < self._need:
+                break
+            frame = b"".join(self._chunks)
+            self._chunks.clear()
+            self._have = 0
+            # A whole frame; or its length alone, and then it is kept again, the size known.
+            self._split(frame, 0, messages)
+        return position
+
+    def _add_chunk(self, chunk: bytes) -> None:
+        self._have += len(chunk)
+        last = self._chunks[-1]
+        if len(chunk) >= _GATHER:
+            self._chunks.append(chunk)
+        elif isinstance(last, bytearray) and len(last) < FRAGMENT_SIZE:
+            last += chunk
+        else:
+            self._chunks.append(bytearray(chunk))
+
+    def _split(self, data: bytes, position: int, messages: list[Message | Skipped]) -> None:
+        size = len(data)
+        headers = self._headers
         while size - position >= 4:
             (length,) = _LENGTH.unpack_from(data, position)
             if not length:
@@ -155,67 +208,74 @@ class FrameReader:
                 )
             end = position + 4 + length
             if end > size:
-                self._keep(data, position, 4 + length)
+                self._keep(data[position:], 4 + length)
                 return
             self.frames += 1
-            message = self._read_frame(data, position + 4, end)
+            message: Message | Skipped | None
+            if headers and data[position + 4 : position + 7] == _WHOLE:
+                message = self._read_message(data, position + 7, end)
+            else:
+                message = self._read_frame(data, position + 4, end)
             if message is not None:
                 messages.append(message)
             position = end
         if position < size:
-            self._keep(data, position, 4)
+            self._keep(data[position:], 4)
 
-    def _keep(self, data: bytes, position: int, need: int) -> None:
-        rest = data[position:] if position else data
-        self._chunks.append(rest)
-        self._have = len(rest)
+    def _keep(self, begun: bytes, need: int) -> None:
+        self._chunks.append(begun)
+        self._have = len(begun)
         self._need = need
 
     def _read_frame(self, data: bytes, start: int, end: int) -> Message | Skipped | None:
         if not self._headers:
-            return self._read_pass_through(data[start:end])
+            return self._read_pass_through(data, start, end)
         kind = data[start + 1] if end - start >= 2 and data[start] == _VERSION else 0
         if kind == _NORMAL:
-            if end - start < 3 or data[start + 2]:
-                raise FramingError("a distribution header that names cached atoms, not agreed on")
-            return self._read_message(data[start + 3 : end])
+            raise FramingError(
+                "a distribution header that is cut off or names cached atoms, not agreed on"
+            )
         if kind == _FIRST:
             return self._read_first(data, start + 2, end)
         if kind == _NEXT:
             return self._read_next(data, start + 2, end)
         raise FramingError(
-            f"a frame that begins with {data[start : start + 4].hex(' ')}, "
+            f"a frame that begins with {data[start : min(start + 4, end)].hex(' ')}, "
             "which is no distribution header"
         )
 
-    def _read_pass_through(self, frame: bytes) -> Message | Skipped:
-        if len(frame) < 3 or frame[0] != _PASS_THROUGH or frame[1] != _VERSION:
+    def _read_pass_through(self, data: bytes, start: int, end: int) -> Message | Skipped:
+        if end - start < 3 or data[start] != _PASS_THROUGH or data[start + 1] != _VERSION:
             raise FramingError(
-                f"a frame that begins with {frame[:4].hex(' ')}, not with the pass-through byte 112"
+                f"a frame that begins with {data[start : min(start + 4, end)].hex(' ')}, "
+                "not with the pass-through byte 112 and a term"
             )
-        found = self._read_message(frame, 2)
-        if isinstance(found, Skipped) or found.offset == len(frame):
+        found = self._read_message(data, start + 2, end)
+        if isinstance(found, Skipped) or found.offset == len(found.data):
             return found
-        if frame[found.offset] != _VERSION:
+        if found.data[found.offset] != _VERSION:
             raise FramingError("a payload without its version byte")
-        return Message(found.control, frame, found.offset + 1)
+        return Message(found.control, found.data, found.offset + 1)
 
-    def _read_message(self, data: bytes, offset: int = 0) -> Message | Skipped:
+    def _read_message(self, data: bytes, start: int, end: int) -> Message | Skipped:
+        # What is kept of a message must not keep a whole read, unless it is nearly all of that.
+        if end != len(data) or start > _HEADER_MOST:
+            data, start = data[start:end], 0
         try:
-            message, end = control.decode(data, offset)
+            message, offset = control.decode(data, start)
         except ControlError as error:
             return Skipped(str(error))
         except DecodeError as error:
             raise FramingError(f"a control message that cannot be decoded: {error}") from error
-        return Message(message, data, end)
+        return Message(message, data, offset)
 
     def _read_first(self, data: bytes, start: int, end: int) -> Message | Skipped | None:
         if end - start < 17 or data[start + 16]:
             raise FramingError("a first fragment with a header that is cut off or names atoms")
-        sequence, number = _FRAGMENT.unpack_from(data, start)
-        if not number or sequence in self._sequences:
-            raise FramingError(f"fragment {number} begins sequence {sequence:#x} out of turn")
-        found = self._read_message(data[start + 17 : end])
+        key, number = _FRAGMENT.unpack_from(data, start)
+        if not number or key in self._sequences:
+            raise FramingError(f"fragment {number} begins sequence {key:#x} out of turn")
+        found = self._read_message(data, start + 17, end)
         if isinstance(found, Skipped):
             if number > 1:
                 raise FramingError(f"fragments of {found.reason}")
@@ -224,43 +284,95 @@ class FrameReader:
             return found
         if len(self._sequences) >= MAX_SEQUENCES:
             raise FramingError(f"more than {MAX_SEQUENCES} fragmented messages at one time")
+        sequence = _Sequence(found.control, number - 1)
+        self._sequences[key] = sequence
         part = memoryview(found.data)[found.offset :]
-        self._hold(len(part))
-        self._sequences[sequence] = _Sequence(found.control, number - 1, part)
+        self._hold(sequence, part, len(found.data) + _SEQUENCE_COST)
         return None
 
     def _read_next(self, data: bytes, start: int, end: int) -> Message | None:
         if end - start < 16:
             raise FramingError("a fragment with a header that is cut off")
-        number_of, number = _FRAGMENT.unpack_from(data, start)
-        sequence = self._sequences.get(number_of)
+        key, number = _FRAGMENT.unpack_from(data, start)
+        sequence = self._sequences.get(key)
         if sequence is None or number != sequence.next:
-            raise FramingError(f"fragment {number} of sequence {number_of:#x} out of turn")
-        # A view keeps its whole read alive. Reads hold little else while a large message comes in,
-        # and a small fragment is copied, so that it does not hold a read of 256 KiB.
-        part = memoryview(data)[start + 16 : end]
-        if len(part) < FRAGMENT_SIZE // 2:
-            part = memoryview(bytes(part))
-        self._hold(len(part))
-        sequence.parts.append(part)
-        sequence.size += len(part)
+            raise FramingError(f"fragment {number} of sequence {key:#x} out of turn")
+        size = end - start - 16
+        if size < FRAGMENT_SIZE // 2:
+            self._hold(sequence, data[start + 16 : end], size + _PART_COST)
+        else:
+            self._pin(data)
+            self._hold(sequence, memoryview(data)[start + 16 : end], size + _PART_COST)
         sequence.next -= 1
         if sequence.next:
             return None
-        del self._sequences[number_of]
-        self._held -= sequence.size
+        del self._sequences[key]
+        self._held -= sequence.cost
+        if not self._sequences:
+            self._unpin()
         return Message(sequence.control, b"".join(sequence.parts), 0)
 
-    def _hold(self, size: int) -> None:
-        self._held += size
+    def _hold(self, sequence: _Sequence, part: bytes | memoryview, cost: int) -> None:
+        sequence.parts.append(part)
+        sequence.cost += cost
+        self._held += cost
         if self._held > self._max_message:
             raise FramingError(
                 f"fragmented messages of more than {self._max_message} bytes together"
             )
 
+    def _pin(self, data: bytes) -> None:
+        """Count ``data`` as kept alive by a view, and copy the views where that costs too much."""
+        if data is self._last_pinned:
+            return
+        self._pinned += len(data)
+        self._last_pinned = data
+        if self._pinned > 2 * self._held + _PINNED_SLACK:
+            for sequence in self._sequences.values():
+                sequence.parts = [b"".join(sequence.parts)]
+            self._pinned = len(data)
+
+    def _unpin(self) -> None:
+        self._pinned = 0
+        self._last_pinned = None
+
+
+class Fragments:
+    """The frames of one message with a large payload. Its parts are views: nothing is copied.
+
+    ``left`` is the number of frames to come, ``size`` what all of them take on the wire, in bytes.
+    """
+
+    __slots__ = ("_message", "_payload", "_sequence", "left", "size")
+
+    def __init__(self, sequence: int, message: bytes, payload: bytes) -> None:
+        self.left = -(-len(payload) // FRAGMENT_SIZE)
+        self.size = self.left * _FRAGMENT_FRAME.size + 1 + len(message) + len(payload)
+        self._sequence = sequence
+        self._message = message
+        self._payload = memoryview(payload)
+
+    def take(self) -> tuple[bytes, memoryview]:
+        """The next frame, as its head and its part. There must be one left."""
+        part = self._payload[:FRAGMENT_SIZE]
+        self._payload = self._payload[FRAGMENT_SIZE:]
+        number = self.left
+        self.left -= 1
+        if not self._message:
+            size = _FRAGMENT_FRAME.size - 4 + len(part)
+            return _FRAGMENT_FRAME.pack(size, b"\x83F", self._sequence, number), part
+        first = b"\0" + self._message
+        self._message = b""
+        size = _FRAGMENT_FRAME.size - 4 + len(first) + len(part)
+        return _FRAGMENT_FRAME.pack(size, b"\x83E", self._sequence, number) + first, part
+
 
 class FrameWriter:
-    """Turns messages into frames, in the form that the common ``flags`` ask for."""
+    """Turns messages into frames, in the form that the common ``flags`` ask for.
+
+    >>> FrameWriter(Flag.FRAGMENTS).frame(control.encode(control.NodeLink()))
+    b'\x00\x00\x00\x07\x83D\x00h\x01a\x05'
+    """
 
     def __init__(self, flags: int) -> None:
         self._fragments = bool(flags & Flag.FRAGMENTS)
@@ -270,36 +382,24 @@ class FrameWriter:
         self._sequence = 0
 
     def frame(self, message: bytes, payload: bytes = b"") -> bytes:
-        """One frame of a control message and, unless it is empty, a payload (bare terms)."""
-        if payload:
-            payload = self._between + payload
-        size = len(self._before) + len(message) + len(payload)
+        """One frame of a control message and, unless it is empty, a payload (bare terms).
+
+        Raises `ValueError` when it does not fit a frame, which ends at 4 GiB.
+        """
+        before, between = self._before, self._between if payload else b""
+        size = len(before) + len(message) + len(between) + len(payload)
         if size > 0xFFFFFFFF:
-            raise FramingError(f"a message of {size} bytes does not fit a frame: 4 GiB at most")
-        return _LENGTH.pack(size) + self._before + message + payload
+            raise ValueError(f"a message of {size} bytes does not fit a frame: 4 GiB at most")
+        return _LENGTH.pack(size) + before + message + between + payload
 
     def needs_fragments(self, payload: bytes) -> bool:
         """Whether a message with this payload has to be cut by `fragments`."""
         return self._fragments and len(payload) > FRAGMENT_SIZE
 
-    def fragments(self, message: bytes, payload: bytes) -> Iterator[tuple[bytes, memoryview]]:
-        """The frames of a message with a large payload, each as its head and its part.
-
-        The parts are views of ``payload``: nothing is copied.
-        """
+    def fragments(self, message: bytes, payload: bytes) -> Fragments:
+        """The frames of a message with a large payload."""
         self._sequence += 1
-        sequence = self._sequence
-        view = memoryview(payload)
-        number = -(-len(view) // FRAGMENT_SIZE)
-        first = b"\x00" + message
-        for start in range(0, len(view), FRAGMENT_SIZE):
-            part = view[start : start + FRAGMENT_SIZE]
-            if start == 0:
-                size = 18 + len(first) + len(part)
-                yield _FRAGMENT_FRAME.pack(size, b"\x83E", sequence, number) + first, part
-            else:
-                yield _FRAGMENT_FRAME.pack(18 + len(part), b"\x83F", sequence, number), part
-            number -= 1
+        return Fragments(self._sequence, message, payload)
 
 
 class SendQueue:
@@ -307,7 +407,8 @@ class SendQueue:
 
     Small messages go in order. A large one goes in fragments, and while it is under way other
     senders' messages pass between its fragments; what the *same* sender sends later waits behind
-    it, because signals between two processes stay in order.
+    it, because signals between two processes stay in order. Large messages take turns, one fragment
+    each, and get one for every 64 KiB of small ones, so that neither kind starves the other.
 
     ``size`` is the number of bytes that wait.
     """
@@ -315,25 +416,34 @@ class SendQueue:
     def __init__(self, writer: FrameWriter) -> None:
         self.size = 0
         self._writer = writer
-        self._ready: deque[bytes | memoryview] = deque()
-        # Senders with a fragmented message under way, in the order of their turns.
+        # What a write did not take: it may begin inside of a frame, so it goes before all else.
+        self._rest: deque[bytes | memoryview] = deque()
+        self._ready: deque[bytes] = deque()
+        self._ready_taken = 0
+        # Senders with a large message under way, in the order of their turns, and what each has
+        # sent from that message on.
         self._turns: deque[object] = deque()
-        self._waiting: dict[object, deque[bytes | Iterator[tuple[bytes, memoryview]]]] = {}
+        self._waiting: dict[object, deque[bytes | Fragments]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._ready or self._turns)
+        return bool(self._rest or self._ready or self._turns)
 
     def add(self, sender: object, message: bytes, payload: bytes = b"") -> None:
-        """Queue one message; ``sender`` is any hashable key, the same for the same process."""
-        if self._writer.needs_fragments(payload):
-            self.size += len(message) + len(payload)
-            waiting = self._waiting.get(sender)
-            if waiting is None:
-                self._waiting[sender] = waiting = deque()
-                self._turns.append(sender)
-            waiting.append(self._writer.fragments(message, payload))
-        else:
+        """Queue one message; ``sender`` is any hashable key, the same for the same process.
+
+        Raises `ValueError` as `FrameWriter.frame` does.
+        """
+        if not self._writer.needs_fragments(payload):
             self.add_frame(sender, self._writer.frame(message, payload))
+            return
+        fragments = self._writer.fragments(message, payload)
+        self.size += fragments.size
+        waiting = self._waiting.get(sender)
+        if waiting is None:
+            self._waiting[sender] = deque((fragments,))
+            self._turns.append(sender)
+        else:
+            waiting.append(fragments)
 
     def add_frame(self, sender: object, frame: bytes) -> None:
         """Queue one frame that is whole already."""
@@ -344,53 +454,70 @@ class SendQueue:
         else:
             waiting.append(frame)
 
-    def put_back(self, buffers: list[bytes | memoryview], sent: int) -> bool:
+    def put_back(self, buffers: Sequence[bytes | memoryview], sent: int) -> bool:
         """Put back what a write of ``buffers`` did not take; True when it took all."""
         for index, buffer in enumerate(buffers):
             if sent < len(buffer):
-                rest: list[bytes | memoryview] = [memoryview(buffer)[sent:], *buffers[index + 1 :]]
-                self._ready.extendleft(reversed(rest))
+                rest = [memoryview(buffer)[sent:], *buffers[index + 1 :]]
+                self._rest.extendleft(reversed(rest))
                 self.size += sum(map(len, rest))
                 return False
             sent -= len(buffer)
         return True
 
     def take(self, most: int) -> list[bytes | memoryview]:
-        """Take buffers to write next, of about ``most`` bytes, at least one if there are any."""
+        """Take buffers to write next, of about ``most`` bytes; none only when nothing waits."""
         buffers: list[bytes | memoryview] = []
         taken = 0
-        ready = self._ready
-        while taken < most and len(buffers) < 512:
-            if not ready and not self._fill():
+        rest, ready, turns = self._rest, self._ready, self._turns
+        while taken < most and len(buffers) < _MAX_BUFFERS:
+            if rest:
+                buffer = rest.popleft()
+            elif ready and (not turns or self._ready_taken < FRAGMENT_SIZE):
+                buffer = ready.popleft()
+                self._ready_taken += len(buffer)
+            elif turns:
+                head, buffer = self._take_fragment()
+                buffers.append(head)
+                taken += len(head)
+                self._ready_taken = 0
+            else:
                 break
-            buffer = ready.popleft()
-            taken += len(buffer)
             buffers.append(buffer)
-        self.size = max(0, self.size - taken) if self else 0
+            taken += len(buffer)
+        self.size -= taken
         return buffers
 
-    def _fill(self) -> bool:
-        """Move the next fragment, of the sender whose turn it is, to what is ready."""
-        while self._turns:
-            sender = self._turns[0]
-            waiting = self._waiting[sender]
-            if not waiting:
-                self._turns.popleft()
-                del self._waiting[sender]
-                continue
-            first = waiting[0]
-            if isinstance(first, bytes):
-                self._ready.append(first)
-                waiting.popleft()
-                return True
-            fragment = next(first, None)
-            if fragment is None:
-                waiting.popleft()
-                continue
-            self._ready.extend(fragment)
+    def clear(self) -> None:
+        """Forget everything."""
+        self.size = 0
+        self._rest.clear()
+        self._ready.clear()
+        self._turns.clear()
+        self._waiting.clear()
+
+    def _take_fragment(self) -> tuple[bytes, memoryview]:
+        """The next fragment, of the sender whose turn it is."""
+        sender = self._turns[0]
+        waiting = self._waiting[sender]
+        large = waiting[0]
+        assert isinstance(large, Fragments)
+        fragment = large.take()
+        if large.left:
             self._turns.rotate(-1)
-            return True
-        return False
+            return fragment
+        self._turns.popleft()
+        waiting.popleft()
+        # What waited behind the message may go now, up to the sender's next large one.
+        while waiting:
+            frame = waiting[0]
+            if isinstance(frame, Fragments):
+                self._turns.append(sender)
+                return fragment
+            self._ready.append(frame)
+            waiting.popleft()
+        del self._waiting[sender]
+        return fragment
 
 
 __all__ = [
@@ -399,6 +526,7 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_SEQUENCES",
     "TICK",
+    "Fragments",
     "FrameReader",
     "FrameWriter",
     "FramingError",

@@ -27,7 +27,10 @@ _log = logging.getLogger(__name__)
 
 
 class Guardian:
-    """Watches the connections of one node. `watch` and `unwatch` may be called from any thread."""
+    """Watches the connections of one node. `watch` and `unwatch` may be called from any thread.
+
+    ``interval`` is the silence on our side, in seconds, after which a connection gets a tick.
+    """
 
     def __init__(self, interval: float = TICK_INTERVAL) -> None:
         self._interval = interval
@@ -37,7 +40,9 @@ class Guardian:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, a daemon: it never keeps a process alive."""
+        """Start the thread, a daemon: it never keeps a process alive. Once is enough."""
+        if self._thread is not None:
+            return
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="snex-guardian", daemon=True)
         self._thread.start()
@@ -64,13 +69,13 @@ class Guardian:
         while not self._stopping.wait(self._interval / 2):
             with self._lock:
                 connections = list(self._connections)
-            now = time.monotonic()
             for connection in connections:
-                if connection.tick_due(now, self._interval):
-                    self._tick(connection)
+                self._tick(connection)
 
     def _tick(self, connection: Connection) -> None:
         try:
-            connection.tick()
+            if connection.tick_due(time.monotonic(), self._interval):
+                connection.tick()
         except Exception:
-            _log.exception("ticking %s failed", connection.peer.name)
+            # One connection's failure must not end the thread that keeps the others alive.
+            _log.exception("%s: ticking failed", connection.peer.name)
