@@ -126,9 +126,9 @@ class Encoder:
     * ``atom``: a subclass of ``Atom`` that is to be as fast as ``Atom`` itself.
     * ``special_floats``: ``"refuse"`` infinities and NaN, which have no external form, or send them
       as the ``"atoms"`` ``:inf``, ``:"-inf"`` and ``:nan``.
-    * ``sets``: ``"refuse"`` them, or send them as a MapSet: ``"mapset_v2"`` with the field
-      ``version: 2`` that Elixir 1.14 needs and newer ones ignore, ``"mapset"`` without it, so that
-      newer ones find it ``==`` to their own.
+    * ``sets``: ``"refuse"`` them, or send them as a MapSet, in the shape that Elixir 1.14 makes
+      (``"mapset_v2"``, with a field ``version: 2``) or in that of 1.18 and later (``"mapset"``). The
+      first works with the functions of all of them, but newer ones find it ``==`` to none of theirs.
     * ``max_depth``: objects nested deeper are refused.
     * ``max_integer_bytes``: longer integers are refused.
 

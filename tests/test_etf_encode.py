@@ -362,10 +362,10 @@ class TestSets:
           MapSet.difference(ours, MapSet.new([1, 9])) |> MapSet.size(),
           MapSet.intersection(ours, MapSet.new([1, 9])) |> MapSet.to_list(),
           MapSet.subset?(ours, theirs), MapSet.disjoint?(ours, MapSet.new([9])),
-          Enum.member?(ours, 1), Enum.count(ours), inspect(ours) == inspect(theirs)
+          Enum.member?(ours, 1), Enum.count(ours)
         }
         """
-        expected = (True, True, 3, 3, 4, [(3,), b"two"], 2, [1], True, True, True, 3, True)
+        expected = (True, True, 3, 3, 4, [(3,), b"two"], 2, [1], True, True, True, 3)
         shapes: list[Any] = ["mapset_v2"]
         if not beam.elixir_version.startswith("1.14."):  # which needs the field `version`
             shapes.append("mapset")
@@ -377,7 +377,11 @@ class TestSets:
     async def test_one_of_the_shapes_is_the_one_that_elixir_makes(self, beam: Beam) -> None:
         shape: Any = "mapset_v2" if beam.elixir_version.startswith("1.14.") else "mapset"
         ours = Term(Encoder(sets=shape).encode({1, 2}))
-        assert await beam.eval("ours == MapSet.new([1, 2])", ours=ours) is True
+        source = """
+        theirs = MapSet.new([1, 2])
+        {ours == theirs, inspect(ours) == inspect(theirs)}
+        """
+        assert await beam.eval(source, ours=ours) == (True, True)
 
 
 class TestDefault:
