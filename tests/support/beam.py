@@ -95,8 +95,8 @@ class Beam:
         """Start a BEAM, without waiting until it is up (`with` and `async with` do that).
 
         `epmd_port`: where it registers and looks up others; it starts no epmd of its own.
-        `name`: the part before the `@`; unique if it is not given. With `short` the host must have
-        no dot. `flags`: arguments of `erl`, each without blanks. The cookie is in its home
+        `name`: the part before the `@`; unique if it is not given. "undefined" is for a BEAM that
+        gets its name from the first node it connects to. With `short` the host must have no dot. `flags`: arguments of `erl`, each without blanks. The cookie is in its home
         directory, not among the arguments.
         """
         home = Path(tempfile.mkdtemp(prefix="beam-"))
@@ -148,7 +148,7 @@ class Beam:
             self._channel = _Channel(connection)
             token, node, os_pid, otp_release, elixir_version = self._channel.hello
             assert token == self._listener.token
-            assert node == self.name
+            assert node == ("nonode@nohost" if self.name.startswith("undefined@") else self.name)
             self.os_pid = os_pid
             self.otp_release = otp_release
             self.elixir_version = elixir_version

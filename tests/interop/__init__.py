@@ -1,0 +1,1 @@
+"""Our nodes and real BEAM nodes together."""
