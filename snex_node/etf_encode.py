@@ -127,8 +127,8 @@ class Encoder:
     * ``special_floats``: ``"refuse"`` infinities and NaN, which have no external form, or send them
       as the ``"atoms"`` ``:inf``, ``:"-inf"`` and ``:nan``.
     * ``sets``: ``"refuse"`` them, or send them as a MapSet, in the shape that Elixir 1.14 makes
-      (``"mapset_v2"``, with a field ``version: 2``) or in that of 1.18 and later (``"mapset"``). The
-      first works with the functions of all of them, but newer ones find it ``==`` to none of theirs.
+      (``"mapset_v2"``, with a field ``version: 2``) or in that of 1.18 and later (``"mapset"``).
+      The functions of newer ones take the first as well, but it is not ``==`` to what they make.
     * ``max_depth``: objects nested deeper are refused.
     * ``max_integer_bytes``: longer integers are refused.
 
