@@ -1,1 +1,43 @@
-"""What Python code evaluated for the BEAM imports."""
+"""What Python code evaluated for the BEAM imports.
+
+Every environment starts with this module as ``snex``, and with `Elixir`.
+
+>>> import snex
+>>> async def report(pid: object) -> None:
+...     await snex.send(pid, {"progress": 0.5})
+...     total = await snex.call("Elixir.Enum", "sum", [[1, 2, 3]])
+...     counts = await snex.Elixir.Enum.frequencies(["a", "b", "a"])
+"""
+
+from __future__ import annotations
+
+from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
+from snex_runtime.logging import LoggingHandler
+from snex_runtime.serde import (
+    Atom,
+    DistinctAtom,
+    EncodingOpt,
+    EncodingOpts,
+    Term,
+    set_custom_encoder,
+)
+from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
+
+__all__ = [
+    "Atom",
+    "BeamModuleProxy",
+    "DistinctAtom",
+    "Elixir",
+    "ElixirError",
+    "EncodingOpt",
+    "EncodingOpts",
+    "LoggingHandler",
+    "Term",
+    "call",
+    "cast",
+    "io_loop_for_connection",
+    "send",
+    "serve",
+    "serve_forever",
+    "set_custom_encoder",
+]

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from snex_node.control import SpawnRequest
 from snex_node.errors import CallTimeoutError, ProcessExitError, RemoteError
 from snex_node.etf import Decoder
 from snex_node.gen import ALIAS, GEN_CALL, alias_in, call_head
@@ -61,12 +62,14 @@ class Client(BaseProcess):
     It lives as long as the node: exit signals do nothing to it.
     """
 
-    __slots__ = ("_on_down",)
+    __slots__ = ("_decoders", "_on_down")
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         # What to do when a monitor fires.
         self._on_down: dict[Reference, Callable[[object], None]] = {}
+        # What decodes the reason then, which is the result of an erpc call.
+        self._decoders: dict[Reference, Decoder] = {}
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -109,6 +112,7 @@ class Client(BaseProcess):
         function: str,
         args: Sequence[object],
         timeout: float | None,
+        decoder: Decoder | None = None,
     ) -> object:
         """See `Node.rpc`."""
         limit = _Limit(timeout, f"{module}.{function} on {name} did not return")
@@ -118,15 +122,35 @@ class Client(BaseProcess):
         payload = self.node.encoder.encode(erpc_args)
         await limit.wait(remote.connect())
         leader = await limit.wait(self._group_leader(remote))
-        return await self._erpc(remote, result, payload, leader, limit)
+        return await self._erpc(remote, result, payload, leader, limit, decoder)
+
+    def rpc_cast(self, name: str, module: str, function: str, args: Sequence[object]) -> None:
+        """See `Node.rpc_cast`."""
+        remote = self._other(name)
+        payload = self.node.encoder.encode([Atom(module), Atom(function), list(args)])
+        leader = self.pid
+        known = remote.group_leader
+        if known is not None and known.done() and not known.cancelled():
+            leader = known.result()
+        mfa = (Atom("erpc"), Atom("execute_cast"), 3)
+        request = SpawnRequest(self.node.make_ref(), self.pid, leader, mfa, [])
+        remote.send(request, payload, self.pid)
 
     async def _erpc(
-        self, remote: RemoteNode, result: Reference, args: bytes, leader: Pid, limit: _Limit
+        self,
+        remote: RemoteNode,
+        result: Reference,
+        args: bytes,
+        leader: Pid,
+        limit: _Limit,
+        decoder: Decoder | None = None,
     ) -> object:
         """Have ``erpc:execute_call/4`` called: the exit reason of its process is the result."""
         ref = self.node.make_ref()
         ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._on_down[ref] = lambda reason: _give(ended, reason)
+        if decoder is not None:
+            self._decoders[ref] = decoder
         mfa = ("erpc", "execute_call", 4)
         requested = remote.request_spawn(self, ref, mfa, args, leader, monitor=True)
         try:
@@ -137,6 +161,7 @@ class Client(BaseProcess):
         finally:
             requested.abandon()
             self._on_down.pop(ref, None)
+            self._decoders.pop(ref, None)
             self.demonitor(ref)
 
     async def spawn(
@@ -229,11 +254,15 @@ class Client(BaseProcess):
             answer = Atom("ok") if puts else (Atom("error"), Atom("enotsup"))
             self.node.send(sender, (Atom("io_reply"), tag, answer), sender=self.pid)
 
+    def reason_decoder(self, ref: Reference) -> Decoder:
+        """The decoder that a call asked for, else the node's."""
+        return self._decoders.get(ref) or self.node.decoder
+
     def exited(self, reason: object) -> None:
-        """The node stops: so does everything that waits."""
+        """The node stops, and its connections with it."""
         waiting, self._on_down = self._on_down, {}
         for on_down in waiting.values():
-            on_down(reason)
+            on_down(NOCONNECTION)
 
     def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
         pass

@@ -541,15 +541,26 @@ class Node:
         args: Sequence[object] = (),
         *,
         timeout: float | None = 5.0,
+        decoder: Decoder | None = None,
     ) -> object:
         """Call ``module:function(args...)`` on another node, as ``:erpc.call/5`` does.
 
         It runs in a process of its own there. Elixir modules have their full name
-        (``Elixir.Enum``). Raises `RemoteError` when the function does not return, `ConnectError`,
+        (``Elixir.Enum``). ``decoder`` decodes the result, by default the node's. Raises `RemoteError` when the function does not return, `ConnectError`,
         `CallTimeoutError`, `EncodeError`, `DecodeError`, `ProcessExitError` when the connection is
         lost, and ``ValueError`` for this node itself.
         """
-        return await self._client.rpc(node, module, function, args, timeout)
+        return await self._client.rpc(node, module, function, args, timeout, decoder)
+
+    def rpc_cast(
+        self, node: str, module: str, function: str, args: Sequence[object] = ()
+    ) -> None:
+        """Have ``module:function(args...)`` called on another node, as ``:erpc.cast/4`` does.
+
+        From any thread; what becomes of it is not told. Raises `EncodeError`, `NodeError`, and
+        ``ValueError`` for this node itself.
+        """
+        self._client.rpc_cast(node, module, function, args)
 
     async def spawn(
         self,

@@ -16,6 +16,7 @@ from snex_node.errors import ProcessExitError
 from snex_node.terms import Atom, Pid, Reference
 
 if TYPE_CHECKING:
+    from snex_node.etf import Decoder
     from snex_node.node import Node
     from snex_node.remote import RemoteNode
 
@@ -99,6 +100,10 @@ class BaseProcess:
         ``ref`` is the external form of its reference. `GenServer` callers monitor while they wait,
         with the reference that tags their call, so this is how a server learns that they gave up.
         """
+
+    def reason_decoder(self, ref: Reference) -> Decoder:
+        """What decodes the reason when the monitor ``ref`` fires: by default the node's decoder."""
+        return self.node.decoder
 
     def exited(self, reason: object) -> None:
         """The process has just ended; release what it holds. Must not raise."""

@@ -41,7 +41,7 @@ from snex_node.control import (
     UnlinkIdAck,
 )
 from snex_node.errors import ConnectError, NodeError, RemoteError
-from snex_node.etf import DecodeError, EncodeError, Encoder
+from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
 from snex_node.flags import Flag
 from snex_node.framing import Message
 from snex_node.process import NOCONNECTION, NOPROC, BaseProcess
@@ -478,10 +478,10 @@ class RemoteNode:
         _log.warning("%s: ignored a signal in the name of %r", self.name, pid)
         return False
 
-    def _decode_reason(self, data: bytes, offset: int) -> object:
+    def _decode_reason(self, data: bytes, offset: int, decoder: Decoder | None = None) -> object:
         """An exit reason. The signal counts even when its reason cannot be decoded."""
         try:
-            return self.node.decoder.decode(data, offset)[0]
+            return (decoder or self.node.decoder).decode(data, offset)[0]
         except DecodeError as error:
             _log.warning("%s: an exit reason cannot be decoded: %s", self.name, error)
             return Undecodable(error)
@@ -532,7 +532,10 @@ class RemoteNode:
         self._down(m.ref, m.reason)
 
     def _on_payload_down(self, m: PayloadMonitorPExit, data: bytes, offset: int) -> None:
-        self._down(m.ref, self._decode_reason(data, offset))
+        entry = self._monitors.get(m.ref.external)
+        if entry is not None:
+            decoder = entry[0].reason_decoder(m.ref)
+            self._down(m.ref, self._decode_reason(data, offset, decoder))
 
     def _down(self, ref: Reference, reason: object) -> None:
         entry = self._monitors.pop(ref.external, None)

@@ -15,11 +15,11 @@ import platform
 import sys
 import time
 from collections.abc import Coroutine
-from contextvars import ContextVar
 from importlib import metadata
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
+import snex
 from snex_node.control import alias_send, altact_alias_send
 from snex_node.etf import DecodeError, Decoder
 from snex_node.flags import Flag
@@ -27,7 +27,7 @@ from snex_node.gen import From, parse_call, parse_cast, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.terms import Atom, Pid
-from snex_runtime import serde
+from snex_runtime import interface, serde
 from snex_runtime.code import Code, compile_code
 from snex_runtime.environments import (
     Environment,
@@ -44,6 +44,7 @@ from snex_runtime.errors import (
     cancelled,
     from_exception,
 )
+from snex_runtime.origin import origin
 
 if TYPE_CHECKING:
     from snex_node.node import Node
@@ -61,9 +62,6 @@ _u32 = Struct(">I").unpack_from
 
 # Requests and options are read with pids as pids and text as str, whatever the user's options are.
 _typed: Final = Decoder(binary_as="str")
-
-origin: ContextVar[RemoteNode | None] = ContextVar("snex_origin", default=None)
-"""The node whose request is running; tasks started by it inherit it."""
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +115,10 @@ class Server(BaseProcess):
             b"destroy_env": self._destroy_env,
             b"handle": self._set_handle,
         }
+        self.backend = interface.NodeBackend(node, self.pid, options)
+        interface.set_backend(self.backend)
+        node.monitor_nodes(self)
+        self.provide(snex=snex, Elixir=interface.Elixir)
         self.register(name)
 
     def provide(self, **names: object) -> None:
@@ -147,9 +149,11 @@ class Server(BaseProcess):
         self.request_received(self, data, offset, remote)
 
     def receive(self, message: object) -> None:
-        """Take a message from this node: the DOWN of a handle."""
+        """Take a message from this node: the DOWN of a handle, or that a node is up."""
         if isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
             self.environments.handle_down(message)
+        elif isinstance(message, tuple) and message[:1] == ("nodeup",):
+            self.backend.connected()
 
     def request_received(
         self, process: BaseProcess, data: bytes, offset: int, remote: RemoteNode
@@ -177,6 +181,7 @@ class Server(BaseProcess):
     ) -> None:
         """Run one request; whatever happens, a caller gets exactly one answer."""
         token = origin.set(remote)
+        self.backend.last_origin = remote.name
         try:
             answer = self._dispatch(process, caller, data, at, remote)
         except BadRequest as error:
@@ -380,6 +385,7 @@ class Server(BaseProcess):
 
     def exited(self, reason: object) -> None:
         """Stop everything: environments are freed, work is cancelled."""
+        interface.set_backend(None)
         for environment in self.environments.all():
             environment.exit(reason)
         for call in list(self._running):

@@ -1,0 +1,374 @@
+"""What evaluated code sees of the BEAM: ``snex.send``, ``call``, ``cast`` and ``Elixir``.
+
+Source: "Cast and call Elixir code from Python" in the README of Snex. All of it works from the
+event loop of the node, from other loops and from worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from snex_node.connection import HIGH_WATER
+from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
+from snex_node.etf import Decoder
+from snex_node.node import Node
+from snex_node.process import Destination
+from snex_node.terms import Pid, Reference
+from snex_node.terms import Term as RawTerm
+from snex_runtime import serde
+from snex_runtime.origin import origin
+from snex_runtime.serde import Atom, EncodingOpts
+
+MAX_LOG_RECORDS: Final = 10_000
+"""Log records that may wait, for a BEAM to be there or to take them; further ones are counted as
+dropped. At some 2 KiB each they hold 20 MiB."""
+
+Name = str | RawTerm
+"""A module, function or node: an Atom, a str, or a `Term` that is an atom."""
+
+
+class ElixirError(Exception):
+    """A function called on the BEAM did not return.
+
+    ``kind`` is ``error``, ``exit`` or ``throw``; ``reason`` is what came with it, converted by the
+    usual table. The text holds the exception as Elixir's ``Exception.format/3`` writes it.
+    """
+
+    __module__ = "snex"  # where users find it, and tracebacks name it
+
+    def __init__(self, text: str, kind: str = "error", reason: object = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.reason = reason
+
+
+class Backend(Protocol):
+    """Who carries messages to the BEAM: the node itself, or the parent of this process."""
+
+    async def send(self, to: object, data: object) -> None:
+        """See `send`."""
+
+    async def cast(self, module: str, function: str, args: list[object], node: str | None) -> None:
+        """See `cast`."""
+
+    async def call(
+        self,
+        module: str,
+        function: str,
+        args: list[object],
+        node: str | None,
+        options: serde.Options | None,
+    ) -> object:
+        """See `call`."""
+
+    def log(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+        """Hand a log record to Elixir's ``Logger``, from any thread."""
+
+
+class NodeBackend:
+    """Carries messages over the distribution, from any thread and loop."""
+
+    def __init__(self, node: Node, sender: Pid, options: serde.Options) -> None:
+        self._node = node
+        self._sender = sender
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._logs = LogQueue(self)
+        self.last_origin: str | None = None
+
+    async def send(self, to: object, data: object) -> None:
+        """Send ``data`` and, on the loop, wait while too much is on its way to that node."""
+        destination = self.destination(to)
+        self._node.send(destination, data, sender=self._sender)
+        if isinstance(destination, tuple):
+            node = destination[1]
+        else:
+            assert not isinstance(destination, str)
+            node = destination.node
+        connection = self._node.remote(node).connection if node != self._node.name else None
+        if connection is not None and connection.pending > HIGH_WATER:
+            await self._on_loop(connection.drain())
+
+    def destination(self, to: object) -> Destination:
+        """Where ``to`` is: names without a node are those of the default node."""
+        to = serde.to_typed(to)
+        if isinstance(to, Pid | Reference):
+            return to
+        if isinstance(to, str):
+            return str(to), self.default_node()
+        if isinstance(to, tuple) and len(to) == 2:
+            name, node = (serde.to_typed(part) for part in to)
+            if isinstance(name, str) and isinstance(node, str):
+                return str(name), str(node)
+        raise TypeError(f"cannot send to {to!r}: it takes a pid, an alias, a name or (name, node)")
+
+    def default_node(self) -> str:
+        """The node whose request is running; else the last that made one; else the only one."""
+        remote = origin.get()
+        if remote is not None:
+            return remote.name
+        if self.last_origin is not None:
+            return self.last_origin
+        nodes = self._node.nodes
+        if len(nodes) == 1:
+            return nodes[0]
+        raise LookupError(
+            f"which node is meant? {len(nodes)} are connected and no request is running: "
+            "give its name, as in node='app@host'"
+        )
+
+    async def cast(self, module: str, function: str, args: list[object], node: str | None) -> None:
+        """Have a function called in a new process, without an answer."""
+        self._node.rpc_cast(node or self.default_node(), module, function, args)
+
+    async def call(
+        self,
+        module: str,
+        function: str,
+        args: list[object],
+        node: str | None,
+        options: serde.Options | None,
+    ) -> object:
+        """Call a function in a new process; the result is decoded by ``options``."""
+        name = node or self.default_node()
+        decoder = serde.decoder(options or self._options)
+        return await self._on_loop(self._call(name, module, function, args, decoder))
+
+    async def _call(
+        self, node: str, module: str, function: str, args: list[object], decoder: Decoder
+    ) -> object:
+        try:
+            return await self._node.rpc(node, module, function, args, timeout=None, decoder=decoder)
+        except RemoteError as error:
+            failure = await self._describe(node, f"{module}.{function}/{len(args)}", error)
+        except (ConnectError, ProcessExitError) as error:
+            failure = ElixirError(f"{module}.{function}/{len(args)} failed: {error}", "exit")
+        raise failure
+
+    async def _describe(self, node: str, what: str, error: RemoteError) -> ElixirError:
+        kind = error.kind if error.kind in ("error", "exit", "throw") else "error"
+        try:
+            text = await self._node.rpc(
+                node,
+                "Elixir.Exception",
+                "format",
+                [Atom(kind), error.reason, error.stack or []],
+                decoder=serde.decoder(),
+            )
+        except NodeError:  # a bare Erlang node formats nothing
+            text = f"{kind}: {error.reason!r}\n{error.stack!r}"
+        return ElixirError(f"{what} failed on Elixir side:\n{text}", kind, error.reason)
+
+    def log(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+        """Queue a record; it goes to the node whose request is running."""
+        self._logs.put(level, text, metadata)
+
+    async def write_log(self, node: str, args: list[object]) -> None:
+        """Have ``Logger.bare_log`` called, and wait until it has been."""
+        await self._node.rpc(node, "Elixir.Logger", "bare_log", args)
+
+    def connected(self) -> None:
+        """A node is there: what was logged while none was goes out."""
+        self._logs.wake()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Run ``function`` on the node's loop soon."""
+        self._loop.call_soon_threadsafe(function)
+
+    async def _on_loop(self, work: Any) -> Any:
+        """Await ``work`` on the node's loop, from whatever loop this is."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+class LogQueue:
+    """Log records on their way to Elixir: one at a time, because each is logged by a process of its
+    own there, and only what is done before the next begins stays in order.
+    """
+
+    def __init__(self, backend: NodeBackend) -> None:
+        self._backend = backend
+        self._records: deque[tuple[str | None, list[object]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self.dropped = 0
+        """Records lost because too many waited, or because there was no ``Logger``."""
+
+    def put(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+        """Queue a record, from any thread."""
+        if len(self._records) >= MAX_LOG_RECORDS:
+            self.dropped += 1
+            return
+        remote = origin.get()
+        node = None if remote is None else remote.name
+        self._records.append((node, [Atom(level), text, metadata]))
+        self._backend.call_soon(self.wake)
+
+    def wake(self) -> None:
+        """Write what waits, unless that is under way."""
+        if self._writer is None and self._records:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._records:
+                node, args = self._records[0]
+                try:
+                    node = node or self._backend.default_node()
+                except LookupError:
+                    return  # nobody is there; the next connection wakes us
+                self._records.popleft()
+                try:
+                    await self._backend.write_log(node, args)
+                except NodeError:
+                    self.dropped += 1
+        finally:
+            self._writer = None
+
+
+_backend: Backend | None = None
+
+
+def set_backend(backend: Backend | None) -> None:
+    """Make ``backend`` what `send`, `cast` and `call` of this process go through."""
+    global _backend  # noqa: PLW0603 - one for the process, as the functions below are
+    _backend = backend
+
+
+def current_backend() -> Backend | None:
+    """What they go through, if anything."""
+    return _backend
+
+
+def get_backend() -> Backend:
+    """What they go through. Raises ``RuntimeError`` where there is none."""
+    if _backend is None:
+        raise RuntimeError(
+            "this process is not connected to a BEAM: run it under snex-node, or let snex.serve "
+            "connect it to a process that is"
+        )
+    return _backend
+
+
+async def send(to: object, data: object) -> None:
+    """Send ``data`` to a BEAM process, as ``Kernel.send/2`` does.
+
+    ``to`` is a pid, an alias, a registered name (of the node whose request is running), or
+    ``(name, node)``. Messages from one task to one process arrive in the order of the calls. A
+    message to a process that does not exist is dropped. Raises ``TypeError`` for data that cannot
+    be serialized, or a destination that is none.
+
+    >>> async def report(pid: object) -> None:
+    ...     await send(pid, {"progress": 0.5})
+    """
+    await get_backend().send(to, data)
+
+
+async def cast(
+    module: Name, function: Name, args: Iterable[object], *, node: Name | None = None
+) -> None:
+    """Call a function on the BEAM in a new process, without waiting for it.
+
+    ``module`` and ``function`` are names; Elixir modules have their full one (``Elixir.Enum``).
+    ``node`` is where, by default the node whose request is running.
+
+    >>> async def log(text: str) -> None:
+    ...     await cast("Elixir.IO", "puts", [text])
+    """
+    where = None if node is None else _name(node, "node")
+    named = _name(module, "module"), _name(function, "function")
+    await get_backend().cast(*named, list(args), where)
+
+
+async def call(
+    module: Name,
+    function: Name,
+    args: Iterable[object],
+    *,
+    node: Name | None = None,
+    result_encoding_opts: EncodingOpts | None = None,
+) -> Any:
+    """Call a function on the BEAM in a new process, and return its result.
+
+    ``result_encoding_opts`` say how the result becomes Python objects. Raises `ElixirError` when
+    the function does not return, ``TypeError`` for arguments that cannot be serialized. A cancelled
+    call is abandoned: its process goes on, its result is dropped.
+
+    >>> async def now() -> str:
+    ...     return await call("Elixir.DateTime", "utc_now", [])
+    """
+    options = None
+    if result_encoding_opts is not None:
+        options = serde.merge_options(result_encoding_opts)
+    where = None if node is None else _name(node, "node")
+    return await get_backend().call(
+        _name(module, "module"), _name(function, "function"), list(args), where, options
+    )
+
+
+def _name(value: Name, what: str) -> str:
+    typed = serde.to_typed(value)
+    if not isinstance(typed, str):
+        raise TypeError(
+            f"{what} takes a name (str, Atom, or a Term that is an atom), not {value!r}"
+        )
+    return str(typed)
+
+
+class BeamModuleProxy:
+    """A module of the BEAM, or a function of one, as a Python object.
+
+    An attribute that begins with a capital extends the module's name, any other names a function;
+    calling it calls the function. ``Elixir`` is the root of all Elixir modules.
+
+    >>> async def double(numbers: list[int], mapper: object) -> list[int]:
+    ...     return await Elixir.Enum.map(numbers, mapper)
+    """
+
+    __slots__ = ("_function", "_module")
+
+    def __init__(self, module_name: str, function_name: str | None = None) -> None:
+        self._module = module_name
+        self._function = function_name
+
+    def __getattr__(self, name: str) -> BeamModuleProxy:
+        if self._function is not None:
+            raise AttributeError(f"{self!r} is a function and has no {name}")
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        if name[:1].isupper():
+            return BeamModuleProxy(f"{self._module}.{name}")
+        return BeamModuleProxy(self._module, name)
+
+    def __call__(
+        self,
+        *args: object,
+        cast: bool = False,
+        node: Name | None = None,
+        result_encoding_opts: EncodingOpts | None = None,
+    ) -> Any:
+        """Call the function, as `call` does, or as `cast` with ``cast=True``; await the result."""
+        if self._function is None:
+            raise TypeError(f"{self!r} is a module; call one of its functions")
+        if cast:
+            return _cast(self._module, self._function, args, node=node)
+        return call(
+            self._module,
+            self._function,
+            args,
+            node=node,
+            result_encoding_opts=result_encoding_opts,
+        )
+
+    def __repr__(self) -> str:
+        function = "" if self._function is None else f".{self._function}"
+        return f"<snex.BeamModuleProxy {self._module}{function}>"
+
+
+_cast = cast
+
+Elixir = BeamModuleProxy("Elixir")
+"""The root of Elixir's modules: ``await Elixir.Enum.map([1, 2], mapper)``."""
