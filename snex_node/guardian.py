@@ -10,9 +10,11 @@ the GIL does not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from snex_node.connection import Connection
 
@@ -35,6 +37,7 @@ class Guardian:
     def __init__(self, interval: float = TICK_INTERVAL) -> None:
         self._interval = interval
         self._connections: set[Connection] = set()
+        self._checks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -64,13 +67,32 @@ class Guardian:
         with self._lock:
             self._connections.discard(connection)
 
+    def add_check(self, check: Callable[[], None]) -> None:
+        """Call ``check`` on the guardian's thread, twice per interval, for what else it guards."""
+        with self._lock:
+            self._checks.append(check)
+
+    def remove_check(self, check: Callable[[], None]) -> None:
+        """Call it no more; unknown ones are ignored."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._checks.remove(check)
+
     def _run(self) -> None:
         # Half the interval, so that no connection is silent for longer than one and a half.
         while not self._stopping.wait(self._interval / 2):
             with self._lock:
                 connections = list(self._connections)
+                checks = list(self._checks)
             for connection in connections:
                 self._tick(connection)
+            for check in checks:
+                self._check(check)
+
+    def _check(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except Exception:
+            _log.exception("a check of the guardian failed")
 
     def _tick(self, connection: Connection) -> None:
         try:

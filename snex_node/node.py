@@ -115,7 +115,8 @@ class Node:
         self._thread = 0
         self._acceptor: asyncio.Task[None] | None = None
         self._registrar: Registrar | None = None
-        self._guardian = Guardian()
+        self.guardian = Guardian()
+        """The thread that keeps connections alive; it takes further checks."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._client: Client
         self._spawner: Spawner
@@ -167,7 +168,7 @@ class Node:
         name = _PLAIN.encode(self.name)
         self._pid_head = b"X" + name
         self._ref_head = b"Z\x00\x03" + name + self.creation.to_bytes(4, "big")
-        self._guardian.start()
+        self.guardian.start()
         self._client = Client(self)
         self._spawner = Spawner(self, self._resolver)
         NetKernel(self).register("net_kernel")
@@ -193,7 +194,7 @@ class Node:
         if self._registrar is not None:
             await self._registrar.close()
             self._registrar = None
-        self._guardian.stop()
+        self.guardian.stop()
         self._loop = None
         self.port = None
 
@@ -667,7 +668,7 @@ class Node:
         self._tell_watchers((Atom("nodeup"), remote.name))
 
     def _node_down(self, remote: RemoteNode, connection: Connection, reason: str) -> None:
-        self._guardian.unwatch(connection)
+        self.guardian.unwatch(connection)
         expected = reason in ("connection_closed", "disconnect")
         level = logging.INFO if expected else logging.WARNING
         _log.log(level, "lost the connection to %s: %s", remote.name, reason)
@@ -694,7 +695,7 @@ class Node:
             max_frame=self._max_frame,
             max_message=self._max_message,
         )
-        self._guardian.watch(connection)
+        self.guardian.watch(connection)
         return connection
 
 

@@ -27,7 +27,7 @@ from snex_node.gen import From, parse_call, parse_cast, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.terms import Atom, Pid
-from snex_runtime import interface, serde
+from snex_runtime import interface, loops, serde
 from snex_runtime.code import Code, compile_code
 from snex_runtime.environments import (
     Environment,
@@ -44,6 +44,7 @@ from snex_runtime.errors import (
     cancelled,
     from_exception,
 )
+from snex_runtime.interrupts import Deadline, Interrupted, Interrupter, current
 from snex_runtime.origin import origin
 
 if TYPE_CHECKING:
@@ -66,18 +67,23 @@ _typed: Final = Decoder(binary_as="str")
 _log = logging.getLogger(__name__)
 
 
-class Call:
+class Call(Deadline):
     """A request under way that has suspended."""
 
     __slots__ = ("caller", "continues", "remote", "sender", "stopped", "task", "timer")
 
     def __init__(
-        self, sender: BaseProcess, caller: From | None, remote: RemoteNode, continues: bool
+        self,
+        sender: BaseProcess,
+        caller: From | None,
+        remote: RemoteNode,
+        options: _EvalOptions,
     ) -> None:
+        super().__init__(options.timeout)
         self.sender = sender
         self.caller = caller
         self.remote = remote
-        self.continues = continues
+        self.continues = options.continues
         self.stopped: str | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -119,6 +125,11 @@ class Server(BaseProcess):
         interface.set_backend(self.backend)
         node.monitor_nodes(self)
         self.provide(snex=snex, Elixir=interface.Elixir)
+        # What runs the loop stands around tasks that user code started.
+        boundaries = (Code.run, Server._finish, Server._call, _await, loops.run)
+        self._interrupter = Interrupter(self._running, [f.__code__ for f in boundaries])
+        self._interrupter.install()
+        node.guardian.add_check(self._interrupter.check)
         self.register(name)
 
     def provide(self, **names: object) -> None:
@@ -133,10 +144,11 @@ class Server(BaseProcess):
         """
         try:
             code = compile_code(source, file)
-            result = code.run(self.root)
+            limit = Deadline(timeout)
+            result = self._interrupter.run(limit, lambda: code.run(self.root))
             if code.is_async:
                 await asyncio.wait_for(_await(result), timeout)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, Interrupted):
             return Failure("init_script_timeout", f"not done within {timeout} s")
         except Exception as error:
             return from_exception(error)
@@ -190,6 +202,8 @@ class Server(BaseProcess):
             answer = self._failed(caller, bad_request(f"the request cannot be decoded: {error}"))
         except Failure as failure:
             answer = self._failed(caller, failure)
+        except Interrupted:
+            answer = self._failed(caller, cancelled("timeout"))
         except BaseException as error:
             answer = self._failed(caller, from_exception(error))
         finally:
@@ -275,7 +289,10 @@ class Server(BaseProcess):
             variables.update(read_variables(decoder, data, at))
         if code is None:
             return _OK + b"w\x03nil"
-        result = code.run(variables)
+        if options.timeout is None or code.is_async:
+            result = code.run(variables)
+        else:
+            result = self._interrupter.run(Deadline(options.timeout), lambda: code.run(variables))
         if code.is_async:
             self._start(process, caller, remote, result, options)
             return None
@@ -340,7 +357,7 @@ class Server(BaseProcess):
         work: Any,
         options: _EvalOptions,
     ) -> None:
-        call = Call(process, caller, remote, options.continues)
+        call = Call(process, caller, remote, options)
         self._running.add(call)
         ref = caller.ref if caller is not None else None
         if ref is not None:
@@ -348,7 +365,11 @@ class Server(BaseProcess):
         loop = asyncio.get_running_loop()
         if options.timeout is not None:
             call.timer = loop.call_later(options.timeout, call.stop, "timeout")
-        task = _start_task(loop, self._finish(call, work))
+        token = current.set(call)
+        try:
+            task = _start_task(loop, self._finish(call, work))
+        finally:
+            current.reset(token)
         call.task = task
         if call.stopped is not None:
             task.cancel()
@@ -356,7 +377,13 @@ class Server(BaseProcess):
     async def _finish(self, call: Call, work: Coroutine[object, object, object]) -> None:
         caller = call.caller
         try:
-            answer = _OK + serde.encoder.encode(await work)
+            try:
+                value = await work
+            finally:
+                call.over = True
+            answer = _OK + serde.encoder.encode(value)
+        except Interrupted:
+            answer = self._failed(caller, cancelled("timeout"))
         except asyncio.CancelledError as error:
             if call.stopped is None:
                 answer = self._failed(caller, from_exception(error))
@@ -386,6 +413,8 @@ class Server(BaseProcess):
     def exited(self, reason: object) -> None:
         """Stop everything: environments are freed, work is cancelled."""
         interface.set_backend(None)
+        self.node.guardian.remove_check(self._interrupter.check)
+        self._interrupter.remove()
         for environment in self.environments.all():
             environment.exit(reason)
         for call in list(self._running):

@@ -1,0 +1,130 @@
+"""Ending code that blocks the event loop beyond its time.
+
+The guardian's thread sees that an evaluation is over its deadline and directs a signal at the main
+thread; the handler, which runs there between two instructions of whatever is running, raises in
+exactly that evaluation. It ends ``while True``, ``time.sleep``, waits for locks and child
+processes at once; a single call into C that does not look at signals, when it returns.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Final, TypeVar
+
+import snex_node
+
+T = TypeVar("T")
+
+SIGNAL: Final = getattr(signal, "SIGURG", None)
+"""The signal used. Nothing else in Python uses it, and it is ignored where no handler is set."""
+
+GRACE: Final = 0.05
+"""Seconds beyond its deadline after which code that awaits is taken to block the loop: before that
+it is cancelled, when the loop has a turn."""
+
+_OWN: Final = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
+)
+
+
+class Interrupted(BaseException):
+    """Raised in code that blocks the event loop beyond its deadline."""
+
+
+class Deadline:
+    """Work that has to be done within ``timeout`` seconds (None: no limit); ``over`` when it is."""
+
+    __slots__ = ("deadline", "over")
+
+    def __init__(self, timeout: float | None) -> None:
+        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self.over = False
+
+
+current: ContextVar[Deadline | None] = ContextVar("snex_deadline", default=None)
+"""The deadline of what is running; tasks started by it inherit it."""
+
+
+class Interrupter:
+    """Watches the work of one runtime; `check` is called by the guardian's thread.
+
+    ``boundaries`` are the code objects that call user code: a frame of this library that is no
+    boundary, met on the way out of the interrupted frame, is library code that user code called,
+    and is left to finish.
+    """
+
+    def __init__(self, running: Iterable[Deadline], boundaries: Iterable[CodeType]) -> None:
+        self.blocking: Deadline | None = None
+        """What runs without awaiting right now, if it has a deadline."""
+        self._running = running
+        self._boundaries = frozenset((*boundaries, Interrupter.run.__code__))
+        self._thread = threading.get_ident()
+        self._before: object = None
+        self.installed = False
+        """Whether code that blocks can be ended: on the main thread of a POSIX system."""
+
+    def install(self) -> None:
+        """Set the signal handler, where there can be one."""
+        if SIGNAL is None or threading.current_thread() is not threading.main_thread():
+            return
+        self._before = signal.signal(SIGNAL, self._on_signal)
+        self.installed = True
+
+    def remove(self) -> None:
+        """Set the handler that was there before."""
+        if self.installed and SIGNAL is not None:
+            signal.signal(SIGNAL, self._before)  # type: ignore[arg-type]
+            self.installed = False
+
+    def run(self, work: Deadline, function: Callable[[], T]) -> T:
+        """Call ``function``, which is interrupted when it goes beyond the deadline of ``work``."""
+        token = current.set(work)
+        before, self.blocking = self.blocking, work
+        try:
+            return function()
+        finally:
+            work.over = True
+            self.blocking = before
+            current.reset(token)
+
+    def check(self) -> None:
+        """Signal the main thread when something there is over its deadline."""
+        if not self.installed or SIGNAL is None:
+            return
+        now = time.monotonic()
+        blocking = self.blocking
+        if (blocking is not None and now >= blocking.deadline) or any(
+            now >= work.deadline + GRACE and not work.over for work in _snapshot(self._running)
+        ):
+            signal.pthread_kill(self._thread, SIGNAL)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        work = current.get()
+        if work is None or work.over or time.monotonic() < work.deadline:
+            return
+        if self._in_user_code(frame):
+            raise Interrupted("the evaluation is over its deadline")
+
+    def _in_user_code(self, frame: FrameType | None) -> bool:
+        inside = False
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_OWN):
+                return inside and frame.f_code in self._boundaries
+            inside = True
+            frame = frame.f_back
+        return inside
+
+
+def _snapshot(running: Iterable[Deadline]) -> list[Deadline]:
+    """A list of what another thread changes; made by one C call, it is never half of a change."""
+    return list(running)
+
+
+__all__ = ["Deadline", "Interrupted", "Interrupter", "current"]
