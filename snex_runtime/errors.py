@@ -1,33 +1,83 @@
 """What goes wrong in a request, as the ``Snex.Error`` that its caller gets.
 
-Source: "Snex.Error" in the contract (docs/architecture.md). On the wire it is a map with
-``__struct__: Snex.Error``: an exception struct where the Elixir client is loaded, a readable map
-where it is not.
+On the wire it is a map with ``__struct__: Snex.Error``: an exception struct where the Elixir client
+is loaded, a readable map where it is not.
+
+Source: "Snex.Error" in the contract (docs/architecture.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
+import sys
 import traceback
-from typing import Final
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import dropwhile, islice
+from typing import Final, Literal, TypeAlias
 
 import snex_node
 from snex_node.etf import EncodeError
 from snex_node.terms import Atom
 
+__all__ = [
+    "MAX_CHAIN",
+    "MAX_FRAMES",
+    "MAX_TEXT",
+    "MAX_TRACEBACK",
+    "BadRequest",
+    "ErrorCode",
+    "Failure",
+    "bad_request",
+    "cancelled",
+    "format_traceback",
+    "from_exception",
+]
+
 MAX_TEXT: Final = 64 * 1024
-"""Characters of a reason, or of one entry of a traceback, that are sent; the rest is cut off.
+"""Characters of a reason, or of one entry of a traceback; the rest is cut off. An exception's text
+can be as large as the data that it complains about."""
 
-An exception's text can be as large as the data that it complains about."""
+MAX_TRACEBACK: Final = 1024 * 1024
+"""Characters of a whole traceback. The first entries are left out, as the last ones tell most."""
 
-MAX_FRAMES: Final = 100
-"""Frames of one traceback that are sent: the outer and the inner half of this."""
+MAX_FRAMES: Final = 1000
+"""Frames of a traceback, divided among the exceptions that it tells of; the outermost are left out.
+It is Python's own limit on recursion; so many frames cost some 5 ms."""
 
-_OWN: Final = tuple(
-    os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
-)
-_ASYNCIO: Final = os.path.dirname(os.path.abspath(asyncio.__file__)) + os.sep
+MAX_CHAIN: Final = 100
+"""Exceptions that a traceback tells of: causes, contexts and members of groups. Of more, which code
+that tries again inside its own ``except`` makes, only the last one is told."""
+
+_MAX_NOTES: Final = 100
+
+ErrorCode: TypeAlias = Literal[
+    "python_runtime_error",
+    "internal_error",
+    "env_not_found",
+    "env_key_not_found",
+    "init_script_timeout",
+    "response_timeout",
+    "call_failed",
+    "interpreter_exited",
+    "bad_request",
+    "cancelled",
+]
+
+
+def _directory(file: str) -> str:
+    return os.path.dirname(os.path.abspath(file)) + os.sep
+
+
+_RUNTIME: Final = _directory(__file__)
+_FACADE: Final = os.path.join(os.path.dirname(os.path.dirname(_RUNTIME)), "snex") + os.sep
+_OWN: Final = (_directory(snex_node.__file__), _RUNTIME, _FACADE)
+# What calls user code: the frames of compiled uvloop have a relative path.
+_CALLERS: Final = (*_OWN, _directory(asyncio.__file__), "uvloop" + os.sep)
+
+_GROUP: Final[type[BaseException] | None] = getattr(builtins, "BaseExceptionGroup", None)
 
 
 class BadRequest(Exception):
@@ -35,16 +85,22 @@ class BadRequest(Exception):
 
 
 class Failure(Exception):
-    """An error as it is answered: ``code`` (an atom's name), ``reason``, Python ``traceback``."""
+    """An error as a caller gets it.
 
-    def __init__(self, code: str, reason: object, traceback: list[str] | None = None) -> None:
+    ``reason`` is any term, and ``traceback`` is what ``traceback.format_exception`` gives, or None.
+
+    >>> Failure("env_not_found", "#PID<0.7.0> is no environment").to_term()[Atom("code")]
+    :env_not_found
+    """
+
+    def __init__(self, code: ErrorCode, reason: object, traceback: list[str] | None = None) -> None:
         super().__init__(code, reason)
-        self.code = code
+        self.code: ErrorCode = code
         self.reason = reason
         self.traceback = traceback
 
     def to_term(self) -> dict[Atom, object]:
-        """The ``Snex.Error`` map."""
+        """The ``%Snex.Error{}`` map."""
         return {
             Atom("__struct__"): Atom("Elixir.Snex.Error"),
             Atom("__exception__"): True,
@@ -62,70 +118,183 @@ class Failure(Exception):
 
 def bad_request(reason: str) -> Failure:
     """A request that cannot be understood."""
-    return Failure("bad_request", _clean(reason))
+    return Failure("bad_request", _bounded(reason))
 
 
 def cancelled(why: str) -> Failure:
     """Work that was stopped before it was done."""
-    return Failure("cancelled", why)
+    return Failure("cancelled", _bounded(why))
 
 
-def from_exception(error: BaseException) -> Failure:
-    """What user code raised: its text, and a traceback that holds the user's frames only.
+def from_exception(error: BaseException, code: ErrorCode = "python_runtime_error") -> Failure:
+    """What user code raised: ``str(error)``, and a traceback that holds the user's frames only.
 
-    It never fails itself, whatever the exception does when it is looked at.
+    With the code ``internal_error`` all frames are kept: then they are what one wants to see. A
+    `Failure` is returned as it is.
+
+    Never raises, whatever the exception does when it is looked at. Takes the tracebacks off
+    ``error`` and all that it is chained to: they have been told, and as long as user code keeps the
+    exception they would keep the variables of all their frames.
+
+    >>> from_exception(ZeroDivisionError("division by zero")).reason
+    'division by zero'
     """
+    if isinstance(error, Failure):
+        return error
+    reason = _bounded(_text(error))
     if isinstance(error, EncodeError) and not _has_user_frames(error.__cause__):
+        # A value of the user that has no term: where in the codec that was found tells nothing.
         kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
-        reason = _clean(_text(error))
-        return Failure("python_runtime_error", reason, [f"{kind}: {reason}\n"])
-    return Failure("python_runtime_error", _clean(_text(error)), format_traceback(error))
-
-
-def format_traceback(error: BaseException) -> list[str]:
-    """The lines of ``traceback.format_exception``, without the frames of this library."""
-    try:
-        summary = traceback.TracebackException.from_exception(error, limit=None, compact=True)
-        _remove_own_frames(summary)
-        return [_clean(line) for line in summary.format()]
-    except Exception as failure:
-        return [f"{type(error).__name__}: (no traceback: {type(failure).__name__})\n"]
-
-
-def _remove_own_frames(outermost: traceback.TracebackException) -> None:
-    waiting: list[traceback.TracebackException | None] = [outermost]
-    while waiting:
-        summary = waiting.pop()
-        if summary is None:
-            continue
-        frames = [frame for frame in summary.stack if not frame.filename.startswith(_OWN)]
-        while frames and frames[0].filename.startswith(_ASYNCIO):
-            del frames[0]
-        if len(frames) > MAX_FRAMES:
-            frames = frames[: MAX_FRAMES // 2] + frames[-MAX_FRAMES // 2 :]
-        summary.stack[:] = frames
-        waiting += [summary.__cause__, summary.__context__]
-        waiting += getattr(summary, "exceptions", None) or []
+        lines = [f"{kind}: {reason}\n"]
+    else:
+        lines = format_traceback(error, user_frames_only=code != "internal_error")
+    _drop_tracebacks(error)
+    return Failure(code, reason, lines)
 
 
 def _has_user_frames(error: BaseException | None) -> bool:
-    frame = None if error is None else error.__traceback__
-    while frame is not None:
-        if not frame.tb_frame.f_code.co_filename.startswith(_OWN):
-            return True
-        frame = frame.tb_next
-    return False
+    trace = None if error is None else error.__traceback__
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+    return any(not file.startswith(_OWN) for file in frames)
+
+
+def format_traceback(error: BaseException, *, user_frames_only: bool = True) -> list[str]:
+    """What ``traceback.format_exception`` gives for ``error``, bounded and fit for UTF-8.
+
+    With ``user_frames_only`` without the frames of this library, and without those of asyncio
+    above the user's. Columns are marked (``^^^^``) only in files of Python: elsewhere code is
+    embedded, and indented, in its file. Never raises.
+    """
+    try:
+        exceptions = list(islice(_related(error), MAX_CHAIN + 1))
+        if len(exceptions) > MAX_CHAIN:
+            return _bounded_lines(_format_alone(error, user_frames_only))
+        told = traceback.TracebackException(
+            type(error),
+            error,
+            error.__traceback__,
+            limit=-(MAX_FRAMES // len(exceptions)),
+            lookup_lines=False,
+            compact=True,
+        )
+        for each in _told_with(told):
+            each.stack[:] = _frames_to_show(each.stack, user_frames_only)
+            _shorten(each)
+        return _bounded_lines(told.format())
+    except BaseException:  # methods of the user's exception run in there, and may raise anything
+        return [_bounded(_last_line(error))]
+
+
+def _related(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and all that it is chained to or holds, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += (each.__cause__, each.__context__)
+            if _GROUP is not None and isinstance(each, _GROUP):
+                waiting += getattr(each, "exceptions", ())
+
+
+def _told_with(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting: list[traceback.TracebackException | None] = [told]
+    while waiting:
+        each = waiting.pop()
+        if each is not None:
+            yield each
+            waiting += (each.__cause__, each.__context__)
+            waiting += getattr(each, "exceptions", None) or ()
+
+
+def _frames_to_show(
+    stack: Iterable[traceback.FrameSummary], user_frames_only: bool
+) -> list[traceback.FrameSummary]:
+    frames = list(stack)
+    if user_frames_only:
+        called = list(dropwhile(lambda frame: frame.filename.startswith(_CALLERS), frames))
+        # Where none is the user's, asyncio's were not above the user's.
+        frames = [each for each in called or frames if not each.filename.startswith(_OWN)]
+    if sys.version_info >= (3, 11):
+        for frame in frames:
+            if not frame.filename.endswith(".py"):
+                frame.colno = frame.end_colno = None
+                frame.end_lineno = frame.lineno
+    return frames
+
+
+def _shorten(told: traceback.TracebackException) -> None:
+    """Cut texts before they are formatted, which copies them some times: one may be of 1 GB."""
+    for name in ("_str", "text", "msg"):  # the last two are those of a SyntaxError
+        text = getattr(told, name, None)
+        if isinstance(text, str) and len(text) > MAX_TEXT:
+            setattr(told, name, _bounded(text))
+    notes = getattr(told, "__notes__", None)
+    if isinstance(notes, list):
+        cut = [_bounded(note) if isinstance(note, str) else note for note in notes[:_MAX_NOTES]]
+        setattr(told, "__notes__", cut)  # noqa: B010 - unknown to the types of 3.10
+
+
+def _format_alone(error: BaseException, user_frames_only: bool) -> Iterator[str]:
+    stack = traceback.StackSummary.extract(
+        traceback.walk_tb(error.__traceback__), limit=-MAX_FRAMES, lookup_lines=False
+    )
+    stack[:] = _frames_to_show(stack, user_frames_only)
+    yield f"[more than {MAX_CHAIN} chained exceptions are left out]\n"
+    if stack:
+        yield "Traceback (most recent call last):\n"
+        yield from stack.format()
+    yield _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    text = _text(error)
+    return f"{_type_name(error)}: {text}\n" if text else f"{_type_name(error)}\n"
+
+
+def _type_name(error: BaseException) -> str:
+    try:
+        module, name = type(error).__module__, type(error).__qualname__
+        return f"{name}" if module in ("builtins", "__main__") else f"{module}.{name}"
+    except BaseException:  # a metaclass may define these
+        return "<exception>"
 
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as failure:
-        return f"<{type(error).__name__}, whose text raised {type(failure).__name__}>"
+        return str.__str__(str(error))  # a subclass of str, an Atom say, would not be sent as text
+    except BaseException:  # as in format_traceback
+        return "<exception str() failed>"
 
 
-def _clean(text: str) -> str:
-    """Text that fits a message: UTF-8, of bounded length."""
+def _bounded_lines(lines: Iterable[str]) -> list[str]:
+    kept: deque[str] = deque()
+    length = left_out = 0
+    for line in map(_bounded, lines):
+        kept.append(line)
+        length += len(line)
+        while length > MAX_TRACEBACK:
+            length -= len(kept.popleft())
+            left_out += 1
+    if left_out:
+        kept.appendleft(f"[{left_out} earlier entries are left out]\n")
+    return list(kept)
+
+
+def _bounded(text: str) -> str:
     if len(text) > MAX_TEXT:
-        text = f"{text[:MAX_TEXT]}... ({len(text)} characters)\n"
+        end = "\n" if text.endswith("\n") else ""
+        text = f"{text[:MAX_TEXT]}... ({len(text)} characters){end}"
+    if text.isascii():
+        return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    try:
+        for each in islice(_related(error), MAX_CHAIN):
+            each.__traceback__ = None
+    except BaseException:  # as in format_traceback; then the exception keeps its frames
+        return
