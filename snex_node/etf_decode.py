@@ -50,7 +50,7 @@ MAX_CACHED_REFERENCES: Final = 256
 """Beginnings of references (node and creation) a decoder remembers: at most 100 KB."""
 
 MAX_KEY_DEPTH: Final = 64
-"""A tuple nested deeper becomes a ``Term`` where it is the key of a map.
+"""A tuple nested deeper arrives as a ``Term`` where it is the key of a map.
 
 Python hashes and compares tuples by recursion in C; 100,000 levels of it overflow the stack.
 """
@@ -140,7 +140,7 @@ _REFUSED: Final = {
     82: "ATOM_CACHE_REF (tag 82) without an atom table: "
     "the peer uses an atom cache that was not agreed on",
     80: "a compressed term (tag 80), which may only stand alone, behind 131; send it uncompressed",
-    117: "FUN_EXT (tag 117), which OTP 23 and later neither send nor accept",
+    117: "FUN_EXT (tag 117), the old form of funs, which no supported release sends",
     131: "a version byte (131) where a term should begin",
 }
 
@@ -713,11 +713,20 @@ def _fun(data: bytes, start: int, end: int, out: list[Any]) -> Fun:
     )
 
 
-def _is_shallow(key: object, depth: int = 0) -> bool:
-    """Whether hashing and comparing the key is safe: both recurse in C."""
+def _parts(key: object) -> tuple[Any, ...] | None:
     if type(key) is tuple:
-        return depth < MAX_KEY_DEPTH and all(_is_shallow(item, depth + 1) for item in key)
-    return not isinstance(key, (ImproperList, Record))
+        return key
+    if isinstance(key, ImproperList):
+        return (*key.elements, key.tail)
+    return key.values if isinstance(key, Record) else None
+
+
+def _is_shallow(key: object, depth: int = 0) -> bool:
+    """Whether hashing and comparing the key is safe: both recurse."""
+    parts = _parts(key)
+    if parts is None:
+        return True
+    return depth < MAX_KEY_DEPTH and all(_is_shallow(part, depth + 1) for part in parts)
 
 
 def _is_hashable(key: object) -> bool:
@@ -734,11 +743,9 @@ def _is_same(one: object, other: object) -> bool:
     """Whether two keys that are equal in Python are the same term too."""
     if type(one) is not type(other):
         return False
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return all(map(_is_same, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return math.copysign(1.0, one) == math.copysign(1.0, other)
-    return True
+    return all(map(_is_same, _parts(one) or (), _parts(other) or ()))
 
 
 def _header(data: bytes, pos: int, tag: int) -> tuple[int, int, int]:

@@ -182,7 +182,7 @@ NO_TERMS: list[tuple[bytes, str]] = [
     (b"y\0\0", r"LOCAL_EXT \(tag 121\): only the node"),
     (b"R\0", "ATOM_CACHE_REF .* without an atom table"),
     (b"h\1P\0\0\0\2abc", "compressed term"),
-    (b"u\0\0\0\0", "FUN_EXT .* OTP 23"),
+    (b"u\0\0\0\0", "FUN_EXT .* old form"),
     (b"\x83a\1", "version byte"),
     (b"w\2\xff\xfe", "not UTF-8"),
     (b"w\3\xed\xa0\x80", "not UTF-8"),
@@ -226,6 +226,7 @@ NO_TERMS: list[tuple[bytes, str]] = [
     (b"t\0\0\0\2ja\1ja\2", "twice"),
     (b"t\0\0\0\2h\1a\1a\1h\1a\1a\2", r"key \(1,\) twice"),
     (b"t\0\0\0\3a\1a\1w\4truea\2w\4truea\2", "twice"),
+    (b"t\0\0\0\2l\0\0\0\1a\1a\1a\1l\0\0\0\1a\1a\1a\1", "twice"),
     (fun().external[:4] + b"\x01" + fun().external[5:], "NEW_FUN_EXT .* claims"),
     (resized(fun().external.replace(b"w\1q", b"a\1")), "NEW_FUN_EXT .* lacks"),
     (resized(fun().external.replace(b"X", b"h\0").replace(NODE, b"")), "NEW_FUN_EXT"),
@@ -458,6 +459,8 @@ class TestMapKeys:
             (b"F" + bytes(8), b"F\x80" + bytes(7)),
             (b"w\5false", b"a\0"),
             (b"h\1a\1", b"h\1w\4true"),
+            (b"l\0\0\0\1a\1a\1", b"l\0\0\0\1w\4truea\1"),
+            (b"C\0\0\0\1\0w\1mw\1nw\1aa\1", b"C\0\0\0\1\0w\1mw\1nw\1aw\4true"),
             (b"h\1h\2a\0j", b"h\1h\2w\5falsej"),
         ],
     )
@@ -493,9 +496,11 @@ class TestMapKeys:
         nested = b"h\1" * 99_990 + b"a\1"
         assert decode(b"t\0\0\0\1" + nested + b"j") == {Term(nested): []}
 
-    def test_an_improper_list_is_a_term_whatever_it_holds(self) -> None:
-        data = b"t\0\0\0\1l\0\0\0\1a\1a\2j"
-        assert decode(data) == {Term(b"l\0\0\0\1a\1a\2"): []}
+    def test_improper_lists_and_records_are_keys_where_they_can_be_hashed(self) -> None:
+        for key in (ImproperList([1], 2), Record("m", "n", ["a"], [(1,)])):
+            assert decode(b"t\0\0\0\1" + Encoder().encode(key) + b"j") == {key: []}
+        data = Encoder().encode(ImproperList([[]], 2))
+        assert decode(b"t\0\0\0\1" + data + b"j") == {Term(data): []}
 
 
 class TestStructHook:
