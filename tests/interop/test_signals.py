@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from snex_node import Atom, Node, Pid, Process, ProcessExitError, Reference
@@ -506,7 +504,7 @@ class TestTraceTokens:
 
 
 async def test_messages_come_before_the_exit_signals_behind_them(
-    node: Node, puppet: Puppet, beam: Beam
+    beam: Beam, node: Node, trapper: Puppet
 ) -> None:
     """Signals of one process to another arrive in the order in which they were sent."""
     inbox = Process(node)
@@ -522,11 +520,9 @@ async def test_messages_come_before_the_exit_signals_behind_them(
     messages = [await inbox.next(timeout=5) for _ in range(101)]
     assert messages == [*range(1, 101), ("EXIT", pid, "done")]
     sender = Process(node)
-    await asyncio.sleep(0)
-    sender.link(puppet.pid)
-    ref = puppet.ours.monitor(puppet.pid)
-    for n in range(3):
-        sender.send(puppet.pid, n)
+    sender.link(trapper.pid)
+    for n in range(100):
+        sender.send(trapper.pid, n)
     sender.exit(Atom("done"))
-    assert [await puppet.got() for _ in range(3)] == [0, 1, 2]
-    assert await puppet.ours.next(timeout=5) == ("DOWN", ref, "process", puppet.pid, "done")
+    got = [await trapper.got() for _ in range(101)]
+    assert got == [*range(100), ("EXIT", sender.pid, "done")]
