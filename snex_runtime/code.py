@@ -208,7 +208,7 @@ def _as_module_code(code: CodeType, stars: dict[str, CodeType]) -> CodeType:
     )
     if sys.version_info >= (3, 11):
         code = code.replace(co_qualname=_MODULE)
-    return _without_dead_variables(code) if _LOCALS_ARE_COPIED else code
+    return _without_dead_variables(code) if _LOCALS_ARE_COPIED and code.co_varnames else code
 
 
 def _without_dead_variables(code: CodeType) -> CodeType:
