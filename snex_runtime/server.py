@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 MAX_CODES: Final = 1024
 """Snippets remembered by the bytes they came in, which spares decoding and looking them up."""
 
+MAX_CODE: Final = 64 * 1024
+"""Bytes above which a snippet is not: with `MAX_CODES` that bounds them to 64 MiB."""
+
 _SYSTEM_HEAD: Final = b"h\x03w\x06system"
 _OK: Final = b"h\x02w\x02ok"
 _OK_ATOM: Final = b"w\x02ok"
@@ -313,9 +316,10 @@ class Server(BaseProcess):
             if term is None:
                 return None, end
             code = compile_code(*code_parts(term))
-            if len(self._codes) >= MAX_CODES:
-                self._codes.clear()
-            self._codes[raw] = code
+            if len(raw) <= MAX_CODE:
+                if len(self._codes) >= MAX_CODES:
+                    self._codes.clear()
+                self._codes[raw] = code
         return code, end
 
     # --- call -----------------------------------------------------------------------------------
