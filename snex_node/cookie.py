@@ -6,6 +6,7 @@ Source: "Security" under "Distributed Erlang" in the Erlang reference manual.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import string
@@ -20,6 +21,8 @@ VARIABLE = "SNEX_COOKIE"
 MAX_COOKIE = 255
 """Longest cookie, in characters: BEAM keeps it as an atom."""
 
+_FILE = re.compile(r"([ -~]*)[\n\r ]*")  # as auth:check_cookie/2 reads it
+
 
 class CookieError(NodeError):
     """There is no usable cookie; the message says where it was looked for."""
@@ -33,7 +36,8 @@ def find_cookie(file: str | None = None, environ: Mapping[str, str] = os.environ
     if file is not None:
         return read_cookie(Path(file))
     if environ.get(VARIABLE):
-        return _checked(environ[VARIABLE], f"the environment variable {VARIABLE}")
+        cookie = environ[VARIABLE].rstrip("\r\n")  # as a script that reads a file leaves it
+        return _checked(cookie, f"the environment variable {VARIABLE}")
     path = default_path(environ)
     if not path.exists():
         make_cookie(path)
@@ -53,23 +57,28 @@ def default_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def read_cookie(path: Path) -> str:
-    """The cookie in a file: its text without white space at the ends. Raises `CookieError`.
+    """The cookie in a file: its text without the line ends behind it. Raises `CookieError`.
 
-    As for OTP, nobody but its owner may have access to the file.
+    The rules are OTP's: printable ASCII on one line, blanks included, and nobody but its owner may
+    have access to the file.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="latin-1") as file:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(4 * MAX_COOKIE)
     except OSError as error:
         raise CookieError(f"cannot read the cookie file {path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise CookieError(f"the cookie file {path} holds no text") from None
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise CookieError(
             f"the cookie file {path} is open to others than its owner: run chmod 400 on it"
         )
-    return _checked(text.strip(), f"the cookie file {path}")
+    found = _FILE.fullmatch(text)
+    if found is None:
+        raise CookieError(
+            f"the cookie file {path} is not one line of printable ASCII, which is all that Erlang "
+            "takes from it: put nothing but the cookie there"
+        )
+    return _checked(found[1], f"the cookie file {path}")
 
 
 def make_cookie(path: Path) -> None:

@@ -24,8 +24,15 @@ def loop_factory(choice: str = "auto") -> Callable[[], asyncio.AbstractEventLoop
 
 
 def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
-    """Run ``main`` on a loop of its own, then end what it left running, and the loop."""
-    loop = loop_factory(choice)()
+    """Run ``main`` on a loop of its own, then end what it left running, and the loop.
+
+    Raises what ``main`` raises, and ``ValueError`` as `loop_factory` does.
+    """
+    try:
+        loop = loop_factory(choice)()
+    except ValueError:
+        main.close()  # or Python complains that it was never awaited
+        raise
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(main)

@@ -6,6 +6,7 @@ Source: "Serialization" in the README of Snex.
 from __future__ import annotations
 
 import importlib
+import reprlib
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, Literal, TypedDict
@@ -47,7 +48,7 @@ class DistinctAtom(Atom):
         return not self == other
 
     def __hash__(self) -> int:
-        return hash((DistinctAtom, str(self)))
+        return ~str.__hash__(self)  # another one than the string's, and as fast
 
     def __repr__(self) -> str:
         return f"snex.DistinctAtom({str.__repr__(self)})"
@@ -121,23 +122,33 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
 
     Raises ``ValueError`` for an unknown option or value.
     """
-    if not options:
+    if options is None:
         return base
-    pairs = options.items() if isinstance(options, Mapping) else options
     merged = dict(zip(_CHOICES, base, strict=True))
-    try:
-        for name, value in pairs:  # type: ignore[attr-defined]
-            choices = _CHOICES.get(str(name))
-            if choices is None:
-                known = ", ".join(_CHOICES)
-                raise ValueError(f"unknown encoding option {name!s}: there are {known}")
-            chosen = str(value.value if isinstance(value, Enum) else value)
-            if chosen not in choices:
-                raise ValueError(f"{name!s} cannot be {value!r}: it is one of {', '.join(choices)}")
-            merged[str(name)] = chosen
-    except TypeError:
-        raise ValueError(f"encoding options are a keyword list or a map, not {options!r}") from None
+    for name, value in _option_pairs(options):
+        choices = _CHOICES.get(str(name))
+        if choices is None:
+            known = ", ".join(_CHOICES)
+            raise ValueError(f"unknown encoding option {_short(name)}: there are {known}")
+        chosen = str(value.value if isinstance(value, Enum) else value)
+        if chosen not in choices:
+            raise ValueError(f"{name!s} is one of {', '.join(choices)}, not {_short(value)}")
+        merged[str(name)] = chosen
     return merged["binary_as"], merged["set_as"], merged["atom_as"]
+
+
+def _option_pairs(options: object) -> list[tuple[object, object]]:
+    if isinstance(options, Mapping):
+        return list(options.items())
+    if isinstance(options, list | tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in options
+    ):
+        return list(options)
+    raise ValueError(f"encoding options are a keyword list or a map, not {_short(options)}")
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)
 
 
 # --- from Elixir --------------------------------------------------------------------------------
@@ -150,6 +161,8 @@ _RAW_STRUCTS: Final = (
     "Elixir.Snex.Serde.Object",
     "Elixir.Snex.Serde.Term",
 )
+
+_SPECIAL_FLOATS: Final = ("inf", "-inf", "nan")
 
 _plain: Final = Decoder(binary_as="bytes")
 _typed: Final = Decoder(binary_as="str")
@@ -194,33 +207,44 @@ def _field(struct: dict[Any, Any], name: str) -> bytes:
     for key, value in struct.items():
         if str(key) == name and isinstance(value, bytes):
             return bytes(value)
-    raise ValueError(f"a Snex.Serde struct without its field {name}: {struct!r}")
+    raise ValueError(f"a Snex.Serde struct has no field {name}: {_short(struct)}")
 
 
 def _unwrap_binary(struct: dict[Any, Any], outer: Decoder) -> object:
     data = _plain.decode(_field(struct, "data"))[0]
     kind = _plain.decode(_field(struct, "type"))[0]
-    if not isinstance(data, bytes):
-        raise ValueError(f"Snex.Serde.binary needs a binary, not {data!r}")
-    if kind == "str":
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"Snex.Serde.binary(_, :str) is not UTF-8: {error}") from None
-    return bytearray(data) if kind == "bytearray" else data
+    if not isinstance(data, bytes) or isinstance(data, terms.Term):
+        raise ValueError(f"Snex.Serde.binary takes a binary, not {_short(data)}")
+    if kind == "bytes":
+        return data
+    if kind == "bytearray":
+        return bytearray(data)
+    if kind != "str":
+        raise ValueError(
+            f"Snex.Serde.binary makes one of {', '.join(_CHOICES['binary_as'])}, not {_short(kind)}"
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Snex.Serde.binary(_, :str) is not UTF-8: {error}") from None
 
 
 def _unwrap_float(struct: dict[Any, Any], outer: Decoder) -> object:
     value = _plain.decode(_field(struct, "value"))[0]
-    if isinstance(value, float | int | terms.Atom):
+    if type(value) in (float, int) or (isinstance(value, terms.Atom) and value in _SPECIAL_FLOATS):
         return float(value)
-    raise ValueError(f'Snex.Serde.float needs a number, :inf, :"-inf" or :nan, not {value!r}')
+    raise ValueError(f'Snex.Serde.float takes a number, :inf, :"-inf" or :nan, not {_short(value)}')
 
 
 def _unwrap_object(struct: dict[Any, Any], outer: Decoder) -> object:
     module = _typed.decode(_field(struct, "module"))[0]
     name = _typed.decode(_field(struct, "name"))[0]
     args = outer.decode(_field(struct, "args"))[0]
+    if not (isinstance(module, str) and isinstance(name, str) and isinstance(args, list)):
+        raise ValueError(
+            "Snex.Serde.object takes the names of a module and of what it has, and a list of "
+            f"arguments, not {_short((module, name, args))}"
+        )
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
@@ -275,5 +299,5 @@ def _encode_unknown(value: object) -> object:
     return _unknown(value) if _custom is None else _custom(value)
 
 
-encoder: Final = Encoder(default=_encode_unknown, special_floats="atoms", sets="mapset")
+encoder: Final = Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets="mapset")
 """The one encoder of the runtime: it has no options, a custom encoder apart."""
