@@ -447,7 +447,8 @@ class Node:
             else:
                 self._deliver(self.find(to[0] if isinstance(to, tuple) else to), message)
             return
-        self._send_encoded(to, self.encoder.encode(message), sender or self._client.pid)
+        payload = self.remote(node).encoder.encode(message)
+        self._send_encoded(to, payload, sender or self._client.pid)
 
     def _send_encoded(
         self, to: Pid | Reference | tuple[str, str], payload: bytes, sender: Pid
@@ -547,15 +548,14 @@ class Node:
         """Call ``module:function(args...)`` on another node, as ``:erpc.call/5`` does.
 
         It runs in a process of its own there. Elixir modules have their full name
-        (``Elixir.Enum``). ``decoder`` decodes the result, by default the node's. Raises `RemoteError` when the function does not return, `ConnectError`,
-        `CallTimeoutError`, `EncodeError`, `DecodeError`, `ProcessExitError` when the connection is
-        lost, and ``ValueError`` for this node itself.
+        (``Elixir.Enum``). ``decoder`` decodes the result, by default the node's. Raises
+        `RemoteError` when the function does not return, `ConnectError`, `CallTimeoutError`,
+        `EncodeError`, `DecodeError`, `ProcessExitError` when the connection is lost, and
+        ``ValueError`` for this node itself.
         """
         return await self._client.rpc(node, module, function, args, timeout, decoder)
 
-    def rpc_cast(
-        self, node: str, module: str, function: str, args: Sequence[object] = ()
-    ) -> None:
+    def rpc_cast(self, node: str, module: str, function: str, args: Sequence[object] = ()) -> None:
         """Have ``module:function(args...)`` called on another node, as ``:erpc.cast/4`` does.
 
         From any thread; what becomes of it is not told. Raises `EncodeError`, `NodeError`, and

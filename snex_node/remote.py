@@ -124,6 +124,8 @@ class RemoteNode:
         self.connection: Connection | None = None
         # Where it listens, when that is known without asking its epmd.
         self.address: tuple[str, int] | None = None
+        self.encoder = node.encoder
+        """What encodes messages and results for it: the node's, unless somebody knows better."""
         # A process there to which what we spawn there prints; asked for once per connection.
         self.group_leader: asyncio.Task[Pid] | None = None
         # ALIAS_SEND in the form that the connection asks for: sender, alias (external) -> bytes.

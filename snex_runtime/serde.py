@@ -299,5 +299,13 @@ def _encode_unknown(value: object) -> object:
     return _unknown(value) if _custom is None else _custom(value)
 
 
-encoder: Final = Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets="mapset")
-"""The one encoder of the runtime: it has no options, a custom encoder apart."""
+def _make_encoder(sets: Literal["mapset", "mapset_v2"]) -> Encoder:
+    return Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets=sets)
+
+
+encoder: Final = _make_encoder("mapset")
+"""The encoder of the runtime; it has no options, a custom encoder apart."""
+
+encoder_v2: Final = _make_encoder("mapset_v2")
+"""The same for an Elixir whose ``MapSet`` has a field ``version``, as it had up to 1.14: a set
+without it would be a set there, but not equal to one that Elixir made."""

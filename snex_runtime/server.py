@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import inspect
 import logging
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import snex
 from snex_node.control import alias_send, altact_alias_send
+from snex_node.errors import NodeError
 from snex_node.etf import DecodeError, Decoder
 from snex_node.flags import Flag
 from snex_node.gen import From, parse_call, parse_cast, parse_system
@@ -118,6 +120,7 @@ class Server(BaseProcess):
         self._codes: dict[bytes, Code] = {}
         self._calls: dict[bytes, Call] = {}
         self._running: set[Call] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
         self._requests = {
             b"eval": self._eval,
@@ -171,6 +174,16 @@ class Server(BaseProcess):
             self.environments.handle_down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
+            task = asyncio.ensure_future(self._learn_sets(str(message[1])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _learn_sets(self, name: str) -> None:
+        """Ask a node that has just connected which fields its ``MapSet`` has."""
+        with contextlib.suppress(NodeError):  # no Elixir there, or it has gone again
+            struct = await self.node.rpc(name, "Elixir.MapSet", "__struct__", decoder=_typed)
+            old = isinstance(struct, dict) and "version" in struct
+            self.node.remote(name).encoder = serde.encoder_v2 if old else serde.encoder
 
     def request_received(
         self, process: BaseProcess, data: bytes, offset: int, remote: RemoteNode
@@ -301,7 +314,7 @@ class Server(BaseProcess):
         if code.is_async:
             self._start(process, caller, remote, result, options)
             return None
-        return _OK + serde.encoder.encode(result)
+        return _OK + remote.encoder.encode(result)
 
     def _read_code(self, data: bytes, at: int) -> tuple[Code | None, int]:
         """The code at ``at`` (a binary, nil, or a ``Snex.Code``), and the offset behind it."""
@@ -351,7 +364,7 @@ class Server(BaseProcess):
         if inspect.isawaitable(result):
             self._start(process, caller, remote, _await(result), _NO_OPTIONS)
             return None
-        return _OK + serde.encoder.encode(result)
+        return _OK + remote.encoder.encode(result)
 
     # --- work that suspends ---------------------------------------------------------------------
 
@@ -387,7 +400,7 @@ class Server(BaseProcess):
                 value = await work
             finally:
                 call.over = True
-            answer = _OK + serde.encoder.encode(value)
+            answer = _OK + call.remote.encoder.encode(value)
         except Interrupted:
             answer = self._failed(caller, cancelled("timeout"))
         except asyncio.CancelledError as error:
@@ -425,6 +438,8 @@ class Server(BaseProcess):
             environment.exit(reason)
         for call in list(self._running):
             call.stop("the runtime stops")
+        for task in self._tasks:
+            task.cancel()
 
     # --- environments ---------------------------------------------------------------------------
 
