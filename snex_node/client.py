@@ -180,8 +180,9 @@ class Client(BaseProcess):
         payload = self.node.encoder.encode(list(args))
         await remote.connect()
         leader = await self._group_leader(remote)
+        owner = link if link is not None else monitor
         requested = remote.request_spawn(
-            link or monitor or self,
+            self if owner is None else owner,
             self.node.make_ref(),
             (module, function, len(args)),
             payload,

@@ -223,6 +223,10 @@ class Process(BaseProcess):
         """The number of messages that wait."""
         return len(self._mailbox)
 
+    def __bool__(self) -> bool:
+        """True, also where no message waits: ``process or other`` is about None."""
+        return True
+
     def receive(self, message: object) -> None:
         """Put ``message`` into the mailbox, or hand it to who waits for one like it."""
         if self._waiters and self._hand_over(message):

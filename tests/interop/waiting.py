@@ -7,9 +7,14 @@ import time
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    """Return when `condition()` is true, which is looked at again and again; else fail."""
+async def until(
+    condition: Callable[[], object], timeout: float = 10.0, *, pause: float = 0.005
+) -> None:
+    """Return when `condition()` is true, which is looked at again and again; else fail.
+
+    With a `pause` of 0 no turn of the event loop is missed.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not so within {timeout} s: {condition}"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause)
