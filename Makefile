@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
 PYTEST_ARGS ?=
+COMPAT_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format typecheck pytest compat bench dist clean system-packages
@@ -40,7 +41,7 @@ pytest: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 compat:
-	@tests/compat/run
+	@tests/compat/run $(COMPAT_ARGS)
 
 bench: $(VENV)/.stamp-dev
 	@$(BIN)/python -m benchmarks

@@ -19,8 +19,15 @@ GenServer.call(env, {:eval, "seen.append(word)", %{"word" => "hello"}}) |> IO.in
 GenServer.call(env, {:eval, "return len(seen), seen", %{}}) |> IO.inspect()
 GenServer.stop(env) |> IO.inspect()
 
+# Code may await, and call back: here a function that Elixir gave it, run by Elixir's Enum.
+code = "return await Elixir.Enum.map([1, 2, 3], double)" |> IO.inspect()
+GenServer.call(snex, {:eval, code, %{"double" => &(&1 * 2)}}) |> IO.inspect()
+
 # Errors are answers, with Python's traceback.
 GenServer.call(snex, {:eval, "return 1 / n", %{"n" => 0}}) |> IO.inspect()
+
+# A time limit ends the work itself, even when it blocks; the next request is served.
+GenServer.call(snex, {:eval, "while True: pass", %{}, timeout: 200}) |> elem(1) |> Map.get(:code) |> IO.inspect()
 
 # Any function of any Python module, as if it were one of Erlang's.
 :erpc.call(:"py@127.0.0.1", :statistics, :mean, [[1, 2, 3.5]]) |> IO.inspect()

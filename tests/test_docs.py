@@ -1,0 +1,78 @@
+"""What docs/architecture.md says about the code is what the code says."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from snex_node import flags
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "s": 1}
+
+
+def documented_bounds() -> dict[str, int]:
+    """The table of bounds: full name of the constant, and its value."""
+    rows = re.findall(r"^\| `(snex_[\w.]+)` \| ([\d,]+)(?: (\w+))? \|", ARCHITECTURE, re.M)
+    return {name: int(value.replace(",", "")) * UNITS[unit] for name, value, unit in rows}
+
+
+def bounds_in_code() -> set[str]:
+    """Every constant `MAX_...` of the packages."""
+    found = set()
+    for package in ("snex_node", "snex_runtime", "snex"):
+        for path in (ROOT / package).rglob("*.py"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+                targets = statement.targets if isinstance(statement, ast.Assign) else []
+                if isinstance(statement, ast.AnnAssign):
+                    targets = [statement.target]
+                found |= {
+                    f"{module}.{target.id}"
+                    for target in targets
+                    if isinstance(target, ast.Name) and target.id.startswith("MAX_")
+                }
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), documented_bounds().items())
+def test_a_bound_has_the_value_that_is_written(name: str, value: int) -> None:
+    module, _, constant = name.rpartition(".")
+    assert getattr(importlib.import_module(module), constant) == value
+
+
+def test_every_bound_is_in_the_table() -> None:
+    missing = bounds_in_code() - documented_bounds().keys()
+    assert not missing, "give each a row in docs/architecture.md, and say what happens beyond it"
+
+
+def test_the_table_of_flags_is_that_of_the_code() -> None:
+    for entry in flags.TABLE:
+        bit = entry.flag.bit_length() - 1
+        since = entry.mandatory_since or ""
+        claimed = "yes" if entry.claimed else "no"
+        row = f"| `{entry.flag.name}` | {bit} | {since} | {claimed} | {entry.why} |"
+        assert row in ARCHITECTURE.splitlines()
+
+
+def test_every_module_has_its_room() -> None:
+    for package in ("snex_node", "snex_runtime"):
+        for path in (ROOT / package).glob("[a-z]*.py"):
+            assert f"`{path.stem}`" in ARCHITECTURE, f"{package}.{path.stem} is in no room"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for link in re.findall(r"\]\((?!https:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name) if name else path
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
