@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -172,7 +173,7 @@ def check_name(name: str) -> None:
         )
 
 
-class Handshake:
+class Handshake(ABC):
     """What both sides share: message boundaries, the bytes to send, the state."""
 
     TRANSITIONS: ClassVar[Mapping[State, frozenset[State]]]
@@ -256,11 +257,11 @@ class Handshake:
             )
         return events
 
-    def _peer_name(self) -> str:
-        return "the peer"
+    @abstractmethod
+    def _peer_name(self) -> str: ...
 
-    def _handle(self, message: bytes) -> Event | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _handle(self, message: bytes) -> Event | None: ...
 
     def _next_message(self) -> bytes | None:
         received, size = self._received, self._length_size

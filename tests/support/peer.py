@@ -196,9 +196,12 @@ def _decide(handshake: Acceptor, event: NameReceived, status: Status) -> list[Ev
 
 @asynccontextmanager
 async def listening(
-    identity: Identity, epmd_port: int
+    identity: Identity, epmd_port: int, at: int | None = None
 ) -> AsyncIterator[asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
-    """Listen as a node that others find by their epmd; gives the queue of what they connect."""
+    """Listen as a node that others find by their epmd; gives the queue of what they connect.
+
+    With `at`, epmd tells that port of loopback: a proxy, say.
+    """
     connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     opened: list[asyncio.StreamWriter] = []
 
@@ -208,7 +211,7 @@ async def listening(
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
-    info = epmd.NodeInfo(identity.name.partition("@")[0], port)
+    info = epmd.NodeInfo(identity.name.partition("@")[0], at or port)
     registration = await epmd.register(info, port=epmd_port)
     try:
         yield connections
