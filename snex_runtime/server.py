@@ -122,8 +122,10 @@ class Server(BaseProcess):
         self._running: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
+        self._root = Environment(self, self.root)  # what `init` runs in; no environment of users
         self._requests = {
             b"eval": self._eval,
+            b"init": self._init_root,
             b"call": self._call,
             b"make_env": self._make_env,
             b"destroy_env": self._destroy_env,
@@ -315,6 +317,18 @@ class Server(BaseProcess):
             self._start(process, caller, remote, result, options)
             return None
         return _OK + remote.encoder.encode(result)
+
+    def _init_root(
+        self,
+        process: BaseProcess,
+        caller: From | None,
+        data: bytes,
+        at: int,
+        arity: int,
+        remote: RemoteNode,
+    ) -> bytes | None:
+        """An eval that runs in the root environment, and so prepares all that are made later."""
+        return self._eval(self._root, caller, data, at, arity, remote)
 
     def _read_code(self, data: bytes, at: int) -> tuple[Code | None, int]:
         """The code at ``at`` (a binary, nil, or a ``Snex.Code``), and the offset behind it."""
