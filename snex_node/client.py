@@ -7,6 +7,7 @@ an alias; an alias is forgotten when its call is over, so that a late answer is 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -93,7 +94,7 @@ class Client(BaseProcess):
                 node.send(to, (GEN_CALL, (self.pid, ImproperList([ALIAS], ref)), request))
             else:
                 target = name if isinstance(name, Pid) else (name, there)
-                node._send_encoded(target, call_head(self.pid, ref) + payload, self.pid)
+                node._send_encoded(target, call_head(self.pid, ref) + payload, None)
             return await limit.wait(answer)
         finally:
             del node._aliases[ref.external]
@@ -234,6 +235,13 @@ class Client(BaseProcess):
         if isinstance(found, Term):  # the node's decoder leaves pids as they are
             found = _typed.decode(found)[0]
         return found if isinstance(found, Pid) else self.pid
+
+    @property
+    def _line(self) -> object:
+        """The task or thread that calls or sends: a large message of one holds up no other."""
+        if threading.get_ident() != self.node._thread:
+            return threading.get_ident()
+        return asyncio.current_task() or self.pid
 
     # --- what comes in --------------------------------------------------------------------------
 

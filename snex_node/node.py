@@ -430,8 +430,8 @@ class Node:
     def send(self, to: Destination, message: object, *, sender: Pid | None = None) -> None:
         """Send ``message`` to a process, from any thread.
 
-        Messages with the same ``sender`` (a pid of this node; by default one that stands for the
-        node) to one process arrive in the order in which they were sent. Where there is no
+        Messages with the same ``sender`` (a pid of this node) to one process arrive in the order
+        in which they were sent; without a sender, those of one task or thread do. Where there is no
         connection one is made; a message to what does not exist is dropped, as in Erlang.
 
         Raises `EncodeError` for what is no term, and `NodeError` when too much waits for a
@@ -448,19 +448,21 @@ class Node:
                 self._deliver(self.find(to[0] if isinstance(to, tuple) else to), message)
             return
         payload = self.remote(node).encoder.encode(message)
-        self._send_encoded(to, payload, sender or self._client.pid)
+        self._send_encoded(to, payload, sender)
 
     def _send_encoded(
-        self, to: Pid | Reference | tuple[str, str], payload: bytes, sender: Pid
+        self, to: Pid | Reference | tuple[str, str], payload: bytes, sender: Pid | None
     ) -> None:
         """Send a message in external form to a process of another node."""
+        line = sender or self._client._line
+        sender = sender or self._client.pid
         if isinstance(to, Pid):
-            self.remote(to.node).send(SendSender(sender, to), payload, sender)
+            self.remote(to.node).send(SendSender(sender, to), payload, line)
         elif isinstance(to, Reference):
-            self.remote(to.node).send(AliasSend(sender, to), payload, sender)
+            self.remote(to.node).send(AliasSend(sender, to), payload, line)
         else:
             name, node = to
-            self.remote(node).send(RegSend(sender, Atom(name)), payload, sender)
+            self.remote(node).send(RegSend(sender, Atom(name)), payload, line)
 
     def reply(self, to: From, reply: object, *, sender: Pid | None = None) -> None:
         """Answer a call, from any thread. Raises `EncodeError`."""

@@ -175,6 +175,11 @@ class BaseProcess:
         self.node._remove_process(self, reason)
         self.exited(reason)
 
+    @property
+    def _line(self) -> object:
+        """Signals of the same line keep their order on a connection: those of this process."""
+        return self.pid
+
     # --- signals, as the node delivers them -----------------------------------------------------
 
     def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:

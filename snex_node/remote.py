@@ -364,12 +364,12 @@ class RemoteNode:
     def monitor(self, process: BaseProcess, target: Pid | Atom, ref: Reference) -> None:
         """``process`` monitors a process there."""
         self._monitors[ref.external] = (process, ref)
-        self.send(MonitorP(process.pid, target, ref), sender=process.pid)
+        self.send(MonitorP(process.pid, target, ref), sender=process._line)
 
     def demonitor(self, process: BaseProcess, target: Pid | Atom, ref: Reference) -> None:
         """``process`` takes a monitor back."""
         if self._monitors.pop(ref.external, None) and self._reachable:
-            self.send(DemonitorP(process.pid, target, ref), sender=process.pid)
+            self.send(DemonitorP(process.pid, target, ref), sender=process._line)
 
     def add_monitor(self, process: BaseProcess, pid: Pid, ref: Reference) -> None:
         """A monitor that the protocol has set up there already."""
@@ -435,7 +435,7 @@ class RemoteNode:
         requested = SpawnRequested(owner, ref, link=link, monitor=monitor)
         self._spawns[ref.external] = requested
         mfa = (Atom(module), Atom(name), arity)
-        self.send(SpawnRequest(ref, owner.pid, leader, mfa, options), args, owner.pid)
+        self.send(SpawnRequest(ref, owner.pid, leader, mfa, options), args, owner._line)
         return requested
 
     def process_exited(

@@ -12,6 +12,9 @@ import pytest
 from snex_node import Node
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
+from tests.support.runtime import runtime, start_runtime
+
+__all__ = ["runtime", "start_runtime"]
 
 NodeStarter = Callable[..., Any]
 

@@ -152,8 +152,9 @@ class TestErpc:
     async def test_send_request(self, beam: Beam, node: Node) -> None:
         source = """
         one = :erpc.send_request(py, m, :wait, [1])
-        two = :erpc.send_request(py, :math, :sqrt, [16])
         three = :erpc.send_request(py, m, :wait, [3])
+        # Its answer shows that the others have begun: before, there is nothing to take back.
+        two = :erpc.send_request(py, :math, :sqrt, [16])
         {:erpc.receive_response(two, 5000), :erpc.wait_response(one, 0),
          try do
            :erpc.receive_response(three, 0)
