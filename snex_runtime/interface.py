@@ -7,24 +7,31 @@ event loop of the node, from other loops and from worker threads.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
+from snex_node import etf
 from snex_node.connection import HIGH_WATER
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
-from snex_node.etf import Decoder
+from snex_node.etf import DecodeError, Decoder
 from snex_node.node import Node
-from snex_node.process import Destination
 from snex_node.terms import Pid, Reference
 from snex_node.terms import Term as RawTerm
-from snex_runtime import serde
+from snex_runtime import interrupts, serde
 from snex_runtime.origin import origin
 from snex_runtime.serde import Atom, EncodingOpts
 
 MAX_LOG_RECORDS: Final = 10_000
 """Log records that may wait, for a BEAM to be there or to take them; further ones are counted as
 dropped. At some 2 KiB each they hold 20 MiB."""
+
+SYSTEM_APPLICATION: Final = "snex"
+"""The application that the library's own notes to ``Logger`` name."""
+
+_typed: Final = Decoder(binary_as="bytes")
 
 Name = str | RawTerm
 """A module, function or node: an Atom, a str, or a `Term` that is an atom."""
@@ -60,11 +67,11 @@ class Backend(Protocol):
         function: str,
         args: list[object],
         node: str | None,
-        options: serde.Options | None,
+        decoder: Decoder | None,
     ) -> object:
-        """See `call`."""
+        """See `call`; ``decoder`` decodes the result, by default one with the usual options."""
 
-    def log(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+    def log(self, level: str, text: str, metadata: object) -> None:
         """Hand a log record to Elixir's ``Logger``, from any thread."""
 
 
@@ -78,21 +85,18 @@ class NodeBackend:
         self._loop = asyncio.get_running_loop()
         self._logs = LogQueue(self)
         self.last_origin: str | None = None
+        """The node that made a request last."""
 
     async def send(self, to: object, data: object) -> None:
         """Send ``data`` and, on the loop, wait while too much is on its way to that node."""
         destination = self.destination(to)
         self._node.send(destination, data, sender=self._sender)
-        if isinstance(destination, tuple):
-            node = destination[1]
-        else:
-            assert not isinstance(destination, str)
-            node = destination.node
-        connection = self._node.remote(node).connection if node != self._node.name else None
+        name = destination[1] if isinstance(destination, tuple) else destination.node
+        connection = self._node.remote(name).connection if name != self._node.name else None
         if connection is not None and connection.pending > HIGH_WATER:
             await self._on_loop(connection.drain())
 
-    def destination(self, to: object) -> Destination:
+    def destination(self, to: object) -> Pid | Reference | tuple[str, str]:
         """Where ``to`` is: names without a node are those of the default node."""
         to = serde.to_typed(to)
         if isinstance(to, Pid | Reference):
@@ -110,11 +114,13 @@ class NodeBackend:
         remote = origin.get()
         if remote is not None:
             return remote.name
-        if self.last_origin is not None:
-            return self.last_origin
         nodes = self._node.nodes
+        if self.last_origin in nodes:
+            return str(self.last_origin)
         if len(nodes) == 1:
             return nodes[0]
+        if not nodes:
+            raise LookupError("no BEAM is connected: connect one, or name the node to connect to")
         raise LookupError(
             f"which node is meant? {len(nodes)} are connected and no request is running: "
             "give its name, as in node='app@host'"
@@ -130,49 +136,76 @@ class NodeBackend:
         function: str,
         args: list[object],
         node: str | None,
-        options: serde.Options | None,
+        decoder: Decoder | None,
     ) -> object:
-        """Call a function in a new process; the result is decoded by ``options``."""
+        """Call a function in a new process; the result is decoded by ``decoder``."""
         name = node or self.default_node()
-        decoder = serde.decoder(options or self._options)
-        return await self._on_loop(self._call(name, module, function, args, decoder))
+        work = self._call(name, module, function, args, decoder or serde.decoder(self._options))
+        return await self._on_loop(work)
 
     async def _call(
         self, node: str, module: str, function: str, args: list[object], decoder: Decoder
     ) -> object:
+        what = f"{module}.{function}/{len(args)}"
+        outcome = _Outcome(decoder)
         try:
-            return await self._node.rpc(node, module, function, args, timeout=None, decoder=decoder)
+            return await self._node.rpc(node, module, function, args, timeout=None, decoder=outcome)
         except RemoteError as error:
-            failure = await self._describe(node, f"{module}.{function}/{len(args)}", error)
+            failure = await self._describe(node, what, error, decoder)
         except (ConnectError, ProcessExitError) as error:
-            failure = ElixirError(f"{module}.{function}/{len(args)} failed: {error}", "exit")
+            failure = ElixirError(f"{what} failed: {error}", "exit")
         raise failure
 
-    async def _describe(self, node: str, what: str, error: RemoteError) -> ElixirError:
+    async def _describe(
+        self, node: str, what: str, error: RemoteError, decoder: Decoder
+    ) -> ElixirError:
         kind = error.kind if error.kind in ("error", "exit", "throw") else "error"
+        stack = error.stack or []
+        formatted = [Atom(kind), error.reason, stack]
         try:
             text = await self._node.rpc(
-                node,
-                "Elixir.Exception",
-                "format",
-                [Atom(kind), error.reason, error.stack or []],
-                decoder=serde.decoder(),
+                node, "Elixir.Exception", "format", formatted, decoder=_typed
             )
         except NodeError:  # a bare Erlang node formats nothing
-            text = f"{kind}: {error.reason!r}\n{error.stack!r}"
-        return ElixirError(f"{what} failed on Elixir side:\n{text}", kind, error.reason)
+            text = None
+        if isinstance(text, bytes):
+            described = text.decode("utf-8", "replace")
+        else:
+            described = f"** ({kind}) {error.reason!r}\n    {stack!r}"
+        reason = _converted(error.reason, decoder)
+        return ElixirError(f"{what} failed on Elixir side:\n{described}", kind, reason)
 
-    def log(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+    def log(self, level: str, text: str, metadata: object) -> None:
         """Queue a record; it goes to the node whose request is running."""
         self._logs.put(level, text, metadata)
 
+    def log_node(self, wanted: str | None) -> str | None:
+        """Where a record goes that was made in a request of ``wanted``; None when nobody is there.
+
+        Rather to another node than nowhere.
+        """
+        nodes = self._node.nodes
+        for name in (wanted, self.last_origin):
+            if name in nodes:
+                return name
+        return nodes[0] if nodes else None
+
     async def write_log(self, node: str, args: list[object]) -> None:
         """Have ``Logger.bare_log`` called, and wait until it has been."""
-        await self._node.rpc(node, "Elixir.Logger", "bare_log", args)
+        await self._node.rpc(node, "Elixir.Logger", "bare_log", args, decoder=_typed)
+
+    @property
+    def logs_dropped(self) -> int:
+        """How many log records were lost."""
+        return self._logs.dropped
 
     def connected(self) -> None:
         """A node is there: what was logged while none was goes out."""
         self._logs.wake()
+
+    def close(self) -> None:
+        """The runtime stops."""
+        self._logs.close()
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run ``function`` on the node's loop soon."""
@@ -185,21 +218,85 @@ class NodeBackend:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
+class _Outcome(Decoder):
+    """Decodes what ``erpc:execute_call`` ends with: a result as the caller wants it, all else as it
+    is, so that an exception is told of whatever it holds.
+    """
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Decoder) -> None:
+        super().__init__(binary_as="bytes")
+        self._result = result
+
+    def decode(self, data: bytes | bytearray | memoryview, offset: int = 0) -> tuple[Any, int]:
+        """The term at ``offset``, and the offset behind it."""
+        if data[offset : offset + 2] == b"h\x03":
+            kind = self.skip(data, offset + 2)
+            if data[kind : kind + 8] == b"w\x06return":
+                ref, _ = super().decode(data, offset + 2)
+                value, end = self._value(bytes(data), kind + 8)
+                return (ref, Atom("return"), value), end
+        return super().decode(data, offset)
+
+    def _value(self, data: bytes, offset: int) -> tuple[Any, int]:
+        try:
+            return self._result.decode(data, offset)
+        except DecodeError:
+            raise
+        except Exception as error:  # of an object that the result asks for
+            raise DecodeError(f"the result cannot be converted: {error!r}", offset) from error
+
+
+def _converted(term: object, decoder: Decoder) -> object:
+    """A decoded term by the usual table; as it is where that has no way (binaries, not UTF-8)."""
+    try:
+        return decoder.decode(etf.Encoder().encode(term), 0)[0]
+    except (DecodeError, etf.EncodeError):
+        return term
+
+
+_delivering: ContextVar[bool] = ContextVar("snex_delivering_logs", default=False)
+
+
+def is_delivering_logs() -> bool:
+    """Whether the code that runs carries log records: what it logs itself must not join them."""
+    return _delivering.get()
+
+
+class LogCarrier(Protocol):
+    """What a `LogQueue` needs of a backend."""
+
+    def log_node(self, wanted: str | None) -> str | None:
+        """Where a record made in a request of ``wanted`` goes; None when nobody is there."""
+
+    async def write_log(self, node: str, args: list[object]) -> None:
+        """Have ``Logger.bare_log`` called, and wait until it has been."""
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Run ``function`` on the loop soon, from any thread."""
+
+
 class LogQueue:
     """Log records on their way to Elixir: one at a time, because each is logged by a process of its
     own there, and only what is done before the next begins stays in order.
+
+    At most ``limit`` records wait. How many were lost is told to ``Logger`` when it takes records
+    again.
     """
 
-    def __init__(self, backend: NodeBackend) -> None:
+    def __init__(self, backend: LogCarrier, limit: int = MAX_LOG_RECORDS) -> None:
         self._backend = backend
+        self._limit = limit
         self._records: deque[tuple[str | None, list[object]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self.dropped = 0
-        """Records lost because too many waited, or because there was no ``Logger``."""
+        """Records lost because too many waited, or because no ``Logger`` took them."""
+        self._reported = 0
 
-    def put(self, level: str, text: str, metadata: dict[Atom, object]) -> None:
+    def put(self, level: str, text: str, metadata: object) -> None:
         """Queue a record, from any thread."""
-        if len(self._records) >= MAX_LOG_RECORDS:
+        if len(self._records) >= self._limit:
             self.dropped += 1
             return
         remote = origin.get()
@@ -208,25 +305,49 @@ class LogQueue:
         self._backend.call_soon(self.wake)
 
     def wake(self) -> None:
-        """Write what waits, unless that is under way."""
-        if self._writer is None and self._records:
+        """Write what waits, unless that is under way, or nobody is there."""
+        if self._writer is None and self._records and self._next_node() is not None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
+    def close(self) -> None:
+        """Write no more."""
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def _next_node(self) -> str | None:
+        return self._backend.log_node(self._records[0][0])
+
     async def _write(self) -> None:
+        _delivering.set(True)
         try:
             while self._records:
-                node, args = self._records[0]
-                try:
-                    node = node or self._backend.default_node()
-                except LookupError:
-                    return  # nobody is there; the next connection wakes us
+                node = self._next_node()
+                if node is None:
+                    return  # the next connection wakes us
+                taken = await self._deliver(node, self._records[0][1])
                 self._records.popleft()
-                try:
-                    await self._backend.write_log(node, args)
-                except NodeError:
-                    self.dropped += 1
+                if taken and not self._records and self.dropped > self._reported:
+                    await self._report(node)
+        except ConnectError:
+            return  # nobody is there after all, and the record waits on
         finally:
             self._writer = None
+
+    async def _deliver(self, node: str, args: list[object]) -> bool:
+        try:
+            await self._backend.write_log(node, args)
+        except ConnectError:
+            raise
+        except Exception:  # a record without a term, a node without a Logger: the next may do
+            self.dropped += 1
+            return False
+        return True
+
+    async def _report(self, node: str) -> None:
+        lost, self._reported = self.dropped - self._reported, self.dropped
+        text = f"{lost} log records of Python were dropped"
+        metadata = {Atom("application"): Atom(SYSTEM_APPLICATION)}
+        await self._deliver(node, [Atom("warning"), text, metadata])
 
 
 _backend: Backend | None = None
@@ -243,8 +364,18 @@ def current_backend() -> Backend | None:
     return _backend
 
 
+def _forget_backend() -> None:
+    set_backend(None)
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked child shares the parent's sockets; what it wrote there would cut the parent off.
+    os.register_at_fork(after_in_child=_forget_backend)
+
+
 def get_backend() -> Backend:
     """What they go through. Raises ``RuntimeError`` where there is none."""
+    interrupts.checkpoint()
     if _backend is None:
         raise RuntimeError(
             "this process is not connected to a BEAM: run it under snex-node, or let snex.serve "
@@ -259,7 +390,8 @@ async def send(to: object, data: object) -> None:
     ``to`` is a pid, an alias, a registered name (of the node whose request is running), or
     ``(name, node)``. Messages from one task to one process arrive in the order of the calls. A
     message to a process that does not exist is dropped. Raises ``TypeError`` for data that cannot
-    be serialized, or a destination that is none.
+    be serialized, or a destination that is none, ``LookupError`` for a name when it is not clear of
+    which node, and ``RuntimeError`` where no BEAM can be reached from this process.
 
     >>> async def report(pid: object) -> None:
     ...     await send(pid, {"progress": 0.5})
@@ -273,14 +405,15 @@ async def cast(
     """Call a function on the BEAM in a new process, without waiting for it.
 
     ``module`` and ``function`` are names; Elixir modules have their full one (``Elixir.Enum``).
-    ``node`` is where, by default the node whose request is running.
+    ``node`` is where, by default the node whose request is running. Raises what `call` raises
+    before anything is sent; what becomes of the function is not told.
 
     >>> async def log(text: str) -> None:
     ...     await cast("Elixir.IO", "puts", [text])
     """
     where = None if node is None else _name(node, "node")
     named = _name(module, "module"), _name(function, "function")
-    await get_backend().cast(*named, list(args), where)
+    await get_backend().cast(*named, _arguments(args), where)
 
 
 async def call(
@@ -294,18 +427,21 @@ async def call(
     """Call a function on the BEAM in a new process, and return its result.
 
     ``result_encoding_opts`` say how the result becomes Python objects. Raises `ElixirError` when
-    the function does not return, ``TypeError`` for arguments that cannot be serialized. A cancelled
-    call is abandoned: its process goes on, its result is dropped.
+    the function does not return, ``TypeError`` for arguments that cannot be serialized,
+    ``ValueError`` for a name that is no atom, an unknown option, or a result that the options
+    cannot convert, ``LookupError`` when no node is given and it is not clear which is meant, and
+    ``RuntimeError`` where no BEAM can be reached from this process. A cancelled call is abandoned:
+    its process goes on, its result is dropped.
 
     >>> async def now() -> str:
     ...     return await call("Elixir.DateTime", "utc_now", [])
     """
-    options = None
+    decoder = None
     if result_encoding_opts is not None:
-        options = serde.merge_options(result_encoding_opts)
+        decoder = serde.decoder(serde.merge_options(result_encoding_opts))
     where = None if node is None else _name(node, "node")
     return await get_backend().call(
-        _name(module, "module"), _name(function, "function"), list(args), where, options
+        _name(module, "module"), _name(function, "function"), _arguments(args), where, decoder
     )
 
 
@@ -315,7 +451,15 @@ def _name(value: Name, what: str) -> str:
         raise TypeError(
             f"{what} takes a name (str, Atom, or a Term that is an atom), not {value!r}"
         )
-    return str(typed)
+    return str(Atom(typed))
+
+
+def _arguments(args: Iterable[object]) -> list[object]:
+    if isinstance(args, str | bytes | bytearray):
+        raise TypeError(
+            f"the arguments of a function are a list, not {args!r:.100}: [{args!r:.100}]"
+        )
+    return list(args)
 
 
 class BeamModuleProxy:
@@ -335,10 +479,11 @@ class BeamModuleProxy:
         self._function = function_name
 
     def __getattr__(self, name: str) -> BeamModuleProxy:
+        # The slots are asked for here only before they are set, as `copy` and `pickle` do.
+        if (name.startswith("__") and name.endswith("__")) or name in BeamModuleProxy.__slots__:
+            raise AttributeError(name)
         if self._function is not None:
             raise AttributeError(f"{self!r} is a function and has no {name}")
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
         if name[:1].isupper():
             return BeamModuleProxy(f"{self._module}.{name}")
         return BeamModuleProxy(self._module, name)

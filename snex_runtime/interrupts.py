@@ -52,6 +52,17 @@ current: ContextVar[Deadline | None] = ContextVar("snex_deadline", default=None)
 """The deadline of what is running; tasks started by it inherit it."""
 
 
+def checkpoint() -> None:
+    """Raise `Interrupted` in an evaluation that blocks beyond its deadline.
+
+    For the library's own functions that user code calls: they are not interrupted inside, and code
+    that does little else would hardly ever be met outside of them.
+    """
+    work = current.get()
+    if work is not None and not work.over and time.monotonic() >= work.deadline + GRACE:
+        raise Interrupted("the evaluation is over its deadline")
+
+
 class Interrupter:
     """Watches the work of one runtime; `check` is called by the guardian's thread.
 
@@ -127,4 +138,4 @@ def _snapshot(running: Iterable[Deadline]) -> list[Deadline]:
     return list(running)
 
 
-__all__ = ["Deadline", "Interrupted", "Interrupter", "current"]
+__all__ = ["Deadline", "Interrupted", "Interrupter", "checkpoint", "current"]

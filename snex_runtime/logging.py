@@ -64,7 +64,12 @@ class LoggingHandler(logging.Handler):
         self._extra_keys = frozenset(extra_metadata_keys or ())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send ``record`` as ``Logger.bare_log(level, text, metadata)``."""
+        """Send ``record`` as ``Logger.bare_log(level, text, metadata)``.
+
+        Records that carrying records makes are left out: each would make the next.
+        """
+        if interface.is_delivering_logs():
+            return
         try:
             text = self.format(record).encode("utf-8", "backslashreplace").decode("utf-8")
             level = elixir_level(record.levelno)
