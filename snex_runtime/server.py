@@ -18,6 +18,7 @@ import time
 from collections.abc import Coroutine
 from importlib import metadata
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - its own name says too little
 from typing import TYPE_CHECKING, Any, Final
 
 import snex
@@ -59,6 +60,14 @@ MAX_CODES: Final = 1024
 MAX_CODE: Final = 64 * 1024
 """Bytes above which a snippet is not: with `MAX_CODES` that bounds them to 64 MiB."""
 
+MAX_REPLY: Final = 1024 * 1024 * 1024
+"""Longest reply, in bytes; a longer one is answered with an error. It is what a node of ours takes
+in one message, and it has to be held twice while it is sent."""
+
+CLEANUP: Final = 1.0
+"""Seconds that the ``finally`` blocks of cancelled work may block the loop, before they too are
+interrupted; they may take any time that leaves the loop its turns."""
+
 _SYSTEM_HEAD: Final = b"h\x03w\x06system"
 _OK: Final = b"h\x02w\x02ok"
 _OK_ATOM: Final = b"w\x02ok"
@@ -70,6 +79,7 @@ _u32 = Struct(">I").unpack_from
 
 # Requests and options are read with pids as pids and text as str, whatever the user's options are.
 _typed: Final = Decoder(binary_as="str")
+_bytes: Final = Decoder()
 
 _log = logging.getLogger(__name__)
 
@@ -100,18 +110,34 @@ class Call(Deadline):
         self.stopped = why
         if self.task is not None:
             self.task.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
+            self._grant_cleanup()
+
+    def _grant_cleanup(self) -> None:
+        """Put the deadline off as long as the loop has its turns."""
+        self.deadline = time.monotonic() + CLEANUP
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(CLEANUP / 2, self._grant_cleanup)
 
 
 class Server(BaseProcess):
     """The runtime of a node.
 
-    ``options`` are the encoding options of requests that bring none of their own.
+    ``options`` are the encoding options of requests that bring none of their own; ``max_reply``
+    bounds the length of a reply, in bytes.
     """
 
     def __init__(
-        self, node: Node, *, name: str = "snex", options: serde.Options = serde.DEFAULTS
+        self,
+        node: Node,
+        *,
+        name: str = "snex",
+        options: serde.Options = serde.DEFAULTS,
+        max_reply: int = MAX_REPLY,
     ) -> None:
         super().__init__(node)
+        self._max_reply = max_reply
         self.environments = Environments(self)
         self.options = options
         self._builtin: Variables = {"__builtins__": builtins, "__name__": "__snex__"}
@@ -120,6 +146,7 @@ class Server(BaseProcess):
         self._codes: dict[bytes, Code] = {}
         self._calls: dict[bytes, Call] = {}
         self._running: set[Call] = set()
+        self._guarded: set[Deadline] = set()  # what the guardian looks at: work with a time limit
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
         self._root = Environment(self, self.root)  # what `init` runs in; no environment of users
@@ -135,9 +162,17 @@ class Server(BaseProcess):
         interface.set_backend(self.backend)
         node.monitor_nodes(self)
         self.provide(snex=snex, Elixir=interface.Elixir)
-        # What runs the loop stands around tasks that user code started.
-        boundaries = (Code.run, Server._finish, Server._call, _await, loops.run)
-        self._interrupter = Interrupter(self._running, [f.__code__ for f in boundaries])
+        # What runs the loop stands around tasks that user code started; the last one around a
+        # custom encoder.
+        boundaries = (
+            Code.run,
+            Server._finish,
+            Server._call,
+            _await,
+            loops.run,
+            serde._encode_unknown,
+        )
+        self._interrupter = Interrupter(self._guarded, [f.__code__ for f in boundaries])
         self._interrupter.install()
         node.guardian.add_check(self._interrupter.check)
         self.register(name)
@@ -152,17 +187,31 @@ class Server(BaseProcess):
 
         ``timeout`` is in seconds.
         """
+        limit = Deadline(timeout)
         try:
             code = compile_code(source, file)
-            limit = Deadline(timeout)
             result = self._interrupter.run(limit, lambda: code.run(self.root))
             if code.is_async:
-                await asyncio.wait_for(_await(result), timeout)
-        except (asyncio.TimeoutError, Interrupted):
-            return Failure("init_script_timeout", f"not done within {timeout} s")
+                await self._init_async(result, limit, timeout)
+        except Interrupted:
+            return _init_timeout(timeout)
+        except asyncio.TimeoutError as error:
+            own = time.monotonic() < limit.deadline  # the script's own, and not its time limit
+            return from_exception(error) if own else _init_timeout(timeout)
         except Exception as error:
             return from_exception(error)
         return None
+
+    async def _init_async(self, work: Any, limit: Deadline, timeout: float | None) -> None:
+        limit.over = False
+        self._guarded.add(limit)
+        token = current.set(limit)
+        try:
+            await asyncio.wait_for(_await(work), timeout)
+        finally:
+            limit.over = True
+            current.reset(token)
+            self._guarded.discard(limit)
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -240,9 +289,8 @@ class Server(BaseProcess):
         remote: RemoteNode,
     ) -> bytes | None:
         """The encoded answer, or None when it comes later (or nobody waits for one)."""
-        tag = data[at]
-        if tag == 104 and data[at + 2] == 119:
-            end = at + 4 + data[at + 3]
+        end = _tag_end(data, at)
+        if end:
             handler = self._requests.get(data[at + 4 : end])
             if handler is not None:
                 return handler(process, caller, data, end, data[at + 1], remote)
@@ -255,6 +303,8 @@ class Server(BaseProcess):
         raise BadRequest(f"unknown request: {text[:200]}{'...' if len(text) > 200 else ''}")
 
     def _answer(self, sender: BaseProcess, caller: From, remote: RemoteNode, answer: bytes) -> None:
+        if len(answer) > self._max_reply:
+            answer = self._failed(caller, self._too_long(answer))
         connection = remote.connection
         if connection is not None and caller.alias is not None:
             # The way of nearly every answer: `Node.reply_encoded`, with what is known here.
@@ -263,6 +313,13 @@ class Server(BaseProcess):
             connection.send(make(sender.pid, caller.alias), payload, sender.pid)
         else:
             self.node.reply_encoded(caller, answer, sender=sender.pid)
+
+    def _too_long(self, answer: bytes) -> Failure:
+        reason = (
+            f"the result takes {len(answer)} bytes, and a reply has at most {self._max_reply}: "
+            "return it in parts, or write it to a file"
+        )
+        return Failure("python_runtime_error", reason)
 
     def _failed(self, caller: From | None, failure: Failure) -> bytes:
         if caller is None:
@@ -309,14 +366,14 @@ class Server(BaseProcess):
             variables.update(read_variables(decoder, data, at))
         if code is None:
             return _OK + b"w\x03nil"
-        if options.timeout is None or code.is_async:
-            result = code.run(variables)
-        else:
-            result = self._interrupter.run(Deadline(options.timeout), lambda: code.run(variables))
         if code.is_async:
-            self._start(process, caller, remote, result, options)
+            self._start(process, caller, remote, code.run(variables), options)
             return None
-        return _OK + remote.encoder.encode(result)
+        if options.timeout is None:
+            return _OK + remote.encoder.encode(code.run(variables))
+        return self._interrupter.run(
+            Deadline(options.timeout), lambda: _OK + remote.encoder.encode(code.run(variables))
+        )
 
     def _init_root(
         self,
@@ -332,7 +389,10 @@ class Server(BaseProcess):
 
     def _read_code(self, data: bytes, at: int) -> tuple[Code | None, int]:
         """The code at ``at`` (a binary, nil, or a ``Snex.Code``), and the offset behind it."""
-        end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else _typed.skip(data, at)
+        try:
+            end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else _typed.skip(data, at)
+        except (IndexError, StructError):
+            raise BadRequest("the request ends before its code does") from None
         raw = data[at:end]
         code = self._codes.get(raw)
         if code is None:
@@ -392,6 +452,8 @@ class Server(BaseProcess):
     ) -> None:
         call = Call(process, caller, remote, options)
         self._running.add(call)
+        if options.timeout is not None:
+            self._guarded.add(call)
         ref = caller.ref if caller is not None else None
         if ref is not None:
             self._calls[ref] = call
@@ -411,10 +473,9 @@ class Server(BaseProcess):
         caller = call.caller
         try:
             try:
-                value = await work
+                answer = _OK + call.remote.encoder.encode(await work)
             finally:
                 call.over = True
-            answer = _OK + call.remote.encoder.encode(value)
         except Interrupted:
             answer = self._failed(caller, cancelled("timeout"))
         except asyncio.CancelledError as error:
@@ -426,6 +487,7 @@ class Server(BaseProcess):
             answer = self._failed(caller, from_exception(error))
         finally:
             self._running.discard(call)
+            self._guarded.discard(call)
             if call.timer is not None:
                 call.timer.cancel()
             if caller is not None and caller.ref is not None:
@@ -445,7 +507,9 @@ class Server(BaseProcess):
 
     def exited(self, reason: object) -> None:
         """Stop everything: environments are freed, work is cancelled."""
-        interface.set_backend(None)
+        if interface.current_backend() is self.backend:
+            interface.set_backend(None)
+        self.backend.close()
         self.node.guardian.remove_check(self._interrupter.check)
         self._interrupter.remove()
         for environment in self.environments.all():
@@ -468,11 +532,13 @@ class Server(BaseProcess):
     ) -> bytes | None:
         if arity not in (2, 3):
             raise BadRequest(f"a make_env request has 2 or 3 elements, not {arity}")
+        if caller is None:
+            raise BadRequest("make_env is a call: without an answer nobody would have the pid")
         raw: object = None
         if arity == 3:
             raw = _typed.decode(data, _typed.skip(data, at))[0]
         options = _options(raw, ("from", "handle", "encoding_opts"))
-        handle = options.get("handle", caller.pid if caller is not None else None)
+        handle = options.get("handle", caller.pid)
         encoding = serde_options(options.get("encoding_opts"), self.options)
         variables = self.root.copy()
         copy_into(variables, self._sources(options.get("from")), self._builtin)
@@ -514,6 +580,8 @@ class Server(BaseProcess):
         arity: int,
         remote: RemoteNode,
     ) -> bytes | None:
+        if arity != 2:
+            raise BadRequest(f"a destroy_env request has 2 elements, not {arity}")
         pid, _ = _typed.decode(data, at)
         if not isinstance(pid, Pid):
             raise BadRequest(f"destroy_env takes an environment's pid, not {pid!r}")
@@ -533,6 +601,8 @@ class Server(BaseProcess):
     ) -> bytes | None:
         if not isinstance(process, Environment):
             raise BadRequest("a handle request goes to an environment")
+        if arity != 2:
+            raise BadRequest(f"a handle request has 2 elements, not {arity}")
         handle = _handle(_typed.decode(data, at)[0])
         self.environments.set_handle(process, handle)
         return _OK_ATOM
@@ -557,6 +627,14 @@ class Server(BaseProcess):
             Atom("bytes_in"): sum(c.bytes_in for c in connections),
             Atom("bytes_out"): sum(c.bytes_out for c in connections),
         }
+
+
+def _tag_end(data: bytes, at: int) -> int:
+    """Where the atom ends that a tuple at ``at`` begins with; 0 when there is no such tuple."""
+    try:
+        return at + 4 + data[at + 3] if data[at] == 104 and data[at + 2] == 119 else 0
+    except IndexError:
+        return 0
 
 
 class _EvalOptions:
@@ -658,7 +736,9 @@ def read_variables(decoder: Decoder, data: bytes, at: int) -> Variables:
 def _with_names(variables: dict[Any, object]) -> Variables:
     named: Variables = {}
     for name, value in variables.items():
-        if isinstance(name, bytes | bytearray) and not isinstance(name, serde.Term):
+        if isinstance(name, serde.Term):  # a binary under `binary_as: :bytearray`
+            name = serde.to_typed(name)
+        if isinstance(name, bytes):
             named[bytes(name).decode("utf-8", "replace")] = value
         elif isinstance(name, str):
             named[str.__str__(name)] = value
@@ -679,15 +759,28 @@ def _locate(decoder: Decoder, data: bytes, at: int, error: DecodeError) -> Excep
                 _, position = decoder.decode(data, position)
             except DecodeError as found:
                 reason = f"variable {str(name)!r} cannot be converted: {found}"
-                return Failure("python_runtime_error", reason)
+                return Failure("python_runtime_error", reason + _remedy(data, position))
     except (DecodeError, IndexError):
         return error
     return error
 
 
+def _remedy(data: bytes, at: int) -> str:
+    """What to do about a value that only its texts keep from being decoded; else nothing."""
+    try:
+        _bytes.decode(data, at)
+    except DecodeError:
+        return ""
+    return ". Send `encoding_opts: [binary_as: :bytes]` with the request to have it as bytes"
+
+
 def _variables_of(process: BaseProcess) -> Variables:
     assert isinstance(process, Environment)
     return process.variables
+
+
+def _init_timeout(timeout: float | None) -> Failure:
+    return Failure("init_script_timeout", f"not done within {timeout} s")
 
 
 async def _await(awaitable: Any) -> object:
