@@ -68,7 +68,7 @@ class TestMakingAndCopying:
             [1, none, none, none],
             [none, 1, 1, none],
             [1, 1, 2, none],
-            [none, none, 1, 2],
+            [1, none, 1, 2],
             [none, none, none, none],
             [1, 9, 1, none],
             None,
