@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,27 @@ def test_every_module_has_its_room() -> None:
     for package in ("snex_node", "snex_runtime"):
         for path in (ROOT / package).glob("[a-z]*.py"):
             assert f"`{path.stem}`" in ARCHITECTURE, f"{package}.{path.stem} is in no room"
+
+
+def help_of(*command: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "snex_runtime", *command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_commands_and_options_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = readme[readme.index("## Command line") : readme.index("## The contract")]
+    commands = set(re.findall(r"`snex-node ([a-z]+)", part))
+    assert commands <= set(re.findall(r"^    ([a-z]+) ", help_of(), re.M))
+    helps = "".join(help_of(command) for command in commands)
+    options = set(re.findall(r"`(--[a-z-]+)", part))
+    assert len(options) > 10
+    assert {option for option in options if option not in helps} == set()
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/architecture.md"])

@@ -101,6 +101,13 @@ def readme_session() -> list[tuple[str, str]]:
     return session
 
 
+def readme_python(part: str) -> str:
+    """The block of Python code of the README that has ``part`` in it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if part in b)
+    return str(block)
+
+
 def without_pids(text: str) -> str:
     return re.sub(r"#PID<\d+\.\d+\.\d+>", "#PID<>", text)
 
@@ -114,6 +121,51 @@ def test_the_readme_shows_what_the_session_really_gives(terminals: Terminals) ->
     with terminals.python("-m", "snex_runtime", "start"):
         printed = terminals.elixir("iex_session.exs")
     assert without_pids(printed) == without_pids("".join(f"{value}\n" for _, value in session))
+
+
+async def test_the_readme_calls_the_beam_as_it_says(terminals: Terminals) -> None:
+    code = readme_python("snex.send(pid")
+    with terminals.python("-m", "snex_runtime", "start"):
+        async with Beam.start(epmd_port=terminals.epmd_port, cookie=terminals.cookie) as beam:
+            received = await beam.eval(
+                """
+                snex = {:snex, :"py@127.0.0.1"}
+                variables = %{"pid" => self(), "mapper" => &(&1 * 2)}
+                {:ok, nil} = GenServer.call(snex, {:eval, code, variables})
+                log = "logging.warning('logged')"
+                {:ok, nil} = GenServer.call(snex, {:eval, "import logging\\n" <> log, %{}})
+                receive do
+                  message -> message
+                end
+                """,
+                code=code,
+            )
+            assert received == {b"progress": 0.5}
+            await beam.wait_log("hello")
+            await beam.wait_log("logged")
+
+
+async def test_the_node_of_the_readme_calls_and_is_called(terminals: Terminals) -> None:
+    code = readme_python("class Counter").replace("        print(", "        print('ready', ")
+    options = {"name": "app", "cookie": "secret", "epmd_port": terminals.epmd_port}
+    async with Beam.start(**options) as beam:  # type: ignore[arg-type]
+        await beam.eval(
+            """
+            {:module, _, _, _} =
+              defmodule Status do
+                use GenServer
+                def init(nil), do: {:ok, nil}
+                def handle_call(:status, _from, nil), do: {:reply, :fine, nil}
+              end
+
+            {:ok, _} = GenServer.start(Status, nil, name: :server)
+            """
+        )
+        with terminals.python("-u", "-c", code) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready fine\n"
+            call = 'GenServer.call({:counter, :"py@127.0.0.1"}, :next)'
+            assert [await beam.eval(call), await beam.eval(call)] == [1, 2]
 
 
 def test_a_genserver_in_python_called_from_elixir(terminals: Terminals) -> None:
