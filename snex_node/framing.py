@@ -212,7 +212,7 @@ class FrameReader:
                 return
             self.frames += 1
             message: Message | Skipped | None
-            if headers and data[position + 4 : position + 7] == _WHOLE:
+            if headers and length > 2 and data[position + 4 : position + 7] == _WHOLE:
                 message = self._read_message(data, position + 7, end)
             else:
                 message = self._read_frame(data, position + 4, end)
@@ -258,8 +258,9 @@ class FrameReader:
         return Message(found.control, found.data, found.offset + 1)
 
     def _read_message(self, data: bytes, start: int, end: int) -> Message | Skipped:
-        # What is kept of a message must not keep a whole read, unless it is nearly all of that.
-        if end != len(data) or start > _HEADER_MOST:
+        # What is kept of a message must not keep a whole read, unless it is nearly all of that;
+        # and then it need not be copied, which counts when it is large.
+        if end - start < FRAGMENT_SIZE or end != len(data) or start > _HEADER_MOST:
             data, start = data[start:end], 0
         try:
             message, offset = control.decode(data, start)
@@ -402,6 +403,12 @@ class FrameWriter:
         return Fragments(self._sequence, message, payload)
 
 
+class _Turn(NamedTuple):
+    """Where, among the small messages, a sender's large one begins to take its turns."""
+
+    sender: object
+
+
 class SendQueue:
     """What waits to be written on one connection, in the order in which it may be written.
 
@@ -418,10 +425,10 @@ class SendQueue:
         self._writer = writer
         # What a write did not take: it may begin inside of a frame, so it goes before all else.
         self._rest: deque[bytes | memoryview] = deque()
-        self._ready: deque[bytes] = deque()
+        self._ready: deque[bytes | _Turn] = deque()
         self._ready_taken = 0
-        # Senders with a large message under way, in the order of their turns, and what each has
-        # sent from that message on.
+        # Senders whose large message is under way, in the order of their turns; and what each has
+        # sent from that message on, while it is under way or among what is ready.
         self._turns: deque[object] = deque()
         self._waiting: dict[object, deque[bytes | Fragments]] = {}
 
@@ -441,7 +448,7 @@ class SendQueue:
         waiting = self._waiting.get(sender)
         if waiting is None:
             self._waiting[sender] = deque((fragments,))
-            self._turns.append(sender)
+            self._ready.append(_Turn(sender))
         else:
             waiting.append(fragments)
 
@@ -474,7 +481,11 @@ class SendQueue:
             if rest:
                 buffer = rest.popleft()
             elif ready and (not turns or self._ready_taken < FRAGMENT_SIZE):
-                buffer = ready.popleft()
+                frame = ready.popleft()
+                if isinstance(frame, _Turn):
+                    turns.append(frame.sender)
+                    continue
+                buffer = frame
                 self._ready_taken += len(buffer)
             elif turns:
                 head, buffer = self._take_fragment()
@@ -512,7 +523,7 @@ class SendQueue:
         while waiting:
             frame = waiting[0]
             if isinstance(frame, Fragments):
-                self._turns.append(sender)
+                self._ready.append(_Turn(sender))
                 return fragment
             self._ready.append(frame)
             waiting.popleft()
