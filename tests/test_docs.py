@@ -68,6 +68,15 @@ def test_every_module_has_its_room() -> None:
             assert f"`{path.stem}`" in ARCHITECTURE, f"{package}.{path.stem} is in no room"
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_every_request_is_in_the_contract(document: str) -> None:
+    server = (ROOT / "snex_runtime" / "server.py").read_text(encoding="utf-8")
+    requests = re.findall(r'^ +b"(\w+)": self\._', server, re.M)
+    assert {"eval", "make_env"} <= set(requests)
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert [name for name in requests if f"| `{{:{name}," not in text] == []
+
+
 def help_of(*command: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "snex_runtime", *command, "--help"],
