@@ -80,8 +80,9 @@ async def server(beam: Beam, inbox: Process, server_module: None) -> Pid:
 
 async def still_usable(node: Node, beam: Beam) -> None:
     """What was given up left nothing behind, here or there."""
-    assert await node.rpc(beam.name, "erlang", "abs", [-1]) == 1
     assert await node.ping(beam.name)
+    # Comes behind the end of the ping's monitor, and its own ends with its process.
+    assert await node.rpc(beam.name, "erlang", "abs", [-1]) == 1
     assert node._aliases == {}
     assert node._client._on_down == {}
     assert not node._client._monitors
@@ -409,37 +410,35 @@ class TestSpawn:
     async def test_given_up_before_the_answer(self, beam: Beam, node: Node, ends: str) -> None:
         """What is linked to nobody any more must not stay: OTP ends it, and so do we."""
         await node.rpc(beam.name, "erlang", "node")  # connected, and knows where to print
-        name = Atom(f"abandoned_{ends}")
         source = """
         defmodule Snex.Test.Abandoned do
-          def wait(name) do
-            Process.flag(:trap_exit, true)
-            receive do {:EXIT, _, reason} -> :persistent_term.put(name, reason) end
-          end
+          def wait(), do: Process.sleep(:infinity)
         end
         """
         await beam.eval("Code.ensure_loaded?(Snex.Test.Abandoned) || Code.eval_string(s)", s=source)
         owner = Process(node)
+        module = "Elixir.Snex.Test.Abandoned"
         spawning = asyncio.ensure_future(
-            node.spawn(
-                beam.name, "Elixir.Snex.Test.Abandoned", "wait", [name], link=owner, monitor=owner
-            )
+            node.spawn(beam.name, module, "wait", link=owner, monitor=owner)
         )
-        await until(lambda: node.remote(beam.name)._spawns, pause=0)
+        spawns = node.remote(beam.name)._spawns
+        await until(lambda: spawns, pause=0)
         if ends == "cancelled":
             spawning.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await spawning
         else:
             owner.exit(Atom("over"))
-            await spawning
-        poll = """
-        Enum.find_value(Stream.repeatedly(fn -> :persistent_term.get(name, nil) end), & &1)
-        """
-        expected = "abandoned" if ends == "cancelled" else "over"
-        assert await beam.eval(poll, name=name) == expected
-        assert not node.remote(beam.name)._links
+            assert isinstance(await spawning, Pid)
+        await until(lambda: not spawns)  # it has been started
         await still_usable(node, beam)
+        assert not node.remote(beam.name)._links
+        waiting = """
+        Enum.filter(Process.list(), fn pid ->
+          Process.info(pid, :initial_call) == {:initial_call, {Snex.Test.Abandoned, :wait, 0}}
+        end)
+        """
+        assert await beam.eval(waiting) == []
 
 
 class TestNodeEvents:
