@@ -129,7 +129,7 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
         choices = _CHOICES.get(str(name))
         if choices is None:
             known = ", ".join(_CHOICES)
-            raise ValueError(f"unknown encoding option {_short(name)}: there are {known}")
+            raise ValueError(f"unknown encoding option {_short(str(name))}: there are {known}")
         chosen = str(value.value if isinstance(value, Enum) else value)
         if chosen not in choices:
             raise ValueError(f"{name!s} is one of {', '.join(choices)}, not {_short(value)}")

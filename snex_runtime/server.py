@@ -87,7 +87,7 @@ _log = logging.getLogger(__name__)
 class Call(Deadline):
     """A request under way that has suspended."""
 
-    __slots__ = ("caller", "continues", "remote", "sender", "stopped", "task", "timer")
+    __slots__ = ("begun", "caller", "continues", "remote", "sender", "stopped", "task", "timer")
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Call(Deadline):
         self.caller = caller
         self.remote = remote
         self.continues = options.continues
+        self.begun = False
         self.stopped: str | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -108,7 +109,8 @@ class Call(Deadline):
     def stop(self, why: str) -> None:
         """Cancel the work; its `finally` blocks run."""
         self.stopped = why
-        if self.task is not None:
+        if self.task is not None and self.begun:
+            # A task that is cancelled before it begins would not even clean up.
             self.task.cancel()
         if self.timer is not None:
             self.timer.cancel()
@@ -362,13 +364,15 @@ class Server(BaseProcess):
         else:
             raise BadRequest(f"an eval request has 3 or 4 elements, not {arity}")
         variables = self.root.copy() if process is self else _variables_of(process)
-        if data[at : at + 5] != b"t\0\0\0\0":
-            variables.update(read_variables(decoder, data, at))
+        given = read_variables(decoder, data, at) if data[at : at + 5] != b"t\0\0\0\0" else None
+        if code is not None and code.is_async:
+            work = _run_with(code, variables, given) if given else code.run(variables)
+            self._start(process, caller, remote, work, options)
+            return None
+        if given is not None:
+            variables.update(given)
         if code is None:
             return _OK + b"w\x03nil"
-        if code.is_async:
-            self._start(process, caller, remote, code.run(variables), options)
-            return None
         if options.timeout is None:
             return _OK + remote.encoder.encode(code.run(variables))
         return self._interrupter.run(
@@ -471,7 +475,11 @@ class Server(BaseProcess):
 
     async def _finish(self, call: Call, work: Coroutine[object, object, object]) -> None:
         caller = call.caller
+        call.begun = True
         try:
+            if call.stopped is not None:
+                work.close()
+                raise asyncio.CancelledError
             try:
                 answer = _OK + call.remote.encoder.encode(await work)
             finally:
@@ -781,6 +789,15 @@ def _variables_of(process: BaseProcess) -> Variables:
 
 def _init_timeout(timeout: float | None) -> Failure:
     return Failure("init_script_timeout", f"not done within {timeout} s")
+
+
+async def _run_with(code: Code, variables: Variables, given: Variables) -> object:
+    """Run code that awaits, and set its variables when it begins, which may be a turn later.
+
+    Set any sooner, they would be those of whatever else begins in the environment in that turn.
+    """
+    variables.update(given)
+    return await _await(code.run(variables))
 
 
 async def _await(awaitable: Any) -> object:
