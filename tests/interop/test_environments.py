@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tests.support.beam import Beam
 from tests.support.runtime import Runtime, until
@@ -18,7 +19,7 @@ gone = fn env -> catch_exit = try do call.(env, :ping) catch :exit, {r, _} -> r 
 """
 
 
-async def elixir(beam: Beam, runtime: Runtime, source: str, **bindings: object) -> object:
+async def elixir(beam: Beam, runtime: Runtime, source: str, **bindings: Any) -> object:
     # Every helper is used, or the compiler warns on the BEAM.
     used = "_ = {snex, call, value, make, down, gone}\n"
     return await beam.eval(HELPERS + used + source, py=runtime.name, **bindings)
@@ -26,7 +27,7 @@ async def elixir(beam: Beam, runtime: Runtime, source: str, **bindings: object) 
 
 async def no_environments(beam: Beam, runtime: Runtime) -> None:
     async def none() -> bool:
-        return (await runtime.info(beam))["environments"] == 0
+        return bool((await runtime.info(beam))["environments"] == 0)
 
     await until(none)
 
@@ -58,7 +59,7 @@ class TestMakingAndCopying:
           value.(make.(%{}, from: from), see)
         end ++ [value.(make.(%{"b" => 9}, %{from: one}), see),
                 value.(make.(%{}, from: {one, only: ["z"]}), "return z"),
-                value.(make.(%{}, from: {one, only: []}), "return type(snex).__name__, repr(Elixir)")]
+                value.(make.(%{}, from: {one, only: []}), "return str(type(snex)), repr(Elixir)")]
         """
         none = b"none"
         assert await elixir(beam, runtime, source) == [
@@ -72,7 +73,7 @@ class TestMakingAndCopying:
             [none, none, none, none],
             [1, 9, 1, none],
             None,
-            (b"module", b"<snex.BeamModuleProxy Elixir>"),
+            (b"<class 'module'>", b"<snex.BeamModuleProxy Elixir>"),
         ]
 
     async def test_what_all_start_with_is_not_lost(self, beam: Beam, runtime: Runtime) -> None:
@@ -313,7 +314,7 @@ class TestHandles:
         waiting = beam.submit(HELPERS + watching, py=runtime.name, env=env)
 
         async def held() -> bool:
-            return (await runtime.info(beam))["environments"] == 1
+            return bool((await runtime.info(beam))["environments"] == 1)
 
         await until(held)
         await other.kill()

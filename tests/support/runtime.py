@@ -106,12 +106,12 @@ class Runtime:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    async def call(self, beam: Beam, request: str, timeout: int = 5000, **bindings: object) -> Any:
+    async def call(self, beam: Beam, request: str, timeout: int = 5000, **bindings: Any) -> Any:
         """What ``GenServer.call({:snex, py}, request, timeout)`` gives; `request` is Elixir."""
         source = f"GenServer.call({{:snex, py}}, {request}, {timeout})"
         return await beam.eval(source, py=self.name, timeout=timeout / 1000 + 10, **bindings)
 
-    async def run(self, beam: Beam, code: str, variables: str = "%{}", **bindings: object) -> Any:
+    async def run(self, beam: Beam, code: str, variables: str = "%{}", **bindings: Any) -> Any:
         """The value of Python code, run with ``variables`` (Elixir); it must succeed."""
         request = f"{{:eval, code, {variables}}}"
         answer = await self.call(beam, request, code=code.encode(), **bindings)
