@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from snex_node.errors import (
 from snex_node.etf import EncodeError
 from snex_node.node import Node
 from snex_node.terms import Atom
-from snex_runtime import demo, loops, serde
+from snex_runtime import child, demo, loops, serde
 from snex_runtime.server import Server, version
 
 DEFAULT_NAME = "py@127.0.0.1"
@@ -80,9 +80,12 @@ async def _run(
 
 
 async def _start(args: argparse.Namespace) -> int:
+    return await _until_signal(_serve(args))
+
+
+async def _serve(args: argparse.Namespace) -> None:
     options = serde.merge_options(_pairs(args.encoding))
     name = full_name(args.name, args.sname)
-    stopping = _stop_signal()
     node = Node(
         name,
         cookie=find_cookie(args.cookie_file),
@@ -100,9 +103,10 @@ async def _start(args: argparse.Namespace) -> int:
         for peer in args.connect:
             node.keep_connected(peer)
         print(f"ready {node.name} {node.port}", flush=True)
-        await stopping
-        _log.info("%s stops", node.name)
-    return 0
+        try:
+            await _forever()
+        finally:
+            _log.info("%s stops", node.name)
 
 
 async def _init(server: Server, path: Path, timeout: float | None) -> None:
@@ -179,15 +183,16 @@ async def _names(args: argparse.Namespace) -> int:
 
 
 async def _epmd(args: argparse.Namespace) -> int:
-    stopping = _stop_signal()
-    host, port = args.listen or (None, None)
+    return await _until_signal(_serve_epmd(*(args.listen or (None, None))))
+
+
+async def _serve_epmd(host: str | None, port: int | None) -> None:
     try:
         with epmd.EpmdServer(host, port) as server:
             print("epmd {}:{}".format(*server.address), flush=True)
-            await stopping
+            await _forever()
     except epmd.EpmdError as error:
         raise CommandError(str(error)) from None
-    return 0
 
 
 async def _demo(args: argparse.Namespace) -> int:
@@ -208,31 +213,41 @@ def _client(args: argparse.Namespace) -> AbstractAsyncContextManager[Node]:
     )
 
 
-def _stop_signal() -> asyncio.Future[None]:
-    """A future that is done at SIGTERM or Ctrl-C.
+async def _until_signal(work: Coroutine[object, object, None]) -> int:
+    """Run ``work``; SIGTERM and Ctrl-C cancel it, wherever it is, and that is no failure.
 
     The handlers are Python's own, not the loop's, because those run only when the loop has a
     turn: code that blocks it has `GRACE` seconds, or until the second signal.
     """
     loop = asyncio.get_running_loop()
-    stopping: asyncio.Future[None] = loop.create_future()
+    task = loop.create_task(work)
+    stopping = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stopping.done():
+        nonlocal stopping
+        if stopping:
             os._exit(128 + number)
+        stopping = True
         watchdog = threading.Timer(GRACE, os._exit, (128 + number,))
         watchdog.daemon = True
         watchdog.start()
-        loop.call_soon_threadsafe(_set, stopping)
+        loop.call_soon_threadsafe(task.cancel)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    return stopping
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+    finally:
+        if not stopping:  # else what is left of the end is guarded too
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 0
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+async def _forever() -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 # --- names and addresses ------------------------------------------------------------------------
@@ -342,6 +357,13 @@ def _parser() -> argparse.ArgumentParser:
         help="default: loopback (or ERL_EPMD_ADDRESS), port 4369 (or ERL_EPMD_PORT)",
     )
     _add(commands, "demo", _demo, "start a node, evaluate on it, say what happened, and end")
+    under_beam = _add(
+        commands,
+        "child",
+        child.run,
+        "run a node for the BEAM that started this process (the Elixir client does)",
+    )
+    under_beam.add_argument("--loop", choices=loops.CHOICES, default="auto", help="%(default)s")
     return parser
 
 

@@ -1,0 +1,4 @@
+[
+  inputs: ["{mix,mix_compilers,.formatter}.exs", "{lib,test}/**/*.{ex,exs}"],
+  line_length: 98
+]

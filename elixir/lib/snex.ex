@@ -1,0 +1,258 @@
+defmodule Snex do
+  @moduledoc """
+  Easy and efficient Python interop for Elixir.
+
+      {:ok, interpreter} = Snex.Interpreter.start_link()
+      {:ok, 42} = Snex.pyeval(interpreter, "return 6 * x", %{"x" => 7})
+
+  An interpreter (`Snex.Interpreter`) is a Python process that joins this node's cluster as a hidden
+  node. Requests go from the calling process straight to it.
+  """
+
+  alias Snex.{Call, Code, Env, Error, Runtimes, Serde}
+
+  @default_timeout 5_000
+
+  @typedoc "Python code: a string, or code that knows its place (see `Snex.Sigils`)."
+  @type code :: String.t() | Code.t()
+
+  @typedoc "Variables by name; their values are converted as the README's table says."
+  @type vars :: %{optional(String.t()) => term()}
+
+  @typedoc "An environment to copy from: all of it, or some of its variables."
+  @type from :: Env.t() | {Env.t(), only: [String.t()]} | {Env.t(), except: [String.t()]}
+
+  @typedoc """
+  Options of `make_env/3`:
+
+    * `:from` - an environment, or a list of them, to copy variables from; later ones win
+    * `:encoding_opts` - how the given variables are converted, over those of the interpreter
+  """
+  @type make_env_opts :: [from: from() | [from()], encoding_opts: Serde.encoding_opts()]
+
+  @typedoc """
+  Options of `pyeval/4`:
+
+    * `:timeout` - milliseconds to wait (default #{@default_timeout}), or `:infinity`. When the time
+      is over the Python work is cancelled; code that blocks is interrupted
+    * `:encoding_opts` - how the given variables are converted, over those of the interpreter
+    * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
+  """
+  @type pyeval_opts :: [
+          timeout: timeout(),
+          encoding_opts: Serde.encoding_opts(),
+          returning: String.t() | [String.t()]
+        ]
+
+  # --- environments -------------------------------------------------------------------------------
+
+  @doc """
+  Makes an environment. The only argument is the interpreter, or options with `:from`.
+
+  See `make_env/3`.
+  """
+  @spec make_env(GenServer.server() | make_env_opts()) :: {:ok, Env.t()} | {:error, Error.t()}
+  def make_env(opts) when is_list(opts), do: make_env(%{}, opts)
+  def make_env(interpreter), do: make_env(interpreter, %{}, [])
+
+  @doc """
+  Makes an environment, from an interpreter and variables or options, or from variables and options
+  with `:from`.
+
+  See `make_env/3`.
+  """
+  @spec make_env(GenServer.server() | vars(), vars() | make_env_opts()) ::
+          {:ok, Env.t()} | {:error, Error.t()}
+  def make_env(vars, opts) when is_map(vars) and is_list(opts) do
+    case sources(Keyword.get(opts, :from)) do
+      [{env, _} | _] -> make_env(env.interpreter, vars, opts)
+      [] -> raise ArgumentError, "make_env takes an interpreter, or :from an environment of one"
+    end
+  end
+
+  def make_env(interpreter, vars) when is_map(vars), do: make_env(interpreter, vars, [])
+  def make_env(interpreter, opts) when is_list(opts), do: make_env(interpreter, %{}, opts)
+
+  @doc """
+  Makes an environment with a copy of the variables that the init script made, then those of
+  `:from`, then `vars`.
+
+      {:ok, env} = Snex.make_env(interpreter, %{"hello" => 42.0}, from: {old, only: ["world"]})
+
+  A name of `:only` that the environment lacks becomes `nil`. Raises `ArgumentError` for unknown
+  options, names that are not strings, `:only` together with `:except`, and environments of other
+  interpreters.
+  """
+  @spec make_env(GenServer.server(), vars(), make_env_opts()) ::
+          {:ok, Env.t()} | {:error, Error.t()}
+  def make_env(interpreter, vars, opts) when is_map(vars) and is_list(opts) do
+    check_keys!(opts, [:from, :encoding_opts])
+    sources = sources(opts[:from])
+    vars = Serde.encode_vars!(vars)
+    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+
+    case Runtimes.find(interpreter) do
+      {:ok, pid, target} ->
+        check_owner!(sources, pid)
+        from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
+        handle = Env.handle()
+        options = [from: from, handle: handle, encoding_opts: encoding]
+        answer = Call.request(target, pid, {:make_env, vars, options}, :infinity)
+        Enum.each(sources, fn {env, _} -> Env.used(env) end)
+
+        case answer do
+          {:ok, env} -> {:ok, Env.new(env, pid, handle)}
+          {:error, _} = error -> error
+        end
+
+      {:error, reason} ->
+        {:error, Call.failed(reason)}
+    end
+  end
+
+  defp sources(nil), do: []
+  defp sources(list) when is_list(list), do: Enum.map(list, &source/1)
+  defp sources(one), do: [source(one)]
+
+  defp source(%Env{} = env), do: {env, []}
+
+  defp source({%Env{} = env, [{which, names}]}) when which in [:only, :except] and is_list(names),
+    do: {env, [{which, Enum.map(names, &to_string/1)}]}
+
+  defp source({%Env{} = env, []}), do: {env, []}
+
+  defp source(other) do
+    raise ArgumentError,
+          ":from takes environments, {env, only: names} or {env, except: names}, " <>
+            "got: #{inspect(other)}"
+  end
+
+  defp check_owner!(sources, interpreter) do
+    for {env, _} <- sources, env.interpreter != interpreter do
+      raise ArgumentError,
+            "#{inspect(env)} belongs to the interpreter #{inspect(env.interpreter)}, and cannot be " <>
+              "copied to #{inspect(interpreter)}"
+    end
+  end
+
+  @doc """
+  Frees an environment, from any node. May be called repeatedly; code that runs in it finishes.
+  """
+  @spec destroy_env(Env.t()) :: :ok
+  def destroy_env(%Env{} = env) do
+    Call.destroy(env.id, [])
+    Env.used(env)
+  end
+
+  # --- running code -------------------------------------------------------------------------------
+
+  @doc """
+  Runs code in an environment, or sets variables.
+
+  See `pyeval/4`.
+  """
+  @spec pyeval(Env.t() | GenServer.server(), code() | nil | vars() | pyeval_opts()) ::
+          {:ok, term()} | {:error, Error.t()}
+  def pyeval(target, code) when is_binary(code), do: run(target, code, %{}, [])
+  def pyeval(target, %Code{} = code), do: run(target, code, %{}, [])
+  def pyeval(target, nil), do: run(target, nil, %{}, [])
+  def pyeval(target, vars) when is_map(vars), do: run(target, nil, vars, [])
+  def pyeval(target, opts) when is_list(opts), do: run(target, nil, %{}, opts)
+
+  @doc """
+  Runs code in an environment, with variables or options; or sets variables, with options.
+
+  See `pyeval/4`.
+  """
+  @spec pyeval(
+          Env.t() | GenServer.server(),
+          code() | nil | vars(),
+          vars() | pyeval_opts()
+        ) :: {:ok, term()} | {:error, Error.t()}
+  def pyeval(target, %Code{} = code, vars) when is_map(vars), do: run(target, code, vars, [])
+  def pyeval(target, %Code{} = code, opts) when is_list(opts), do: run(target, code, %{}, opts)
+  def pyeval(target, vars, opts) when is_map(vars), do: run(target, nil, vars, opts)
+  def pyeval(target, code, vars) when is_map(vars), do: run(target, code, vars, [])
+  def pyeval(target, code, opts) when is_list(opts), do: run(target, code, %{}, opts)
+
+  @doc """
+  Runs Python code and returns the value that it returns, `nil` where it returns none.
+
+  The first argument is an environment, whose variables the code sees and changes, or an
+  interpreter; then it runs in a copy of what the init script made, which is thrown away. `vars` are
+  put there before.
+
+      {:ok, 20} = Snex.pyeval(env, "return x * y", %{"x" => 10, "y" => 2}, timeout: 1_000)
+
+  Errors are those of `Snex.Error`. Raises `ArgumentError` for unknown options, and for names of
+  variables that are not strings.
+  """
+  @spec pyeval(Env.t() | GenServer.server(), code() | nil, vars(), pyeval_opts()) ::
+          {:ok, term()} | {:error, Error.t()}
+  def pyeval(target, code, vars, opts) when is_map(vars) and is_list(opts),
+    do: run(target, code, vars, opts)
+
+  defp run(%Env{id: id, interpreter: interpreter} = env, code, vars, opts) do
+    if Call.ended?(interpreter) do
+      {:error, Call.failed(:noproc)}
+    else
+      answer = evaluate(id, interpreter, code, vars, opts)
+      Env.used(env)
+      answer
+    end
+  end
+
+  defp run(interpreter, code, vars, opts) do
+    case Runtimes.find(interpreter) do
+      {:ok, pid, target} -> evaluate(target, pid, code, vars, opts)
+      {:error, reason} -> {:error, Call.failed(reason)}
+    end
+  end
+
+  defp evaluate(target, interpreter, code, vars, []) do
+    request = {:eval, code, Serde.encode_vars!(vars), [timeout: @default_timeout]}
+    Call.request(target, interpreter, request, @default_timeout)
+  end
+
+  defp evaluate(target, interpreter, code, vars, opts) do
+    check_keys!(opts, [:timeout, :encoding_opts, :returning])
+    timeout = Keyword.get(opts, :timeout, @default_timeout)
+    code = returning(code, opts[:returning])
+    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+    options = if encoding == [], do: [], else: [encoding_opts: encoding]
+    request = {:eval, code, Serde.encode_vars!(vars), [{:timeout, timeout} | options]}
+    Call.request(target, interpreter, request, timeout)
+  end
+
+  defp check_keys!(opts, known) do
+    for {name, _} <- opts, name not in known do
+      raise ArgumentError,
+            "unknown option #{inspect(name)}: there are #{Enum.map_join(known, ", ", &inspect/1)}"
+    end
+  end
+
+  # --- :returning ---------------------------------------------------------------------------------
+
+  defp returning(code, nil), do: code
+
+  defp returning(code, expressions) do
+    warn_of_returning()
+    %Code{} = code = Code.wrap(code || "")
+    %{code | src: [code.src, "\nreturn ", result_of(expressions), "\n"]}
+  end
+
+  defp result_of(expression) when is_binary(expression), do: expression
+  defp result_of(list) when is_list(list), do: ["[", Enum.intersperse(list, ", "), "]"]
+
+  defp warn_of_returning do
+    {:current_stacktrace, trace} = Process.info(self(), :current_stacktrace)
+    trace = Enum.drop_while(trace, fn {module, _, _, _} -> module in [Process, __MODULE__] end)
+
+    if Runtimes.first?({:returning, List.first(trace)}) do
+      IO.warn(
+        "the option :returning of Snex.pyeval is deprecated: say `return` in the code",
+        trace
+      )
+    end
+  end
+end

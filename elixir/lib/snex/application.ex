@@ -1,0 +1,10 @@
+defmodule Snex.Application do
+  @moduledoc false
+  use Application
+
+  @impl Application
+  def start(_type, _args) do
+    children = [Snex.Runtimes, Snex.Collector]
+    Supervisor.start_link(children, strategy: :one_for_one, name: Snex.Supervisor)
+  end
+end

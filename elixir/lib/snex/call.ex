@@ -1,0 +1,69 @@
+defmodule Snex.Call do
+  @moduledoc false
+  # Requests from the calling process straight to Python, and what becomes of those that fail.
+
+  alias Snex.Error
+
+  # How long an interpreter may take to end after its Python has. It waits for its output.
+  @end_of_interpreter 2_000
+
+  @doc "Send a request and return its answer, `{:ok, value}` or an error."
+  @spec request(Snex.Runtimes.target(), pid(), term(), timeout()) ::
+          {:ok, term()} | {:error, Error.t()}
+  def request(target, interpreter, request, timeout) do
+    case :gen.call(target, :"$gen_call", request, timeout) do
+      {:ok, {:error, %Error{code: :cancelled, reason: "timeout"}}} -> timed_out()
+      {:ok, answer} -> answer
+    end
+  catch
+    :exit, :timeout -> timed_out()
+    :exit, reason -> {:error, failed(target, interpreter, reason)}
+  end
+
+  defp timed_out, do: {:error, %Error{code: :response_timeout}}
+
+  @doc "The error of a call to an interpreter that could not be made, or was not answered."
+  @spec failed(term()) :: Error.t()
+  def failed(reason), do: %Error{code: :call_failed, reason: reason}
+
+  # The environment has gone, but the node that it was on has not.
+  defp failed(target, interpreter, :noproc) when is_pid(target) do
+    if ended?(interpreter),
+      do: failed(:noproc),
+      else: %Error{code: :env_not_found, reason: "the environment #{inspect(target)} is gone"}
+  end
+
+  defp failed(target, interpreter, reason) do
+    monitor = Process.monitor(interpreter)
+
+    receive do
+      {:DOWN, ^monitor, _, _, :noproc} -> failed(ended(interpreter))
+      {:DOWN, ^monitor, _, _, reason} -> failed(reason)
+    after
+      @end_of_interpreter ->
+        Process.demonitor(monitor, [:flush])
+        # The interpreter lives on: then it was the environment that ended, or the connection.
+        if is_pid(target) and not match?({:nodedown, _}, reason),
+          do: %Error{code: :env_not_found, reason: "the environment ended: #{inspect(reason)}"},
+          else: failed(reason)
+    end
+  end
+
+  defp ended(interpreter) do
+    case Snex.Runtimes.why_ended(interpreter) do
+      {:ok, reason} -> reason
+      :error -> :noproc
+    end
+  end
+
+  @doc "Whether the interpreter is known to have ended: of those on other nodes that is not known."
+  @spec ended?(pid()) :: boolean()
+  def ended?(interpreter), do: node(interpreter) == node() and not Process.alive?(interpreter)
+
+  @doc "Have an environment destroyed; whether it exists is not told."
+  @spec destroy(pid(), [:noconnect]) :: :ok
+  def destroy(env, options) do
+    :erlang.send(env, {:"$gen_cast", {:destroy_env, env}}, options)
+    :ok
+  end
+end

@@ -1,0 +1,80 @@
+defmodule Snex.Env do
+  @moduledoc """
+  A reference to a Python environment: the variables that code runs with.
+
+  `Snex.make_env/3` makes one. When the last reference to it on the node that made it is garbage
+  collected, the environment is freed; when a copy of the value lives on another node only, that
+  does not keep it (see `disable_gc/1`). Where the project was compiled without a C compiler,
+  environments are freed when the process that made them ends instead.
+
+  The environment is a process of the Python node, and `id` is its pid: it can be monitored, and
+  the monitor fires when it is freed.
+  """
+
+  alias Snex.Nif
+
+  @typedoc "`id` is the environment's pid; all other fields are private."
+  @type t :: %__MODULE__{id: pid(), interpreter: pid(), ref: reference() | nil}
+
+  @enforce_keys [:id, :interpreter]
+  defstruct [:id, :interpreter, :ref]
+
+  @doc """
+  The interpreter that the environment belongs to.
+
+      {:ok, env} = Snex.make_env(interpreter)
+      ^interpreter = Snex.Env.interpreter(env)
+  """
+  @spec interpreter(t()) :: pid()
+  def interpreter(%__MODULE__{interpreter: pid}), do: pid
+
+  @doc """
+  Keeps the environment until `Snex.destroy_env/1`, or until Python ends; for environments that
+  are used on other nodes than the one that made them.
+
+  Raises `ArgumentError` on another node than that one. May be called repeatedly.
+  """
+  @spec disable_gc(t()) :: t()
+  def disable_gc(%__MODULE__{ref: nil} = env) do
+    if not Nif.loaded?(), do: keep_without_handle(env)
+    env
+  end
+
+  def disable_gc(%__MODULE__{ref: ref} = env) when node(ref) == node() do
+    Nif.disarm(ref)
+    keep_without_handle(env)
+    %{env | ref: nil}
+  end
+
+  def disable_gc(%__MODULE__{ref: ref} = env) do
+    raise ArgumentError,
+          "#{inspect(env)} was made on #{node(ref)}: only there can its garbage collection be disabled"
+  end
+
+  defp keep_without_handle(env) do
+    # Whoever ends it is told by Python; an environment that is gone already needs no keeping.
+    _ = Snex.Call.request(env.id, env.interpreter, {:handle, :none}, :infinity)
+  end
+
+  @doc false
+  # The environment is in use up to this call, or it might be freed while a request is on its way.
+  @spec used(t()) :: :ok
+  def used(%__MODULE__{}), do: :ok
+
+  @doc false
+  @spec handle() :: pid()
+  def handle, do: if(Nif.loaded?(), do: Snex.Collector.pid(), else: self())
+
+  @doc false
+  @spec new(pid(), pid(), pid()) :: t()
+  def new(id, interpreter, handle) do
+    ref = if Nif.loaded?(), do: Nif.make(handle, :erlang.term_to_binary(id))
+    %__MODULE__{id: id, interpreter: interpreter, ref: ref}
+  end
+
+  defimpl Inspect do
+    import Inspect.Algebra
+
+    def inspect(env, opts), do: concat(["#Snex.Env<", to_doc(env.id, opts), ">"])
+  end
+end

@@ -1,0 +1,57 @@
+defmodule Snex.Error do
+  @moduledoc """
+  What goes wrong, as a value in `{:error, error}` and as an exception.
+
+  | `code` | means | `reason` |
+  |---|---|---|
+  | `:python_runtime_error` | the code raised, or a value could not be converted | `str(exception)` |
+  | `:response_timeout` | no answer in time; the Python work has been cancelled | |
+  | `:cancelled` | the work was stopped | why |
+  | `:env_not_found` | the environment has been destroyed | |
+  | `:env_key_not_found` | a variable is not there | its name |
+  | `:call_failed` | the interpreter ended before it answered | its exit reason; `:noproc` when it had ended before |
+  | `:interpreter_exited` | the Python process ended | `{:exit_status, status}` |
+  | `:init_script_timeout` | the init script took too long | |
+  | `:bad_request` | Python did not understand the request | what it expects |
+  | `:internal_error` | a defect of this library, or of the system it runs on | |
+
+  `traceback` is the list of strings that Python's `traceback.format_exception` gives.
+  """
+
+  @type code ::
+          :python_runtime_error
+          | :internal_error
+          | :env_not_found
+          | :env_key_not_found
+          | :init_script_timeout
+          | :response_timeout
+          | :call_failed
+          | :interpreter_exited
+          | :bad_request
+          | :cancelled
+
+  @type t :: %__MODULE__{code: code(), reason: term(), traceback: [String.t()] | nil}
+
+  defexception [:code, :reason, :traceback]
+
+  @doc """
+  The error as text, with the Python traceback where there is one.
+
+      iex> Snex.Error.message(%Snex.Error{code: :interpreter_exited, reason: {:exit_status, 1}})
+      "interpreter_exited: {:exit_status, 1}"
+  """
+  @impl Exception
+  @spec message(t()) :: String.t()
+  def message(%__MODULE__{} = error) do
+    head = "#{error.code}#{reason(error.reason)}"
+
+    case error.traceback do
+      [_ | _] = lines -> head <> "\n\n" <> String.trim_trailing(IO.iodata_to_binary(lines))
+      _ -> head
+    end
+  end
+
+  defp reason(nil), do: ""
+  defp reason(reason) when is_binary(reason), do: ": " <> reason
+  defp reason(reason), do: ": " <> inspect(reason)
+end

@@ -1,0 +1,287 @@
+defmodule Snex.Interpreter do
+  @moduledoc """
+  A Python interpreter: a process that starts, owns and supervises a Python process.
+
+      {:ok, interpreter} = Snex.Interpreter.start_link(init_script: "import math")
+      {:ok, 4.0} = Snex.pyeval(interpreter, "return math.sqrt(16)")
+
+  `start_link/1` starts whatever Python the option `:python` names; it needs nothing installed. With
+  `use Snex.Interpreter` a module has a Python environment of its own, made with
+  [uv](https://github.com/astral-sh/uv) when it is compiled.
+
+  ## How long Python lives
+
+  Python ends with the interpreter process, and with the BEAM, however it ends. It is told to stop
+  by the end of its standard input, and has five seconds to run its clean-up (`atexit` functions
+  included); then it is killed with all its child processes. When Python ends by itself, the
+  interpreter stops with `%Snex.Error{code: :interpreter_exited, reason: {:exit_status, status}}`.
+
+  ## Distribution
+
+  Python is a hidden node of the cluster. Where this node is not distributed, starting an
+  interpreter makes it so, on 127.0.0.1, hidden, and without listening for others. A node that is to
+  be part of a cluster has to be made so before (`Node.start/2`, `--name`).
+  """
+
+  use GenServer
+
+  alias Snex.{Call, Distribution, Error, Port, Runtimes, Serde}
+
+  @default_init_script_timeout 60_000
+
+  # What is left of the five seconds that Python has is up to Python itself; see snex_runtime.child.
+  @stop_timeout 5_500
+
+  @typedoc """
+  Options of `start_link/1`:
+
+    * `:python` - path of the interpreter, or its name on the `PATH`; default `"python"`
+    * `:wrap_exec` - a function of `(python, args)`, or a module, function and arguments to which
+      these two are appended, that returns `{executable, args}` to run instead
+    * `:cd` - the directory to run in
+    * `:environment` - a map of environment variables; our Python packages come before its
+      `PYTHONPATH`
+    * `:init_script` - code to run first, or `{code, vars}`; what it defines is in every environment
+    * `:init_script_timeout` - milliseconds it may take, or `:infinity`; default
+      #{@default_init_script_timeout}
+    * `:sync_start?` - whether `start_link/1` returns only when Python and the init script are ready;
+      default true. Otherwise failures end the process later
+    * `:label` - the process label, where Erlang/OTP has them (27 and later)
+    * `:encoding_opts` - how terms are converted (`t:Snex.Serde.encoding_opts/0`)
+    * `:port_opts` - further options of the port: `{:parallelism, boolean}`, `{:busy_limits_port, _}`
+    * `:node` - the name of a Python node that someone else runs; then none is started, all options
+      about that do not apply, and connecting is tried again while the node is away
+
+  All other options are those of `GenServer.start_link/3`.
+  """
+  @type option ::
+          {:python, String.t()}
+          | {:wrap_exec,
+             (String.t(), [String.t()] -> {String.t(), [String.t()]}) | {module(), atom(), list()}}
+          | {:cd, Path.t()}
+          | {:environment, %{optional(String.t()) => String.t()}}
+          | {:init_script, Snex.code() | {Snex.code(), Snex.vars()}}
+          | {:init_script_timeout, timeout()}
+          | {:sync_start?, boolean()}
+          | {:label, term()}
+          | {:encoding_opts, Serde.encoding_opts()}
+          | {:port_opts, [{:parallelism, boolean()} | {:busy_limits_port, term()}]}
+          | {:node, node()}
+          | {:eager_polyfill?, boolean()}
+          | GenServer.option()
+
+  @genserver_options [:name, :timeout, :debug, :spawn_opt, :hibernate_after]
+  @own_options [
+    :python,
+    :wrap_exec,
+    :cd,
+    :environment,
+    :init_script,
+    :init_script_timeout,
+    :sync_start?,
+    :label,
+    :encoding_opts,
+    :port_opts,
+    :node,
+    :eager_polyfill?
+  ]
+
+  # --- API ----------------------------------------------------------------------------------------
+
+  @doc """
+  Starts an interpreter, linked to the calling process.
+
+  Returns `{:error, %Snex.Error{}}` when Python cannot be started (`:interpreter_exited`, with exit
+  status 127 where there is no such program), when the init script fails or takes too long. As with
+  every process that fails to start, the calling process gets an exit signal with the same reason.
+
+  Raises `ArgumentError` for unknown options.
+  """
+  @spec start_link([option()]) :: GenServer.on_start()
+  def start_link(opts \\ []) do
+    {genserver, own} = Keyword.split(opts, @genserver_options)
+
+    for {name, _} <- own, name not in @own_options do
+      known = Enum.map_join(@own_options ++ @genserver_options, ", ", &inspect/1)
+      raise ArgumentError, "unknown option #{inspect(name)}: there are #{known}"
+    end
+
+    Serde.check_options!(own[:encoding_opts] || [])
+    GenServer.start_link(__MODULE__, own, genserver)
+  end
+
+  @doc """
+  Stops an interpreter: Python runs its clean-up and is gone when this returns.
+
+  Callers that still wait get `{:error, %Snex.Error{code: :call_failed, reason: reason}}`.
+  """
+  @spec stop(GenServer.server(), term(), timeout()) :: :ok
+  def stop(interpreter, reason \\ :normal, timeout \\ :infinity),
+    do: GenServer.stop(interpreter, reason, timeout)
+
+  @doc """
+  The operating system's number of the process that was started: Python's, or that of what
+  `:wrap_exec` runs.
+  """
+  @spec os_pid(GenServer.server()) :: non_neg_integer()
+  def os_pid(interpreter), do: GenServer.call(interpreter, :os_pid, :infinity)
+
+  @doc false
+  def child_spec(opts) do
+    # One second more than Python has.
+    %{id: __MODULE__, start: {__MODULE__, :start_link, [opts]}, shutdown: @stop_timeout + 500}
+  end
+
+  # --- GenServer ----------------------------------------------------------------------------------
+
+  @impl GenServer
+  def init(opts) do
+    Process.flag(:trap_exit, true)
+    set_label(opts[:label])
+    state = %{opts: opts, port: nil, target: nil, os_pid: nil, output: ""}
+
+    if Keyword.get(opts, :sync_start?, true) do
+      case start(state) do
+        {:ok, state} -> {:ok, state}
+        {:error, error} -> {:stop, error}
+      end
+    else
+      {:ok, state, {:continue, :start}}
+    end
+  end
+
+  @impl GenServer
+  def handle_continue(:start, state) do
+    case start(state) do
+      {:ok, state} -> {:noreply, state}
+      {:error, error} -> {:stop, error, state}
+    end
+  end
+
+  @impl GenServer
+  def handle_call(:snex_runtime, _from, state), do: {:reply, {:ok, self(), state.target}, state}
+  def handle_call(:os_pid, _from, state), do: {:reply, state.os_pid, state}
+
+  @impl GenServer
+  def handle_info({port, {:data, data}}, %{port: port} = state),
+    do: {:noreply, %{state | output: Port.print(state.output <> data)}}
+
+  def handle_info({port, {:exit_status, status}}, %{port: port} = state),
+    do: {:stop, exited(status), %{state | port: nil}}
+
+  # The parent's exit ends a GenServer by itself; others that are linked end it as they would if it
+  # did not trap exits.
+  def handle_info({:EXIT, port, _reason}, state) when is_port(port), do: {:noreply, state}
+  def handle_info({:EXIT, _pid, :normal}, state), do: {:noreply, state}
+  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
+  def handle_info(_other, state), do: {:noreply, state}
+
+  @impl GenServer
+  def terminate(_reason, %{port: nil}), do: :ok
+  def terminate(_reason, state), do: Port.stop(state.port, state.output, @stop_timeout)
+
+  defp set_label(nil), do: :ok
+
+  defp set_label(label) do
+    # credo:disable-for-next-line - unknown to the releases that lack it
+    if function_exported?(:proc_lib, :set_label, 1), do: apply(:proc_lib, :set_label, [label])
+    :ok
+  end
+
+  # --- starting -----------------------------------------------------------------------------------
+
+  defp start(state) do
+    with :ok <- distribute(),
+         {:ok, state} <- start_python(state),
+         :ok <- init_script(state) do
+      Runtimes.register(state.target)
+      {:ok, state}
+    end
+  end
+
+  defp distribute do
+    with {:error, reason} <- Runtimes.start_distribution() do
+      {:error,
+       internal("distribution cannot be started on this node: #{inspect(reason, limit: 5)}")}
+    end
+  end
+
+  defp start_python(%{opts: opts} = state) do
+    {name, cookie} = Distribution.invent()
+
+    configuration = %{
+      name: Atom.to_string(name),
+      cookie: cookie,
+      encoding_opts: opts[:encoding_opts] || []
+    }
+
+    with {:ok, port} <- Port.open(opts),
+         {:ok, target, rest} <- Port.configure(port, configuration),
+         :ok <- connect(name, port) do
+      {:ok, %{state | port: port, target: target, os_pid: Port.os_pid(port), output: rest}}
+    else
+      {:exit_status, status} -> {:error, exited(status)}
+      {:error, reason} -> {:error, internal(reason)}
+    end
+  end
+
+  defp connect(name, port) do
+    if Node.connect(name) do
+      :ok
+    else
+      Port.stop(port, "", @stop_timeout)
+      {:error, "Python runs as #{name}, but #{node()} cannot connect to it"}
+    end
+  end
+
+  defp init_script(%{opts: opts} = state) do
+    case opts[:init_script] do
+      nil -> :ok
+      {code, vars} -> run_init_script(state, code, vars)
+      code -> run_init_script(state, code, %{})
+    end
+  end
+
+  defp run_init_script(%{opts: opts} = state, code, vars) do
+    timeout = Keyword.get(opts, :init_script_timeout, @default_init_script_timeout)
+    request = {:init, code, Serde.encode_vars!(vars), [timeout: timeout]}
+    interpreter = self()
+    task = Task.async(fn -> Call.request(state.target, interpreter, request, timeout) end)
+
+    case await_init_script(task, state) do
+      {:ok, _} -> :ok
+      {:error, %Error{code: :response_timeout}} -> {:error, %Error{code: :init_script_timeout}}
+      {:error, error} -> {:error, error}
+    end
+    |> stop_if_failed(state)
+  end
+
+  # Whatever the script prints is shown as it comes.
+  defp await_init_script(%Task{ref: ref} = task, %{port: port} = state) do
+    receive do
+      {^ref, answer} ->
+        Process.demonitor(ref, [:flush])
+        answer
+
+      {:DOWN, ^ref, _, _, reason} ->
+        {:error, internal(inspect(reason))}
+
+      {^port, {:data, data}} ->
+        await_init_script(task, %{state | output: Port.print(state.output <> data)})
+
+      {^port, {:exit_status, status}} ->
+        Task.shutdown(task, :brutal_kill)
+        {:error, exited(status)}
+    end
+  end
+
+  defp stop_if_failed(:ok, _state), do: :ok
+
+  defp stop_if_failed(error, state) do
+    Port.stop(state.port, state.output, @stop_timeout)
+    error
+  end
+
+  defp exited(status), do: %Error{code: :interpreter_exited, reason: {:exit_status, status}}
+  defp internal(reason), do: %Error{code: :internal_error, reason: reason}
+end

@@ -1,0 +1,170 @@
+defmodule Snex.Port do
+  @moduledoc false
+  # The Python process behind an interpreter: its start, its output, its end. Requests do not go
+  # this way; see the module snex_runtime.child for the other side.
+
+  # The line that begins so tells how the start went.
+  @mark "\0snex "
+
+  @type failure :: {:exit_status, non_neg_integer()} | {:error, String.t()}
+
+  @doc "Start Python, or what `:wrap_exec` makes of it."
+  @spec open(keyword()) :: {:ok, port()} | failure()
+  def open(opts) do
+    python = Keyword.get(opts, :python, "python")
+    # PYTHONUNBUFFERED would slow down what writes much; lines are flushed without it.
+    {program, args} = wrap(opts[:wrap_exec], python, ["-m", "snex_runtime", "child"])
+
+    case System.find_executable(program) do
+      # What a shell says when it finds no command.
+      nil -> {:exit_status, 127}
+      executable -> open(executable, args, opts)
+    end
+  end
+
+  defp open(executable, args, opts) do
+    settings =
+      [
+        :binary,
+        :exit_status,
+        :hide,
+        :stderr_to_stdout,
+        :use_stdio,
+        args: args,
+        env: environment(opts[:environment] || %{})
+      ] ++
+        cd(opts[:cd]) ++ Keyword.take(opts[:port_opts] || [], [:parallelism, :busy_limits_port])
+
+    {:ok, Port.open({:spawn_executable, executable}, settings)}
+  rescue
+    error in ErlangError -> {:error, "#{executable} cannot be run: #{inspect(error.original)}"}
+    error in ArgumentError -> {:error, "#{executable} cannot be run: #{error.message}"}
+  end
+
+  defp wrap(nil, python, args), do: {python, args}
+  defp wrap(fun, python, args) when is_function(fun, 2), do: fun.(python, args)
+  defp wrap({m, f, a}, python, args), do: apply(m, f, a ++ [python, args])
+
+  defp cd(nil), do: []
+  defp cd(directory), do: [cd: directory]
+
+  defp environment(environment) do
+    theirs = environment["PYTHONPATH"] || System.get_env("PYTHONPATH")
+    ours = Path.join(:code.priv_dir(:snex), "python")
+    path = if theirs in [nil, ""], do: ours, else: ours <> ":" <> theirs
+
+    for {name, value} <- Map.put(environment, "PYTHONPATH", path),
+        do: {to_charlist(name), to_charlist(value)}
+  end
+
+  @doc "Tell Python what it is to be, and wait until it is: returns where it takes requests."
+  @spec configure(port(), map()) :: {:ok, pid(), rest :: binary()} | failure()
+  def configure(port, configuration) do
+    data = :erlang.term_to_binary(configuration)
+    # False when Python has ended already; then its exit status comes.
+    send(port, {self(), {:command, <<byte_size(data)::32, data::binary>>}})
+    await_ready(port, "")
+  end
+
+  defp await_ready(port, output) do
+    receive do
+      {^port, {:data, data}} ->
+        case String.split(output <> data, @mark, parts: 2) do
+          [text] -> await_ready(port, print_but_mark(text))
+          [text, line] -> await_line(port, print(text), line)
+        end
+
+      {^port, {:exit_status, status}} ->
+        {:exit_status, status}
+    end
+  end
+
+  defp await_line(port, output, line) do
+    case String.split(line, "\n", parts: 2) do
+      [told, rest] -> ready(told, output <> rest)
+      [_] -> with {:data, data} <- receive_data(port), do: await_line(port, output, line <> data)
+    end
+  end
+
+  defp receive_data(port) do
+    receive do
+      {^port, {:data, data}} -> {:data, data}
+      {^port, {:exit_status, status}} -> {:exit_status, status}
+    end
+  end
+
+  defp ready(told, rest) do
+    case told |> Base.decode64!() |> :erlang.binary_to_term() do
+      {:ready, _name, _listening, server} -> {:ok, server, print(rest)}
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  # The mark may be in two pieces: what could be its beginning is kept.
+  defp print_but_mark(text) do
+    case :binary.match(text, "\0") do
+      :nomatch ->
+        print(text)
+
+      {at, _} ->
+        <<before::binary-size(at), kept::binary>> = text
+        print(before) <> kept
+    end
+  end
+
+  @doc "Write output to the group leader; returns the beginning of a character that is not whole yet."
+  @spec print(binary()) :: binary()
+  def print(""), do: ""
+
+  def print(data) do
+    {text, rest} = whole_characters(data, [])
+    # A device that is gone takes no output; that is no reason to end.
+    if text != "", do: :io.put_chars(Process.group_leader(), text)
+    rest
+  rescue
+    ErlangError -> ""
+    ArgumentError -> ""
+  end
+
+  defp whole_characters(data, done) do
+    case :unicode.characters_to_binary(data) do
+      text when is_binary(text) ->
+        {IO.iodata_to_binary([done, text]), ""}
+
+      {:incomplete, text, rest} when byte_size(rest) < 4 ->
+        {IO.iodata_to_binary([done, text]), rest}
+
+      {_, text, <<_, rest::binary>>} ->
+        whole_characters(rest, [done, text, "\uFFFD"])
+    end
+  end
+
+  @doc "The number of the process."
+  @spec os_pid(port()) :: non_neg_integer() | nil
+  def os_pid(port) do
+    case Port.info(port, :os_pid) do
+      {:os_pid, number} -> number
+      nil -> nil
+    end
+  end
+
+  @doc "Let Python go and wait until it has gone, `timeout` at most; what it prints is shown."
+  @spec stop(port(), binary(), timeout()) :: :ok
+  def stop(port, output, timeout) do
+    send(port, {self(), {:command, "stop\n"}})
+    timer = Process.send_after(self(), {:snex_port_timeout, port}, timeout)
+    drain(port, output)
+    Process.cancel_timer(timer)
+    # It may be closed already.
+    send(port, {self(), :close})
+    :ok
+  end
+
+  defp drain(port, output) do
+    receive do
+      {^port, {:data, data}} -> drain(port, print(output <> data))
+      {^port, {:exit_status, _}} -> :ok
+      {:snex_port_timeout, ^port} -> :ok
+    end
+  end
+end

@@ -1,0 +1,102 @@
+defmodule Snex.Runtimes do
+  @moduledoc false
+  # Where the Python of each interpreter of this node takes its requests, so that callers need not
+  # ask the interpreter; why interpreters ended; and the start of distribution, which is one for all.
+  use GenServer
+
+  @table __MODULE__
+
+  # For how long it is known why an interpreter has ended. Callers ask within milliseconds.
+  @remembered 30_000
+
+  @type target :: pid() | {atom(), node()}
+
+  @spec start_link(term()) :: GenServer.on_start()
+  def start_link(_), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
+
+  @doc "Make known that the calling process is an interpreter whose Python is at `target`."
+  @spec register(target()) :: :ok
+  def register(target), do: GenServer.call(__MODULE__, {:register, self(), target}, :infinity)
+
+  @doc "The pid of an interpreter and where its Python takes requests, or why there is none."
+  @spec find(GenServer.server()) :: {:ok, pid(), target()} | {:error, term()}
+  def find(interpreter) do
+    case whereis(interpreter) do
+      nil ->
+        {:error, :noproc}
+
+      pid when is_pid(pid) ->
+        case :ets.lookup(@table, pid) do
+          [{_, {:at, target}}] -> {:ok, pid, target}
+          [{_, {:ended, _reason}}] -> {:error, :noproc}
+          [] -> ask(pid)
+        end
+
+      remote ->
+        ask(remote)
+    end
+  end
+
+  defp whereis(pid) when is_pid(pid), do: pid
+  defp whereis(server), do: GenServer.whereis(server)
+
+  defp ask(interpreter) do
+    GenServer.call(interpreter, :snex_runtime, :infinity)
+  catch
+    :exit, {reason, {GenServer, :call, _}} -> {:error, reason}
+  end
+
+  @doc "Why the interpreter `pid` has ended, as far as is known here."
+  @spec why_ended(pid()) :: {:ok, term()} | :error
+  def why_ended(pid) do
+    GenServer.call(__MODULE__, :settle, :infinity)
+
+    case :ets.lookup(@table, pid) do
+      [{_, {:ended, reason}}] -> {:ok, reason}
+      _ -> :error
+    end
+  end
+
+  @doc "True the first time it is called with `key`."
+  @spec first?(term()) :: boolean()
+  def first?(key), do: :ets.insert_new(@table, {{:seen, key}})
+
+  @doc "Start distribution, unless it runs."
+  @spec start_distribution() :: :ok | {:error, term()}
+  def start_distribution do
+    if Node.alive?(), do: :ok, else: GenServer.call(__MODULE__, :start_distribution, :infinity)
+  end
+
+  @impl GenServer
+  def init(nil) do
+    :ets.new(@table, [:named_table, :public, read_concurrency: true])
+    {:ok, nil}
+  end
+
+  @impl GenServer
+  def handle_call({:register, pid, target}, _from, state) do
+    Process.monitor(pid)
+    :ets.insert(@table, {pid, {:at, target}})
+    {:reply, :ok, state}
+  end
+
+  def handle_call(:settle, _from, state), do: {:reply, :ok, state}
+
+  def handle_call(:start_distribution, _from, state) do
+    {:reply, Snex.Distribution.start(), state}
+  end
+
+  @impl GenServer
+  def handle_info({:DOWN, _, :process, pid, reason}, state) do
+    :ets.insert(@table, {pid, {:ended, reason}})
+    Process.send_after(self(), {:forget, pid}, @remembered)
+    {:noreply, state}
+  end
+
+  def handle_info({:forget, pid}, state) do
+    :ets.delete(@table, pid)
+    {:noreply, state}
+  end
+
+  def handle_info(_other, state), do: {:noreply, state}
+end

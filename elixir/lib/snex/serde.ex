@@ -1,0 +1,199 @@
+defmodule Snex.Serde do
+  @moduledoc """
+  How Elixir terms become Python objects.
+
+  See "Serialization" in the README for the table. The functions here choose another Python type
+  than a term's usual one.
+  """
+
+  defmodule Binary do
+    @moduledoc false
+    @enforce_keys [:data, :type]
+    defstruct [:data, :type]
+  end
+
+  defmodule Float do
+    @moduledoc false
+    @enforce_keys [:value]
+    defstruct [:value]
+  end
+
+  defmodule Object do
+    @moduledoc false
+    @enforce_keys [:module, :name, :args]
+    defstruct [:module, :name, :args]
+  end
+
+  defmodule Term do
+    @moduledoc false
+    @enforce_keys [:term]
+    defstruct [:term]
+  end
+
+  alias Snex.Serde.Encoder
+
+  @typedoc "Binaries become `str` by default, `bytes` or `bytearray`."
+  @type binary_as :: :str | :bytes | :bytearray
+
+  @typedoc """
+  Options for `Snex.Interpreter.start_link/1`, `Snex.make_env/3` and `Snex.pyeval/4`:
+
+    * `:binary_as` - what binaries become; default `:str`
+    * `:set_as` - what a `MapSet` becomes; default `:set`
+    * `:atom_as` - what atoms become: `:atom` (default), equal to the string of their name, or
+      `:distinct_atom`, equal only to themselves
+  """
+  @type encoding_opts :: [
+          binary_as: binary_as(),
+          set_as: :set | :frozenset,
+          atom_as: :atom | :distinct_atom
+        ]
+
+  @opaque binary_t :: %Binary{data: binary(), type: binary_as()}
+  @opaque float_t :: %Float{value: float() | :inf | :"-inf" | :nan}
+  @opaque object_t :: %Object{module: String.t(), name: String.t(), args: list()}
+  @opaque term_t :: %Term{term: term()}
+
+  @choices [
+    binary_as: [:str, :bytes, :bytearray],
+    set_as: [:set, :frozenset],
+    atom_as: [:atom, :distinct_atom]
+  ]
+
+  @doc """
+  A binary that becomes the given Python type.
+
+      {:ok, "bytes"} =
+        Snex.pyeval(env, "return type(b).__name__", %{"b" => Snex.Serde.binary("text")})
+  """
+  @spec binary(iodata(), binary_as()) :: binary_t()
+  def binary(data, type \\ :bytes) when type in [:str, :bytes, :bytearray],
+    do: %Binary{data: IO.iodata_to_binary(data), type: type}
+
+  @doc """
+  A float; unlike Elixir's it may be infinite, or no number.
+
+      {:ok, true} = Snex.pyeval(env, "return x > 10 ** 300", %{"x" => Snex.Serde.float(:inf)})
+  """
+  @spec float(float() | :inf | :"-inf" | :nan) :: float_t()
+  def float(value) when is_float(value) or value in [:inf, :"-inf", :nan],
+    do: %Float{value: value}
+
+  @doc """
+  A term that Python holds without looking into it, as `snex.Term`, and that comes back as it is.
+
+      {:ok, %{any: "thing"}} =
+        Snex.pyeval(env, "return t", %{"t" => Snex.Serde.term(%{any: "thing"})})
+  """
+  @spec term(term()) :: term_t()
+  def term(term), do: %Term{term: term}
+
+  @doc """
+  What calling `name` of the Python module `module` with `args` gives.
+
+      Snex.Serde.object("datetime", "date", [2025, 12, 28])
+  """
+  @spec object(String.t(), String.t(), list()) :: object_t()
+  def object(module, name, args) when is_binary(module) and is_binary(name) and is_list(args),
+    do: %Object{module: module, name: name, args: args}
+
+  # --- for the library ---------------------------------------------------------------------------
+
+  @doc false
+  # Checks encoding options. ArgumentError names what is wrong.
+  @spec check_options!(keyword()) :: keyword()
+  def check_options!(options) when is_list(options) do
+    Enum.each(options, fn
+      {name, value} -> check_option!(name, value, @choices[name])
+      other -> raise ArgumentError, "encoding options are a keyword list, got: #{inspect(other)}"
+    end)
+
+    options
+  end
+
+  def check_options!(options),
+    do: raise(ArgumentError, "encoding options are a keyword list, got: #{inspect(options)}")
+
+  defp check_option!(name, _value, nil) do
+    known = @choices |> Keyword.keys() |> Enum.map_join(", ", &inspect/1)
+    raise ArgumentError, "unknown encoding option #{inspect(name)}: there are #{known}"
+  end
+
+  defp check_option!(name, value, choices) do
+    if value not in choices do
+      raise ArgumentError,
+            "encoding option #{inspect(name)} is one of #{inspect(choices)}, got: #{inspect(value)}"
+    end
+  end
+
+  @doc false
+  # The variables of a request, ready to be sent.
+  @spec encode_vars!(map()) :: map()
+  def encode_vars!(vars) when vars == %{}, do: vars
+
+  def encode_vars!(vars) when is_map(vars) do
+    for {name, _} <- vars, not is_binary(name) do
+      raise ArgumentError,
+            "names of variables are strings, got: #{inspect(name)} in #{inspect(vars)}"
+    end
+
+    if plain?(vars), do: vars, else: Map.new(vars, fn {name, value} -> {name, encode(value)} end)
+  end
+
+  @doc false
+  # The term as it travels: structs by `Snex.Serde.Encoder`, all else as it is.
+  @spec encode(term()) :: term()
+  def encode(term), do: if(plain?(term), do: term, else: convert(term))
+
+  # No struct in it: nothing to do, and what is large is not built anew.
+  defp plain?([head | tail]), do: plain?(head) and plain?(tail)
+  defp plain?(%{__struct__: _}), do: false
+
+  defp plain?(map) when is_map(map),
+    do: map |> :maps.to_list() |> Enum.all?(fn {key, value} -> plain?(key) and plain?(value) end)
+
+  defp plain?(tuple) when is_tuple(tuple), do: plain_tuple?(tuple, tuple_size(tuple))
+  defp plain?(_), do: true
+
+  defp plain_tuple?(_tuple, 0), do: true
+
+  defp plain_tuple?(tuple, size),
+    do: plain?(:erlang.element(size, tuple)) and plain_tuple?(tuple, size - 1)
+
+  defp convert([head | tail]), do: [convert(head) | convert(tail)]
+  defp convert(%{__struct__: _} = struct), do: convert_struct(struct)
+
+  defp convert(map) when is_map(map),
+    do: Map.new(map, fn {key, value} -> {convert(key), convert(value)} end)
+
+  defp convert(tuple) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> Enum.map(&convert/1) |> List.to_tuple()
+
+  defp convert(term), do: term
+
+  defp convert_struct(%MapSet{} = set) do
+    if Enum.all?(set, &plain?/1), do: set, else: MapSet.new(set, &convert/1)
+  end
+
+  defp convert_struct(%Object{args: args} = object), do: %{object | args: encode(args)}
+  defp convert_struct(%type{} = wrapper) when type in [Binary, Float, Term], do: wrapper
+
+  defp convert_struct(%type{} = struct) do
+    case Encoder.impl_for(struct) do
+      nil ->
+        convert_fields(struct)
+
+      implementation ->
+        case implementation.encode(struct) do
+          %{__struct__: ^type} = same -> convert_fields(same)
+          other -> encode(other)
+        end
+    end
+  end
+
+  defp convert_struct(not_a_struct), do: convert_fields(not_a_struct)
+
+  defp convert_fields(struct) do
+    :maps.from_list(for {key, value} <- :maps.to_list(struct), do: {encode(key), encode(value)})
+  end
+end

@@ -1,0 +1,288 @@
+"""A node that a BEAM started through a port, and that never outlives it.
+
+The BEAM holds the other end of standard input, the leash. Its first bytes are the configuration (so
+the cookie is in no argument and in no environment), further lines are commands. When it ends, the
+BEAM has gone or wants this process to go:
+
+* the runtime stops and the program ends as programs do, ``atexit`` functions included;
+* code that still blocks the event loop after `PATIENCE` gets a ``KeyboardInterrupt``;
+* after `GRACE`, whatever still runs, the ``atexit`` functions are called and the process exits;
+* after `LAST` a second process, the watcher, kills the process group. It is there for C code that
+  lets no thread run, and for child processes, which it also kills when this process has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import atexit
+import base64
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import IO, Any, Final, NoReturn
+
+from snex_node.epmd import EpmdError
+from snex_node.errors import NodeStartError
+from snex_node.etf import Decoder, Encoder
+from snex_node.node import Node
+from snex_node.terms import Atom
+from snex_runtime import serde
+from snex_runtime.server import Server
+
+PATIENCE: Final = 1.0
+"""Seconds that code which blocks the event loop has to give it a turn, before it is interrupted."""
+
+GRACE: Final = 3.5
+"""Seconds after which the process exits, whatever runs. The BEAM's users were promised five."""
+
+LAST: Final = 4.5
+"""Seconds after which the watcher kills what is left."""
+
+MARK: Final = b"\0snex "
+"""What the line begins with that tells the BEAM how the start went; no output of users does."""
+
+_MAX_CONFIGURATION: Final = 1024 * 1024
+_POLL: Final = 0.5  # seconds, where the system cannot tell the watcher of the end of a process
+
+
+class Configuration:
+    """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
+
+    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``.
+    """
+
+    def __init__(self, term: dict[str, Any]) -> None:
+        self.name = str(term["name"])
+        self.cookie = str(term["cookie"])
+        self.epmd = term.get("epmd", "auto")
+        self.encoding = serde.merge_options(term.get("encoding_opts"))
+
+    @classmethod
+    def read(cls, file: int) -> Configuration:
+        """Read it from the descriptor ``file``. Raises ``EOFError``, ``ValueError``."""
+        (length,) = struct.unpack(">I", _read_exactly(file, 4))
+        if length > _MAX_CONFIGURATION:
+            raise ValueError(
+                f"the configuration has {length} bytes: `snex_runtime child` is started by the "
+                "Elixir client; by hand use `snex-node start`"
+            )
+        version = _read_exactly(file, 1)
+        term = Decoder(binary_as="str").decode(_read_exactly(file, length - 1))[0]
+        if version != b"\x83" or not isinstance(term, dict):
+            raise ValueError(f"the configuration is a map, not {type(term).__name__}")
+        return cls(term)
+
+
+def _read_exactly(file: int, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = os.read(file, length - len(data))
+        if not part:
+            raise EOFError("standard input ended before the configuration was complete")
+        data += part
+    return data
+
+
+async def run(args: argparse.Namespace) -> int:
+    """The ``child`` command: returns the exit status."""
+    try:
+        configuration = Configuration.read(sys.stdin.fileno())
+    except (EOFError, ValueError, KeyError) as error:
+        sys.stderr.write(f"snex: no configuration on standard input: {error}\n")
+        return 1
+    leash_file = _take_standard_input()
+    _lead_group()
+    start_watcher(leash_file)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    leash = Leash(leash_file)
+    leash.start()
+    try:
+        return await _serve(configuration, leash)
+    except (NodeStartError, EpmdError, OSError) as error:
+        _tell_beam((Atom("error"), str(error)))
+        return 1
+
+
+async def _serve(configuration: Configuration, leash: Leash) -> int:
+    node = Node(
+        configuration.name,
+        cookie=configuration.cookie,
+        listen=(listen_host(configuration.name), 0),
+        epmd=configuration.epmd,
+        decoder=serde.decoder(configuration.encoding),
+        encoder=serde.encoder,
+    )
+    async with node:
+        server = Server(node, options=configuration.encoding)
+        _tell_beam((Atom("ready"), node.name, node.port, server.pid))
+        return await leash.let_go
+
+
+def listen_host(name: str) -> str:
+    """The address that other nodes look for the node ``name`` at. Raises ``OSError``."""
+    found = socket.getaddrinfo(name.partition("@")[2], None, type=socket.SOCK_STREAM)
+    return str(found[0][4][0])
+
+
+def _tell_beam(term: object) -> None:
+    line = MARK + base64.b64encode(b"\x83" + Encoder().encode(term)) + b"\n"
+    sys.stdout.flush()
+    _output().write(line)
+    _output().flush()
+
+
+def _output() -> IO[bytes]:
+    return sys.stdout.buffer
+
+
+def _take_standard_input() -> int:
+    """Keep standard input for the leash: user code and child processes find an empty one."""
+    taken = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return taken
+
+
+def _lead_group() -> None:
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+
+
+# --- the leash ----------------------------------------------------------------------------------
+
+
+class Leash(threading.Thread):
+    """Waits, on a thread of its own, for the end of ``file`` or the line ``stop``; or for SIGTERM.
+
+    Then `let_go` gets the exit status, and what does not end in time is ended.
+    """
+
+    def __init__(self, file: int) -> None:
+        super().__init__(name="snex-leash", daemon=True)
+        self._file = file
+        self._loop = asyncio.get_running_loop()
+        self.let_go: asyncio.Future[int] = self._loop.create_future()
+        self._turn = threading.Event()
+        self._main = threading.get_ident()
+        self._status = 0
+        self._wake, self._waker = os.pipe()
+        signal.signal(signal.SIGTERM, self._terminated)
+
+    def run(self) -> None:
+        """Wait, and end this process."""
+        self._wait()
+        began = time.monotonic()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program is ending
+            self._loop.call_soon_threadsafe(self._end)
+        if not self._turn.wait(PATIENCE):
+            # Not the handler that user code may have set: this has to raise.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(self._main, signal.SIGINT)
+        time.sleep(max(0.0, began + GRACE - time.monotonic()))
+        # Something does not end: a thread, a `finally`, an `atexit` function.
+        finishing = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+        finishing.start()
+        finishing.join((LAST - GRACE) / 2)
+        os._exit(self._status or 1)
+
+    def _wait(self) -> None:
+        commands = b""
+        while True:
+            if self._wake in select.select([self._file, self._wake], [], [])[0]:
+                return
+            try:
+                data = os.read(self._file, 4096)
+            except OSError:
+                return
+            commands += data
+            if not data or b"stop\n" in commands:
+                return
+            commands = commands[-len(b"stop\n") :]
+
+    def _end(self) -> None:
+        self._turn.set()
+        if not self.let_go.done():
+            self.let_go.set_result(self._status)
+
+    def _terminated(self, number: int, frame: object) -> None:
+        self._status = 128 + number
+        os.write(self._waker, b"x")
+
+
+# --- the watcher --------------------------------------------------------------------------------
+
+
+def start_watcher(leash: int) -> None:
+    """Start a process that kills this one's group when this one has ended, or does not in time.
+
+    It is no child of this process (which may wait for its children), but in its group, so that the
+    group's number is not given to others. Call it before there are threads.
+    """
+    main = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.fork() == 0:
+                _watch(main, leash)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _watch(main: int, leash: int) -> NoReturn:
+    try:
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            with contextlib.suppress(OSError):
+                signal.signal(number, signal.SIG_IGN)
+        kept = os.dup2(leash, 3) if leash != 3 else 3
+        # Standard output too: BEAM takes its end for the end of the program.
+        os.closerange(0, 3)
+        os.closerange(4, 1 + max(map(int, os.listdir("/dev/fd"))))
+        _wait_for_end(main, kept)
+    finally:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
+
+
+def _wait_for_end(main: int, leash: int) -> None:
+    """Return when the process ``main`` has ended, or `LAST` after the leash has."""
+    poll = select.poll()
+    poll.register(leash, 0)  # hang-ups are always told
+    try:
+        process = os.pidfd_open(main)
+        poll.register(process, select.POLLIN)
+        pause: float | None = None
+    except (AttributeError, OSError):
+        process, pause = -1, _POLL
+    deadline: float | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        waits = [each for each in (pause, left) if each is not None]
+        events = dict(poll.poll(min(waits) * 1000 if waits else None))
+        if process in events or not _exists(main):
+            return
+        if leash in events:
+            poll.unregister(leash)
+            deadline = time.monotonic() + LAST
+        if deadline is not None and time.monotonic() >= deadline:
+            return
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
