@@ -113,6 +113,7 @@ class Node:
         self._connector = Connector(self, cookie, epmd_port, self._make_connection)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._registrar: Registrar | None = None
         self.guardian = Guardian()
@@ -174,15 +175,18 @@ class Node:
         NetKernel(self).register("net_kernel")
         Rex(self, self._resolver).register("rex")
         if listener is not None:
-            self._acceptor = self._run(self._accept(listener))
+            self._listener = listener
+            self._acceptor = self._run(self._connector.accept(listener))
 
     async def stop(self) -> None:
         """End every process with ``shutdown``, close every connection, leave epmd."""
         if self._loop is None:
             return
-        if self._acceptor is not None:
+        if self._listener is not None and self._acceptor is not None:
             self._acceptor.cancel()
             await asyncio.wait([self._acceptor])
+            self._listener.close()
+            self._listener = None
         for process in list(self._processes.values()):
             process.exit(Atom("shutdown"))
         await self._finish_connections()
@@ -197,10 +201,6 @@ class Node:
         self.guardian.stop()
         self._loop = None
         self.port = None
-
-    async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            await self._connector.accept(listener)
 
     async def _finish_connections(self) -> None:
         """What was written last is lost when we close before the peers have read it."""
