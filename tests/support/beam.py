@@ -174,6 +174,10 @@ class Beam:
     def suspend(self) -> None:
         """Stop it by SIGSTOP: its connections stay open, and nothing is answered or ticked."""
         os.kill(self.os_pid, signal.SIGSTOP)
+        # The signal is for all of its threads, and they stop one after the other.
+        tasks = Path(f"/proc/{self.os_pid}/task")
+        while any(_thread_state(task) != "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         os.kill(self.os_pid, signal.SIGCONT)
@@ -374,3 +378,10 @@ def _decode(packet: bytes) -> tuple[object, ...]:
 def _text(binary: object) -> str:
     assert isinstance(binary, bytes)
     return binary.decode()
+
+
+def _thread_state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "T"  # it has ended
