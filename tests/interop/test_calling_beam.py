@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -314,12 +315,13 @@ return [await Elixir.Kernel.node(), await task, await thread,
 """
         here, there = Atom(beam.name), Atom(other.name)
         source = "GenServer.call({:snex, py}, {:eval, code, %{there: there}})"
-        binds = {"py": runtime.name, "code": code.encode()}
+        binds: dict[str, Any] = {"py": runtime.name, "code": code.encode()}
         for _ in range(3):  # interleaved, so that one's request runs inside of the other's
             answers = await asyncio.gather(
                 beam.eval(source, **binds, there=there), other.eval(source, **binds, there=here)
             )
-            assert answers == [("ok", [here] * 3 + [there]), ("ok", [there] * 3 + [here])]
+            assert answers[0] == ("ok", [here, here, here, there])
+            assert answers[1] == ("ok", [there, there, there, here])
 
         # A thread that was not started by a request: the node that made the last one.
         last = """
