@@ -373,7 +373,10 @@ def _add(
     run: Callable[[argparse.Namespace], Awaitable[int]],
     text: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+    # Without abbreviations: `--cookie SECRET` must not be taken for --cookie-file, and shown.
+    parser = commands.add_parser(
+        name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
+    )
     parser.set_defaults(run=run)
     parser.add_argument(
         "--log-level",

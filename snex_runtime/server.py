@@ -200,7 +200,9 @@ class Server(BaseProcess):
         except asyncio.TimeoutError as error:
             own = time.monotonic() < limit.deadline  # the script's own, and not its time limit
             return from_exception(error) if own else _init_timeout(timeout)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # `sys.exit` too: what it says is worth more than its code
             return from_exception(error)
         return None
 
@@ -209,11 +211,13 @@ class Server(BaseProcess):
         self._guarded.add(limit)
         token = current.set(limit)
         try:
-            await asyncio.wait_for(_await(work), timeout)
+            error = await asyncio.wait_for(_error_of(work), timeout)
         finally:
             limit.over = True
             current.reset(token)
             self._guarded.discard(limit)
+        if error is not None:
+            raise error
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -798,6 +802,17 @@ async def _run_with(code: Code, variables: Variables, given: Variables) -> objec
     """
     variables.update(given)
     return await _await(code.run(variables))
+
+
+async def _error_of(work: Any) -> BaseException | None:
+    """What ``work`` raises. A task that raised `SystemExit` itself would end the event loop."""
+    try:
+        await _await(work)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return error
+    return None
 
 
 async def _await(awaitable: Any) -> object:

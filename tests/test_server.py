@@ -759,6 +759,13 @@ class TestInit:
         assert failure.code == "python_runtime_error"
         assert '  File "init.py", line 2, in <module>\n' in (failure.traceback or [])
 
+    @pytest.mark.parametrize("wait", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+    async def test_it_would_end_the_program(self, caller: Caller, wait: str) -> None:
+        failure = await caller.server.init(wait + "raise SystemExit('bye')", "init.py")
+        assert failure is not None
+        assert failure.reason == "bye"
+        assert await caller.value("return 1") == 1
+
     async def test_it_takes_too_long(self, caller: Caller) -> None:
         for code in ("import asyncio\nawait asyncio.sleep(60)", "while True: pass"):
             failure = await caller.server.init(code, "init.py", timeout=0.1)

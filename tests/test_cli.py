@@ -1,0 +1,740 @@
+"""The ``snex-node`` command as its users meet it: what it prints, how it fails, how it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from snex_node.epmd import EpmdServer
+from snex_runtime import cli
+from snex_runtime.cli import main
+from snex_runtime.server import version
+from tests.support.epmd import RealEpmd
+from tests.support.ports import free_port
+
+ROOT = Path(__file__).parents[1]
+COOKIE = "the-cookie-of-these-tests"
+SECONDS = 20.0
+
+
+class Output:
+    """What a command wrote, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+
+Command = Callable[..., Output]
+
+
+class Running:
+    """A command that runs on, in a process of its own."""
+
+    def __init__(self, arguments: Sequence[str], environ: dict[str, str], grace: float) -> None:
+        program = (
+            "import sys; from snex_runtime import cli; "
+            f"cli.GRACE = {grace}; sys.exit(cli.main(sys.argv[1:]))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.line = ""
+
+    def read_line(self) -> str:
+        """The next line of its standard output; empty when it has ended."""
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], SECONDS)
+        assert readable, "it wrote nothing"
+        self.line = self.process.stdout.readline().decode()
+        return self.line
+
+    @property
+    def name(self) -> str:
+        return self.line.split()[1]
+
+    @property
+    def port(self) -> int:
+        return int(self.line.split()[2])
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def wait(self) -> Output:
+        out, err = self.process.communicate(timeout=SECONDS)
+        return Output(self.process.returncode, out.decode(), err.decode())
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def environ(epmd: RealEpmd, tmp_path: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ERL_", "SNEX_COOKIE"))}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "ERL_EPMD_PORT": str(epmd.port),
+        "SNEX_COOKIE": COOKIE,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+    }
+
+
+@pytest.fixture
+def command(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Run a command that ends by itself, in this process."""
+
+    def run(*arguments: str, **changes: str | None) -> Output:
+        for name in (*(n for n in os.environ if n.startswith("ERL_")), "SNEX_COOKIE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {**environ, **changes}.items():
+            if name.startswith(("ERL_", "HOME", "SNEX_")):
+                if value is None:
+                    monkeypatch.delenv(name, raising=False)
+                else:
+                    monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        code = main(arguments)
+        captured = capfd.readouterr()
+        return Output(code, captured.out, captured.err)
+
+    return run
+
+
+Starter = Callable[..., Running]
+
+
+@contextlib.contextmanager
+def starter(environ: dict[str, str]) -> Iterator[Starter]:
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            *arguments: str, ready: bool = True, grace: float = 5.0, **changes: str
+        ) -> Running:
+            running = Running(arguments, {**environ, **changes}, grace)
+            stack.callback(running.end)
+            if ready and not running.read_line():
+                raise AssertionError(running.wait().err)
+            return running
+
+        yield start
+
+
+@pytest.fixture
+def start(environ: dict[str, str]) -> Iterator[Starter]:
+    """Start a command that runs on, and wait for its first line."""
+    with starter(environ) as function:
+        yield function
+
+
+@pytest.fixture(scope="module")
+def node(epmd: RealEpmd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A node that the tests of this module share."""
+    environ = {
+        **os.environ,
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "ERL_EPMD_PORT": str(epmd.port),
+        "SNEX_COOKIE": COOKIE,
+        "PYTHONPATH": str(ROOT),
+    }
+    with starter(environ) as function:
+        yield function("start", "--name", f"shared{os.getpid()}@127.0.0.1")
+
+
+def unique() -> str:
+    unique.number += 1  # type: ignore[attr-defined]
+    return f"n{os.getpid()}x{unique.number}@127.0.0.1"  # type: ignore[attr-defined]
+
+
+unique.number = 0  # type: ignore[attr-defined]
+
+
+class TestHelp:
+    def test_of_the_whole(self, command: Command) -> None:
+        output = command("--help")
+        assert output.code == 0
+        for name in ("start", "eval", "ping", "names", "epmd", "demo"):
+            assert re.search(rf"^    {name}\s+\S", output.out, re.M)
+        assert "never from an argument" in output.out
+
+    @pytest.mark.parametrize("name", ["start", "eval", "ping", "names", "epmd", "demo"])
+    def test_of_each_command(self, command: Command, name: str) -> None:
+        output = command(name, "--help")
+        assert output.code == 0
+        assert output.out.startswith(f"usage: snex-node {name} ")
+        assert max(map(len, output.out.splitlines())) <= 120
+
+    def test_no_option_takes_a_cookie(self, command: Command) -> None:
+        options = set(re.findall(r"--[a-z-]*cookie[a-z-]*", command("start", "--help").out))
+        assert options == {"--cookie-file"}
+
+    def test_without_a_command(self, command: Command) -> None:
+        output = command()
+        assert output.code == 2
+        assert output.out.startswith("usage: snex-node")
+
+    def test_version(self, command: Command) -> None:
+        output = command("--version")
+        assert (output.code, output.out) == (0, f"snex-node {version()}\n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["nope"], "invalid choice: 'nope'"),
+            (["start", "--nope"], "unrecognized arguments: --nope"),
+            (["start", "--cookie", "x"], "unrecognized arguments: --cookie x"),
+            (["start", "--name", "a@127.0.0.1", "--sname", "b"], "not allowed with argument"),
+            (["start", "--listen", "nohost"], "'nohost' is not HOST:PORT"),
+            (["start", "--listen", "127.0.0.1:99999"], "is not HOST:PORT"),
+            (["start", "--epmd", "maybe"], "invalid choice: 'maybe'"),
+            (["start", "--net-ticktime", "soon"], "invalid float value: 'soon'"),
+            (["eval", "py@127.0.0.1"], "required: CODE"),
+            (["ping"], "required: NODE"),
+        ],
+    )
+    def test_wrong_usage(self, command: Command, arguments: list[str], message: str) -> None:
+        output = command(*arguments)
+        assert output.code == 2
+        assert message in output.err
+
+
+class TestEval:
+    @pytest.mark.parametrize(
+        ("code", "printed"),
+        [
+            ("return 6 * 7", "42"),
+            ("x = 1", "None"),
+            ("return 'text', [1.5, None], {'k': b'v'}", "('text', [1.5, None], {'k': 'v'})"),
+            ("return {1}", "{1}"),
+            ("import asyncio\nreturn await asyncio.sleep(0, 'a')", "'a'"),
+        ],
+    )
+    def test_it_prints_the_value(
+        self, command: Command, node: Running, code: str, printed: str
+    ) -> None:
+        output = command("eval", node.name, code)
+        assert (output.code, output.out, output.err) == (0, f"{printed}\n", "")
+
+    def test_variables(self, command: Command, node: Running) -> None:
+        code = "return x, y, z"
+        output = command(
+            "eval", node.name, code, "--var", "x=7", "--var", 'y="a=b"', "--var", 'z={"k": [null]}'
+        )
+        assert (output.code, output.out) == (0, "(7, 'a=b', {'k': [None]})\n")
+
+    @pytest.mark.parametrize(
+        ("variable", "message"),
+        [
+            ("x", "--var takes name=JSON, not 'x'"),
+            ("=1", "--var takes name=JSON, not '=1'"),
+            ("x=text", "--var x: 'text' is not JSON"),
+            ("x=", "--var x: '' is not JSON"),
+        ],
+    )
+    def test_variables_that_are_none(
+        self, command: Command, node: Running, variable: str, message: str
+    ) -> None:
+        output = command("eval", node.name, "return 1", "--var", variable)
+        assert (output.code, output.out) == (1, "")
+        assert message in output.err
+
+    def test_an_exception(self, command: Command, node: Running) -> None:
+        output = command("eval", node.name, "x = 1\n1 / 0")
+        assert (output.code, output.out) == (1, "")
+        assert output.err == (
+            "Traceback (most recent call last):\n"
+            '  File "<Snex.Code>", line 2, in <module>\n'
+            "ZeroDivisionError: division by zero\n"
+        )
+
+    def test_no_answer_in_time(self, command: Command, node: Running) -> None:
+        code = "import asyncio\nawait asyncio.sleep(60)"
+        output = command("eval", node.name, code, "--timeout", "0.2")
+        assert output.code == 1
+        assert output.err == f"snex-node: {node.name} did not answer within 0.2 s\n"
+
+    def test_nothing_registered_under_that_name(self, command: Command, node: Running) -> None:
+        output = command("eval", node.name, "return 1", "--register-as", "other")
+        assert output.code == 1
+        assert f"nothing is registered as other on {node.name}: is it a snex-node?" in output.err
+
+    def test_registered_as_something_else(self, command: Command, start: Starter) -> None:
+        running = start("start", "--name", unique(), "--register-as", "other")
+        output = command("eval", running.name, "return 1", "--register-as", "other")
+        assert (output.code, output.out) == (0, "1\n")
+        assert "nothing is registered as snex" in command("eval", running.name, "return 1").err
+
+    def test_from_the_environment_s_point_of_view_there_is_no_trace(
+        self, command: Command, node: Running, environ: dict[str, str]
+    ) -> None:
+        """A client registers nowhere and makes no cookie file when it has a cookie."""
+        assert command("eval", node.name, "return 1").code == 0
+        assert "snex-cli" not in command("names").out
+        assert not (Path(environ["HOME"]) / ".erlang.cookie").exists()
+
+
+class TestPing:
+    def test_pong(self, command: Command, node: Running) -> None:
+        output = command("ping", node.name)
+        assert (output.code, output.out, output.err) == (0, "pong\n", "")
+
+    def test_a_name_that_epmd_does_not_know(self, command: Command, node: Running) -> None:
+        output = command("ping", "nobody@127.0.0.1")
+        assert output.code == 1
+        assert output.err.startswith("snex-node: ")
+        assert "nobody" in output.err
+
+    @pytest.mark.parametrize("subcommand", [["ping", "{}"], ["eval", "{}", "return 1"]])
+    def test_another_cookie(self, command: Command, node: Running, subcommand: list[str]) -> None:
+        arguments = [text.format(node.name) for text in subcommand]
+        output = command(*arguments, SNEX_COOKIE="not-that-cookie")
+        assert (output.code, output.out) == (1, "")
+        assert "cookie" in output.err
+        assert "not-that-cookie" not in output.err
+        assert COOKIE not in output.err
+        assert "Traceback" not in output.err
+
+    def test_no_epmd(self, command: Command, node: Running) -> None:
+        port = str(free_port())
+        output = command("ping", node.name, ERL_EPMD_PORT=port)
+        assert output.code == 1
+        assert port in output.err
+        assert "epmd" in output.err
+
+    def test_a_host_that_does_not_resolve(self, command: Command) -> None:
+        output = command("ping", "py@no-such-host.invalid")
+        assert output.code == 1
+        assert "no-such-host.invalid" in output.err
+        assert "Traceback" not in output.err
+
+    @pytest.mark.parametrize("name", ["py", "py@", "@host", "a@b@c", ""])
+    def test_what_is_no_node_name(self, command: Command, name: str) -> None:
+        output = command("ping", name)
+        assert output.code == 1
+        assert output.err.startswith("snex-node: ")
+
+
+class TestNames:
+    def test_it_lists_what_epmd_knows(self, command: Command, node: Running) -> None:
+        output = command("names")
+        assert output.code == 0
+        assert f"{node.name.partition('@')[0]} at port {node.port}\n" in output.out
+
+    def test_no_epmd(self, command: Command) -> None:
+        port = str(free_port())
+        output = command("names", ERL_EPMD_PORT=port)
+        assert (output.code, output.out) == (1, "")
+        assert port in output.err
+
+
+class TestEpmd:
+    def test_it_serves_until_it_is_stopped(self, command: Command, start: Starter) -> None:
+        running = start("epmd", "--listen", "127.0.0.1:0")
+        port = running.line.strip().rpartition(":")[2]
+        assert running.line == f"epmd 127.0.0.1:{port}\n"
+        other = start("start", "--name", unique(), "--epmd", "external", ERL_EPMD_PORT=port)
+        assert other.name.partition("@")[0] in command("names", ERL_EPMD_PORT=port).out
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 0
+
+    def test_its_port_is_that_of_the_environment(self, start: Starter) -> None:
+        port = free_port()
+        running = start("epmd", ERL_EPMD_PORT=str(port))
+        assert running.line == f"epmd 127.0.0.1:{port}\n"
+
+    def test_port_in_use(self, command: Command, epmd: RealEpmd) -> None:
+        output = command("epmd")
+        assert output.code == 1
+        assert str(epmd.port) in output.err
+        assert "in use" in output.err
+
+
+class TestStart:
+    def test_it_says_when_it_is_ready(self, node: Running) -> None:
+        assert re.fullmatch(r"ready shared\d+@127\.0\.0\.1 \d+\n", node.line)
+        socket.create_connection(("127.0.0.1", node.port), timeout=5).close()
+
+    def test_it_listens_where_it_is_told(self, start: Starter) -> None:
+        port = free_port()
+        assert start("start", "--name", unique(), "--listen", f"127.0.0.1:{port}").port == port
+
+    def test_port_in_use(self, command: Command, node: Running) -> None:
+        output = command("start", "--name", unique(), "--listen", f"127.0.0.1:{node.port}")
+        assert (output.code, output.out) == (1, "")
+        assert f"127.0.0.1:{node.port}" in output.err
+        assert "in use" in output.err
+
+    def test_name_taken(self, command: Command, node: Running) -> None:
+        output = command("start", "--name", node.name)
+        assert (output.code, output.out) == (1, "")
+        assert node.name.partition("@")[0] in output.err
+        assert "Traceback" not in output.err
+
+    def test_epmd_not_reachable(self, command: Command) -> None:
+        port = str(free_port())
+        output = command("start", "--name", unique(), "--epmd", "external", ERL_EPMD_PORT=port)
+        assert (output.code, output.out) == (1, "")
+        assert port in output.err
+        assert "epmd" in output.err
+
+    def test_epmd_of_its_own(self, command: Command, start: Starter) -> None:
+        for mode in ("embedded", "auto"):
+            port = str(free_port())
+            running = start("start", "--name", unique(), "--epmd", mode, ERL_EPMD_PORT=port)
+            assert command("ping", running.name, ERL_EPMD_PORT=port).out == "pong\n"
+
+    def test_embedded_where_one_runs_already(self, command: Command, epmd: RealEpmd) -> None:
+        output = command("start", "--name", unique(), "--epmd", "embedded")
+        assert output.code == 1
+        assert str(epmd.port) in output.err
+
+    def test_no_epmd_at_all(self, start: Starter, command: Command) -> None:
+        name = unique()
+        start("start", "--name", name, "--epmd", "none")
+        assert name.partition("@")[0] not in command("names").out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--name", "py@short"], "--name takes a host with a dot, not short"),
+            (["--name", "py@"], "--name takes a host with a dot, not none"),
+            (["--sname", "py@127.0.0.1"], "--sname takes a host without dots, not 127.0.0.1"),
+            (["--name", "py@no-such-host.invalid"], "no-such-host.invalid of py@no-such-host.in"),
+            (["--name", "py@192.0.2.7"], "add --listen 192.0.2.7:0"),
+            (["--name", "p y@127.0.0.1"], "p y@127.0.0.1"),
+            (["--encoding", "set_as"], "--encoding takes option=value"),
+            (["--encoding", "set_as=list"], "set_as is one of set, frozenset, not 'list'"),
+            (["--encoding", "nope=1"], "unknown encoding option 'nope'"),
+            (["--cookie-file", "/no/such/file"], "cannot read the cookie file /no/such/file: No"),
+            (["--register-as", "net_kernel"], "the name net_kernel is taken"),
+            (["--listen", "192.0.2.7:0"], "192.0.2.7"),
+        ],
+    )
+    def test_failures(self, command: Command, arguments: list[str], message: str) -> None:
+        name = [] if arguments[0] in ("--name", "--sname") else ["--name", unique()]
+        output = command("start", *name, *arguments)
+        assert (output.code, output.out) == (1, "")
+        assert message in output.err
+        assert output.err.startswith("snex-node: ")
+        assert "Traceback" not in output.err
+
+    def test_short_names(self, start: Starter, command: Command) -> None:
+        name = unique().partition("@")[0]
+        host = socket.gethostname().partition(".")[0]
+        try:
+            running = start("start", "--sname", name, "--listen", "127.0.0.1:0")
+            assert running.name == f"{name}@{host}"
+        except AssertionError:
+            pytest.skip(f"{host} does not resolve here")
+
+    def test_short_and_long_names_do_not_meet(self, start: Starter, node: Running) -> None:
+        arguments = ["--sname", unique().partition("@")[0] + "@localhost", "--connect", node.name]
+        running = start("start", *arguments)
+        assert running.process.stderr is not None
+        readable, _, _ = select.select([running.process.stderr], [], [], SECONDS)
+        assert readable, "it logged nothing"
+        line = running.process.stderr.readline().decode()
+        assert node.name in line
+        assert "short" in line
+
+    def test_it_connects_where_it_is_told(
+        self, start: Starter, command: Command, node: Running
+    ) -> None:
+        running = start("start", "--name", unique(), "--connect", node.name)
+        code = (
+            "import asyncio, snex_runtime.interface\n"
+            "from snex_runtime.origin import origin\n"
+            "node = origin.get()\n"
+            "return node is not None"
+        )
+        assert command("eval", running.name, code).out == "True\n"
+
+    def test_encoding(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique(), "--encoding", "binary_as=bytes")
+        assert command("eval", running.name, "return str(type(x))", "--var", 'x="a"').out == (
+            "\"<class 'bytes'>\"\n"
+        )
+
+    @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+    def test_loops(self, start: Starter, command: Command, loop: str) -> None:
+        if loop == "uvloop":
+            pytest.importorskip("uvloop")
+        running = start("start", "--name", unique(), "--loop", loop)
+        code = "import asyncio\nreturn type(asyncio.get_running_loop()).__module__"
+        assert loop in command("eval", running.name, code).out
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 0
+
+    def test_a_loop_that_is_not_installed(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        output = command("start", "--name", unique(), "--loop", "uvloop")
+        assert output.code == 1
+        assert output.err == (
+            "snex-node: uvloop is not installed: pip install uvloop, or use --loop asyncio\n"
+        )
+
+
+class TestInitScript:
+    def test_it_prepares_every_environment(
+        self, start: Starter, command: Command, tmp_path: Path
+    ) -> None:
+        script = tmp_path / "init.py"
+        script.write_text("import asyncio\nawait asyncio.sleep(0)\nbase = 40")
+        running = start("start", "--name", unique(), "--init-script", str(script))
+        assert command("eval", running.name, "return base + 2").out == "42\n"
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("x = 1\n1 / 0", 'init.py", line 2, in <module>'),
+            ("import asyncio\nawait asyncio.sleep(0)\n1 / 0", "ZeroDivisionError: division by"),
+            ("x = = 1", "invalid syntax"),
+            ("raise SystemExit('bye')", "bye"),
+            ("import asyncio\nawait asyncio.sleep(0)\nraise SystemExit('bye')", "bye"),
+        ],
+    )
+    def test_it_fails(self, command: Command, tmp_path: Path, source: str, message: str) -> None:
+        script = tmp_path / "init.py"
+        script.write_text(source)
+        output = command("start", "--name", unique(), "--init-script", str(script))
+        assert (output.code, output.out) == (1, "")
+        assert f"the init script {script} failed: " in output.err
+        assert message in output.err
+
+    @pytest.mark.parametrize(
+        "source", ["import asyncio\nawait asyncio.sleep(60)", "import time\ntime.sleep(60)"]
+    )
+    def test_it_takes_too_long(self, command: Command, tmp_path: Path, source: str) -> None:
+        script = tmp_path / "init.py"
+        script.write_text(source)
+        output = command(
+            *("start", "--name", unique(), "--init-script", str(script)),
+            *("--init-script-timeout", "0.2"),
+        )
+        assert (output.code, output.out) == (1, "")
+        assert "not done within 0.2 s" in output.err
+
+    def test_it_is_missing(self, command: Command) -> None:
+        output = command("start", "--name", unique(), "--init-script", "/no/such/init.py")
+        assert output.code == 1
+        assert "cannot read the init script /no/such/init.py" in output.err
+
+    def test_it_is_no_text(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "init.py").write_bytes(b"\xff\xfe")
+        output = command("start", "--name", unique(), "--init-script", str(tmp_path / "init.py"))
+        assert output.code == 1
+        assert "cannot read the init script" in output.err
+
+
+class TestStopping:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal(self, start: Starter, command: Command, number: int) -> None:
+        running = start("start", "--name", unique())
+        running.signal(number)
+        output = running.wait()
+        assert (output.code, output.out, output.err) == (0, "", "")
+        assert running.name.partition("@")[0] not in command("names").out
+
+    def test_what_runs_is_cancelled(
+        self, start: Starter, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        running = start("start", "--name", unique())
+        mark = tmp_path / "mark"
+        code = (
+            "import asyncio, pathlib\npath = pathlib.Path(mark)\npath.write_text('begun')\n"
+            "try:\n  await asyncio.sleep(60)\nfinally:\n  path.write_text('ended')"
+        )
+        client = start(
+            "eval", running.name, code, "--var", f'mark="{mark}"', "--timeout", "30", ready=False
+        )
+        wait_for(mark.exists)
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 0
+        assert mark.read_text() == "ended"
+        assert client.wait().code == 1
+
+    def test_code_that_blocks_the_loop_has_a_time_of_grace(
+        self, start: Starter, tmp_path: Path
+    ) -> None:
+        running = start("start", "--name", unique(), grace=0.3)
+        mark = tmp_path / "mark"
+        code = "open(mark, 'w').close()\nwhile True: pass"
+        start("eval", running.name, code, "--var", f'mark="{mark}"', ready=False)
+        wait_for(mark.exists)
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 128 + signal.SIGTERM
+
+    def test_a_second_signal_ends_it_at_once(self, start: Starter, tmp_path: Path) -> None:
+        running = start("start", "--name", unique(), grace=60)
+        mark = tmp_path / "mark"
+        code = "import signal\nopen(mark, 'w').close()\nwhile True: pass"
+        start("eval", running.name, code, "--var", f'mark="{mark}"', ready=False)
+        wait_for(mark.exists)
+        running.signal(signal.SIGINT)
+        # Two signals at once would be one: the other waits until this one was handled.
+        wait_for(lambda: threads_of(running.process.pid) > before(running))
+        running.signal(signal.SIGINT)
+        assert running.wait().code == 128 + signal.SIGINT
+
+    def test_during_the_init_script(self, start: Starter, tmp_path: Path) -> None:
+        script, mark = tmp_path / "init.py", tmp_path / "mark"
+        script.write_text(
+            f"import asyncio\nopen({str(mark)!r}, 'w').close()\nawait asyncio.sleep(60)"
+        )
+        running = start("start", "--name", unique(), "--init-script", str(script), ready=False)
+        wait_for(mark.exists)
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert (output.code, output.out) == (0, "")
+        assert "Traceback" not in output.err
+
+    def test_a_client(self, start: Starter, node: Running) -> None:
+        code = "import asyncio\nawait asyncio.sleep(60)"
+        client = start(
+            "eval", node.name, code, "--timeout", "30", "--log-level", "debug", ready=False
+        )
+        wait_for(lambda: is_connected(client.process.pid, node.port))
+        client.signal(signal.SIGINT)
+        output = client.wait()
+        assert output.code == 130
+        assert "Traceback" not in output.err
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def threads_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def before(running: Running) -> int:
+    """Threads before the signal: the main thread and the guardian."""
+    assert running.process.poll() is None
+    return 2
+
+
+def is_connected(pid: int, port: int) -> bool:
+    wanted = f":{port:04X} "
+    sockets = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if wanted in f"{line.split()[2]} " and line.split()[3] == "01"
+    }
+    held = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.add(os.readlink(entry).removeprefix("socket:[").rstrip("]"))
+    return bool(sockets & held)
+
+
+class TestCookie:
+    def test_it_is_nowhere_to_be_seen(
+        self, start: Starter, command: Command, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        secret = "ThisMustNotBeSeen"
+        file = tmp_path / "secret"
+        file.write_text(secret)
+        file.chmod(0o400)
+        arguments = ["--cookie-file", str(file), "--log-level", "debug"]
+        running = start("start", "--name", unique(), *arguments)
+        pid = running.process.pid
+        assert secret not in Path(f"/proc/{pid}/cmdline").read_text()
+        outputs = [
+            command("ping", running.name, *arguments),
+            command("eval", running.name, "return str(globals())", *arguments),
+            command("ping", running.name),  # with another cookie
+            command("start", "--name", running.name, *arguments),  # name taken
+        ]
+        assert [output.code for output in outputs] == [0, 0, 1, 1]
+        running.signal(signal.SIGTERM)
+        outputs.append(running.wait())
+        assert outputs[-1].code == 0
+        assert outputs[-1].err, "the log is empty: nothing would be proved"
+        for output in outputs:
+            assert secret not in output.out + output.err
+            assert COOKIE not in output.out + output.err
+
+    def test_a_file_is_made_in_the_home_directory(
+        self, start: Starter, command: Command, environ: dict[str, str]
+    ) -> None:
+        environ.pop("SNEX_COOKIE")
+        running = start("start", "--name", unique())
+        path = Path(environ["HOME"]) / ".erlang.cookie"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o400
+        assert re.fullmatch("[A-Z]{20}", path.read_text())
+        assert command("ping", running.name, SNEX_COOKIE=None).out == "pong\n"
+
+    def test_a_file_open_to_others(self, command: Command, tmp_path: Path) -> None:
+        file = tmp_path / "open"
+        file.write_text("abc-secret")
+        file.chmod(0o644)
+        output = command("start", "--name", unique(), "--cookie-file", str(file))
+        assert (output.code, output.out) == (1, "")
+        assert "run chmod 400 on it" in output.err
+        assert "abc-secret" not in output.err
+
+    def test_from_standard_input(self, environ: dict[str, str], node: Running) -> None:
+        done = subprocess.run(
+            f"{sys.executable} -m snex_runtime ping {node.name} --cookie-file /dev/stdin".split(),
+            input=COOKIE.encode() + b"\n",
+            env={**environ, "SNEX_COOKIE": "another"},
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"pong\n", b"")
+
+
+class TestNamesAndAddresses:
+    @pytest.mark.parametrize(
+        ("long", "short", "expected"),
+        [
+            (None, None, "py@127.0.0.1"),
+            ("a@127.0.0.1", None, "a@127.0.0.1"),
+            ("a@host.example", None, "a@host.example"),
+            (None, "a@host", "a@host"),
+        ],
+    )
+    def test_full_names(self, long: str | None, short: str | None, expected: str) -> None:
+        assert cli.full_name(long, short) == expected
+
+    def test_the_host_is_this_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(socket, "gethostname", lambda: "here.example.org")
+        monkeypatch.setattr(socket, "getfqdn", lambda: "here.example.org")
+        assert cli.full_name("a", None) == "a@here.example.org"
+        assert cli.full_name(None, "a") == "a@here"
+
+    def test_a_loopback_address_is_listened_on(self) -> None:
+        assert cli.default_listen("a@127.0.0.2") == ("127.0.0.2", 0)
+
+    def test_an_epmd_of_ours_is_enough(self, command: Command) -> None:
+        with EpmdServer("127.0.0.1", 0) as server:
+            assert command("names", ERL_EPMD_PORT=str(server.address[1])).code == 0
