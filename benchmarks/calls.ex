@@ -56,6 +56,7 @@ defmodule Benchmark do
   end
 
   @doc "What is sent back and forth; terms are made here, so that none is a literal."
+  def data(:optioned), do: data(:integers)
   def data(:integers), do: for(_ <- 1..100_000, do: :rand.uniform(0x7FFFFFFF))
   def data(:floats), do: for(_ <- 1..100_000, do: :rand.uniform())
   def data(:binary), do: :crypto.strong_rand_bytes(10_000_000)
@@ -103,6 +104,8 @@ defmodule Benchmark do
   defp storing(:binary, variables),
     do: {:eval, "", variables, encoding_opts: [binary_as: :bytes]}
 
+  # What finding the options behind so much data costs.
+  defp storing(:optioned, variables), do: {:eval, "", variables, timeout: 60_000}
   defp storing(_, variables), do: {:eval, "", variables}
 
   defp call(_server, _request, 0), do: :ok

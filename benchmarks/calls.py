@@ -127,6 +127,8 @@ def measure(caller: Beam, beam: str, python: str, table: Table) -> None:
         found = ask(f"Benchmark.transfer({servers}, {kind}, {TRANSFER_ROUNDS})")
         table.times(f"{name}, there", found[0][0], found[1][0])
         table.times(f"{name}, back", found[0][1], found[1][1])
+    found = ask(f"Benchmark.transfer({servers}, :optioned, {TRANSFER_ROUNDS})")
+    table.times("100,000 integers with options, there", found[0][0], found[1][0])
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ GenServer.call(snex, {:eval, code, %{"double" => &(&1 * 2)}}) |> IO.inspect()
 GenServer.call(snex, {:eval, "return 1 / n", %{"n" => 0}}) |> IO.inspect()
 
 # A time limit ends the work itself, even when it blocks; the next request is served.
-GenServer.call(snex, {:eval, "while True: pass", %{}, timeout: 200}) |> elem(1) |> Map.get(:code) |> IO.inspect()
+GenServer.call(snex, {:eval, "while True: pass", %{}, timeout: 200}) |> IO.inspect()
 
 # Any function of any Python module, as if it were one of Erlang's.
 :erpc.call(:"py@127.0.0.1", :statistics, :mean, [[1, 2, 3.5]]) |> IO.inspect()
