@@ -83,7 +83,7 @@ class LoggingHandler(logging.Handler):
             "application": Atom("snex"),
             "domain": [Atom("snex"), Atom("python")],
             **self._default_metadata,
-            "file": os.path.abspath(record.pathname).encode("utf-8", "surrogateescape"),
+            "file": _path(record.pathname),
             "line": record.lineno,
             "time": int(record.created * 1_000_000),
             "python_logger_name": record.name,
@@ -96,7 +96,7 @@ class LoggingHandler(logging.Handler):
             "python_task_name": _task_name(record),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            metadata["python_exception"] = repr(record.exc_info[1])
+            metadata["python_exception"] = _repr(record.exc_info[1])
         attributes = record.__dict__
         for name in self._default_metadata:
             if name in attributes and name not in _STANDARD:
@@ -105,6 +105,12 @@ class LoggingHandler(logging.Handler):
             if name in attributes:
                 metadata[name] = attributes[name]
         return {Atom(name): _sendable(value) for name, value in metadata.items()}
+
+
+def _path(file: str) -> bytes:
+    """The full path; code that is in no file, such as ``<Snex.Code>``, has none."""
+    path = file if file.startswith("<") else os.path.abspath(file)
+    return path.encode("utf-8", "surrogateescape")
 
 
 def _task_name(record: logging.LogRecord) -> str | None:
@@ -123,5 +129,13 @@ def _sendable(value: Any) -> object:
     try:
         serde.encoder.encode(value)
     except Exception:
-        return repr(value)
+        return _repr(value)
     return value
+
+
+def _repr(value: object) -> str:
+    """The text of an object of the user's, whose own ``__repr__`` must not cost the record."""
+    try:
+        return repr(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    except Exception:
+        return f"<{type(value).__name__}, whose __repr__ failed>"
