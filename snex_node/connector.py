@@ -58,7 +58,8 @@ class Connector:
         self._cookie = cookie
         self._epmd_port = epmd_port
         self._make = make
-        self._handshakes = 0
+        # Sockets of those who came and whose handshake is not done.
+        self._incoming: set[socket.socket] = set()
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Connector:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             where = f"{address[0]}:{address[1]}"
-            if self._handshakes >= MAX_HANDSHAKES:
+            if len(self._incoming) >= MAX_HANDSHAKES:
                 _log.warning(
                     "%s: refused the connection: %d others are in their handshake",
                     where,
@@ -176,8 +177,14 @@ class Connector:
                 )
                 sock.close()
                 continue
-            self._handshakes += 1
+            self._incoming.add(sock)
             self._node._run(self._welcome(sock, where))
+
+    def close(self) -> None:
+        """Close the sockets of handshakes whose task has ended before it began."""
+        for sock in self._incoming:
+            sock.close()
+        self._incoming.clear()
 
     async def _welcome(self, sock: socket.socket, address: str) -> None:
         """Do one handshake; when it fails, one line tells who it was and why."""
@@ -207,7 +214,7 @@ class Connector:
             why = describe_error(error)
             _log.warning("%s: lost the connection in its handshake: %s", _who(remote, address), why)
         finally:
-            self._handshakes -= 1
+            self._incoming.discard(sock)
             if done is None:
                 sock.close()
                 if remote is not None:

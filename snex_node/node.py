@@ -195,6 +195,7 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._connector.close()
         if self._registrar is not None:
             await self._registrar.close()
             self._registrar = None
