@@ -18,6 +18,7 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -103,6 +104,8 @@ async def run(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Interpreters come and go, and with one of them epmd may; the others take its place.
+    logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
     leash = Leash(leash_file)
     leash.start()
     try:

@@ -276,6 +276,7 @@ defmodule Snex.Interpreter do
   end
 
   defp stop_if_failed(:ok, _state), do: :ok
+  defp stop_if_failed({:error, %Error{code: :interpreter_exited}} = error, _state), do: error
 
   defp stop_if_failed(error, state) do
     Port.stop(state.port, state.output, @stop_timeout)

@@ -1,0 +1,150 @@
+defmodule Snex.SerdeTest do
+  use Snex.Case, async: true
+  doctest Snex.Code
+  doctest Snex.Error
+  doctest Snex.Sigils
+
+  defmodule Plain do
+    defstruct [:a]
+  end
+
+  defmodule Encoded do
+    defstruct [:a]
+  end
+
+  defmodule ToItself do
+    defstruct [:a]
+  end
+
+  defmodule ToAnother do
+    defstruct [:a]
+  end
+
+  defimpl Snex.Serde.Encoder, for: Encoded do
+    def encode(struct), do: {"encoded", struct.a}
+  end
+
+  defimpl Snex.Serde.Encoder, for: ToItself do
+    def encode(struct), do: %{struct | a: {"wrapped", struct.a}}
+  end
+
+  defimpl Snex.Serde.Encoder, for: ToAnother do
+    def encode(struct), do: [%Encoded{a: struct.a}]
+  end
+
+  setup_all do
+    {:ok, interpreter: start_supervised!({Interpreter, python: python()})}
+  end
+
+  defp repr(interpreter, value, opts \\ []),
+    do: Snex.pyeval(interpreter, "return repr(x)", %{"x" => value}, opts)
+
+  defp there_and_back(interpreter, value),
+    do: Snex.pyeval(interpreter, "return x", %{"x" => value})
+
+  test "converts by the table", %{interpreter: i} do
+    for {term, repr} <- [
+          {nil, "None"},
+          {true, "True"},
+          {:foo, "snex.Atom('foo')"},
+          {12, "12"},
+          {1.5, "1.5"},
+          {2 ** 100, "1267650600228229401496703205376"},
+          {"text", "'text'"},
+          {Serde.binary("b"), "b'b'"},
+          {Serde.binary(["b", "c"], :bytearray), "bytearray(b'bc')"},
+          {Serde.binary("b", :str), "'b'"},
+          {Serde.float(:inf), "inf"},
+          {Serde.float(:"-inf"), "-inf"},
+          {Serde.float(:nan), "nan"},
+          {Serde.float(0.5), "0.5"},
+          {Serde.object("datetime", "date", [2025, 12, 28]), "datetime.date(2025, 12, 28)"},
+          {Serde.object("builtins", "list", [[Serde.binary("x")]]), "[b'x']"},
+          {MapSet.new([1]), "{1}"},
+          {MapSet.new([Serde.binary("x")]), "{b'x'}"},
+          {[1, {2, "3"}], "[1, (2, '3')]"},
+          {%{"k" => %{1 => []}}, "{'k': {1: []}}"}
+        ] do
+      assert repr(i, term) == {:ok, repr}
+    end
+
+    for {value, back} <- [inf: :inf, "-inf": :"-inf", nan: :nan] do
+      assert there_and_back(i, Serde.float(value)) == {:ok, back}
+    end
+  end
+
+  test "brings everything back", %{interpreter: i} do
+    for term <- [
+          self(),
+          make_ref(),
+          &String.length/1,
+          <<5::3>>,
+          [1 | 2],
+          %{:a => MapSet.new([1, "x"]), 2 => [nil, true, :atom, {}]},
+          ~D[2026-01-01],
+          1..10
+        ] do
+      assert there_and_back(i, term) == {:ok, term}
+      assert there_and_back(i, Serde.term(term)) == {:ok, term}
+    end
+
+    assert {:ok, fun} = there_and_back(i, fn x -> x * 2 end)
+    assert fun.(21) == 42
+  end
+
+  test "takes encoding options", %{interpreter: i} do
+    assert repr(i, "b", encoding_opts: [binary_as: :bytes]) == {:ok, "b'b'"}
+    assert repr(i, "b", encoding_opts: [binary_as: :bytearray]) == {:ok, "bytearray(b'b')"}
+    assert repr(i, MapSet.new(), encoding_opts: [set_as: :frozenset]) == {:ok, "frozenset()"}
+
+    assert repr(i, :a, encoding_opts: [atom_as: :distinct_atom]) ==
+             {:ok, "snex.DistinctAtom('a')"}
+  end
+
+  test "encodes structs by the protocol, recursively", %{interpreter: i} do
+    assert repr(i, %Encoded{a: 1}) == {:ok, "('encoded', 1)"}
+    assert repr(i, [%{"k" => {%Encoded{a: 1}}}]) == {:ok, "[{'k': (('encoded', 1),)}]"}
+    assert repr(i, %Encoded{a: %Encoded{a: 1}}) == {:ok, "('encoded', ('encoded', 1))"}
+    assert repr(i, %ToAnother{a: 1}) == {:ok, "[('encoded', 1)]"}
+    assert repr(i, %{%Encoded{a: 1} => 2}) == {:ok, "{('encoded', 1): 2}"}
+    assert repr(i, MapSet.new([%Encoded{a: 1}])) == {:ok, "{('encoded', 1)}"}
+
+    assert repr(i, Serde.object("builtins", "list", [{%Encoded{a: 1}}])) ==
+             {:ok, "[('encoded', 1)]"}
+  end
+
+  test "sends other structs as maps, and they come back", %{interpreter: i} do
+    assert there_and_back(i, %Plain{a: [1]}) == {:ok, %Plain{a: [1]}}
+    assert there_and_back(i, %Plain{a: %Encoded{a: 1}}) == {:ok, %Plain{a: {"encoded", 1}}}
+    assert there_and_back(i, %ToItself{a: 1}) == {:ok, %ToItself{a: {"wrapped", 1}}}
+
+    assert {:ok, "Elixir." <> _} =
+             Snex.pyeval(i, "return str(x['__struct__']) + ''", %{"x" => %Plain{}})
+  end
+
+  test "leaves what has no structs as it is" do
+    term = %{"a" => [1, {2, %{b: "c"}}, [3 | 4]], "set" => "x"}
+    assert :erts_debug.same(Serde.encode_vars!(term), term)
+    large = Enum.to_list(1..1000)
+
+    assert %{"large" => ^large} =
+             encoded = Serde.encode_vars!(%{"large" => large, "d" => %Encoded{a: 1}})
+
+    assert :erts_debug.same(encoded["large"], large)
+    assert encoded["d"] == {"encoded", 1}
+  end
+
+  test "says which value it cannot convert", %{interpreter: i} do
+    assert {:error, %Error{code: :python_runtime_error, reason: reason}} =
+             Snex.pyeval(i, "return 1", %{"good" => 1, "bad" => <<255>>})
+
+    assert reason =~ "bad"
+    assert {:error, %Error{code: :python_runtime_error}} = Snex.pyeval(i, "return object()")
+  end
+
+  test "checks what it is given" do
+    assert_raise FunctionClauseError, fn -> Serde.binary("x", :text) end
+    assert_raise FunctionClauseError, fn -> Serde.float(:infinity) end
+    assert_raise FunctionClauseError, fn -> Serde.object(:datetime, "date", []) end
+  end
+end

@@ -1,0 +1,239 @@
+defmodule SnexTest do
+  use Snex.Case, async: true
+
+  import ExUnit.CaptureIO
+  import Snex.Sigils
+
+  setup_all do
+    {:ok,
+     interpreter: start_supervised!({Interpreter, python: python(), init_script: "base = 1"})}
+  end
+
+  setup %{interpreter: interpreter} do
+    {:ok, env} = Snex.make_env(interpreter)
+    {:ok, env: env}
+  end
+
+  describe "pyeval" do
+    test "takes every combination of arguments", %{env: env, interpreter: interpreter} do
+      for target <- [env, interpreter] do
+        assert Snex.pyeval(target, "return 1") == {:ok, 1}
+        assert Snex.pyeval(target, ~p"return 1") == {:ok, 1}
+        assert Snex.pyeval(target, "x = 1") == {:ok, nil}
+        assert Snex.pyeval(target, nil) == {:ok, nil}
+        assert Snex.pyeval(target, %{"x" => 2}) == {:ok, nil}
+        assert Snex.pyeval(target, timeout: 1_000) == {:ok, nil}
+        assert Snex.pyeval(target, "return x", %{"x" => 3}) == {:ok, 3}
+        assert Snex.pyeval(target, ~p"return x", %{"x" => 3}) == {:ok, 3}
+        assert Snex.pyeval(target, "return 1", timeout: 1_000) == {:ok, 1}
+        assert Snex.pyeval(target, ~p"return 1", timeout: :infinity) == {:ok, 1}
+        assert Snex.pyeval(target, %{"x" => 4}, timeout: 1_000) == {:ok, nil}
+        assert Snex.pyeval(target, "return x", %{"x" => 5}, timeout: 1_000) == {:ok, 5}
+        assert Snex.pyeval(target, nil, %{"x" => 5}, timeout: 1_000) == {:ok, nil}
+      end
+    end
+
+    test "keeps variables in an environment, and none in the interpreter's", context do
+      assert Snex.pyeval(context.env, "x = 10") == {:ok, nil}
+      assert Snex.pyeval(context.env, "return x * base") == {:ok, 10}
+      assert Snex.pyeval(context.interpreter, "base = 99; y = 1") == {:ok, nil}
+
+      assert {:error, %Error{code: :python_runtime_error}} =
+               Snex.pyeval(context.interpreter, "return y")
+
+      assert Snex.pyeval(context.interpreter, "return base") == {:ok, 1}
+    end
+
+    test "takes interpreters by name" do
+      start_interpreter!(name: :snex_test_named)
+      assert Snex.pyeval(:snex_test_named, "return 1") == {:ok, 1}
+      assert Snex.pyeval({:snex_test_named, node()}, "return 1") == {:ok, 1}
+      assert {:ok, env} = Snex.make_env(:snex_test_named)
+      assert Env.interpreter(env) == Process.whereis(:snex_test_named)
+      noproc = {:error, %Error{code: :call_failed, reason: :noproc}}
+      assert Snex.pyeval(:snex_test_nobody, "return 1") == noproc
+      assert Snex.make_env(:snex_test_nobody) == noproc
+    end
+
+    test "returns what code raised, with its traceback", %{env: env} do
+      assert {:error,
+              %Error{code: :python_runtime_error, reason: "no", traceback: traceback} = error} =
+               Snex.pyeval(env, "def f():\n  raise ValueError('no')\nf()")
+
+      assert List.first(traceback) == "Traceback (most recent call last):\n"
+      assert List.last(traceback) == "ValueError: no\n"
+
+      assert Exception.message(error) =~
+               ~r/python_runtime_error: no\n\nTraceback.*ValueError: no$/s
+
+      assert Snex.pyeval(env, "return 1") == {:ok, 1}
+    end
+
+    test "names the place of code that knows it", %{env: env} do
+      assert {:error, error} = Snex.pyeval(env, ~p"raise RuntimeError('here')")
+      line = __ENV__.line - 1
+
+      assert Enum.at(error.traceback, -2) =~
+               ~s(File "#{__ENV__.file}", line #{line}, in <module>\n)
+
+      code = ~P"""
+      x = 1
+      raise RuntimeError(x)
+      """
+
+      assert {:error, error} = Snex.pyeval(env, code)
+      line = __ENV__.line - 4
+
+      assert Enum.at(error.traceback, -2) =~
+               ~s(File "#{__ENV__.file}", line #{line}, in <module>\n)
+
+      assert {:error, error} = Snex.pyeval(env, "raise RuntimeError('somewhere')")
+      assert Enum.at(error.traceback, -2) == ~s(  File "<Snex.Code>", line 1, in <module>\n)
+    end
+
+    test "cancels what takes too long, whether it waits or blocks", %{env: env} do
+      for code <- [
+            "import asyncio\nstate = 'began'\ntry:\n  await asyncio.sleep(60)\nfinally:\n  state = 'ended'",
+            # CPython 3.11 and 3.12 do not run the `finally` around a loop's own jump.
+            "def spin():\n  while True: pass\nstate = 'began'\ntry:\n  spin()\nfinally:\n  state = 'ended'",
+            "import time\nstate = 'began'\ntry:\n  time.sleep(60)\nfinally:\n  state = 'ended'"
+          ] do
+        assert Snex.pyeval(env, code, timeout: 100) == {:error, %Error{code: :response_timeout}}
+        wait_until(fn -> Snex.pyeval(env, "return state") == {:ok, "ended"} end)
+      end
+    end
+
+    test "cancels the work of a caller that is gone", %{env: env} do
+      code = """
+      import asyncio
+      await snex.send(test, "began")
+      try:
+        await asyncio.sleep(60)
+      finally:
+        await snex.send(test, "ended")
+      """
+
+      caller = spawn(fn -> Snex.pyeval(env, code, %{"test" => self_of_test()}) end)
+      send(caller, {:test, self()})
+      assert_receive "began"
+      Process.exit(caller, :kill)
+      assert_receive "ended"
+    end
+
+    test "refuses what it does not know", %{env: env} do
+      assert_raise ArgumentError, ~r/unknown option :tiemout/, fn ->
+        Snex.pyeval(env, "return 1", tiemout: 1)
+      end
+
+      assert_raise ArgumentError, ~r/names of variables are strings, got: :x/, fn ->
+        Snex.pyeval(env, "return x", %{x: 1})
+      end
+
+      assert_raise ArgumentError, ~r/unknown encoding option :binry_as/, fn ->
+        Snex.pyeval(env, "return 1", encoding_opts: [binry_as: :bytes])
+      end
+
+      assert_raise ArgumentError, ~r/:binary_as is one of/, fn ->
+        Snex.pyeval(env, "return 1", encoding_opts: [binary_as: :text])
+      end
+    end
+
+    test "takes the deprecated :returning, and warns once per place", %{env: env} do
+      call = fn opts -> Snex.pyeval(env, "x = 1; y = 2", %{}, opts) end
+      tail = fn -> assert call.(returning: "x") == {:ok, 1} end
+
+      warning =
+        capture_io(:stderr, fn ->
+          tail.()
+          tail.()
+        end)
+
+      assert length(String.split(warning, "is deprecated")) == 2
+      assert warning =~ "test/snex_test.exs"
+      refute warning =~ "lib/snex.ex"
+
+      capture_io(:stderr, fn ->
+        assert call.(returning: ["x", "y", "x + y"]) == {:ok, [1, 2, 3]}
+        assert Snex.pyeval(env, returning: "x") == {:ok, 1}
+        assert Snex.pyeval(env, ~p"z = 3", returning: "z") == {:ok, 3}
+      end)
+    end
+
+    test "answers many callers at once", %{env: env} do
+      1..200
+      |> Enum.map(fn n -> Task.async(fn -> Snex.pyeval(env, "return n", %{"n" => n}) end) end)
+      |> Task.await_many()
+      |> Enum.each(&assert match?({:ok, n} when is_integer(n), &1))
+    end
+  end
+
+  describe "make_env" do
+    test "takes every combination of arguments", %{env: env, interpreter: interpreter} do
+      {:ok, nil} = Snex.pyeval(env, "a, b = 1, 2")
+
+      value = fn {:ok, made}, names ->
+        Snex.pyeval(made, "return [globals().get(n) for n in #{names}]")
+      end
+
+      assert value.(Snex.make_env(interpreter), "['a', 'base']") == {:ok, [nil, 1]}
+      assert value.(Snex.make_env(from: env), "['a', 'base']") == {:ok, [1, 1]}
+      assert value.(Snex.make_env(interpreter, %{"c" => 3}), "['a', 'c']") == {:ok, [nil, 3]}
+      assert value.(Snex.make_env(interpreter, from: env), "['a', 'b']") == {:ok, [1, 2]}
+      assert value.(Snex.make_env(%{"a" => 9}, from: env), "['a', 'b']") == {:ok, [9, 2]}
+      from = {env, only: ["a", "missing"]}
+
+      assert value.(Snex.make_env(interpreter, %{}, from: from), "['a', 'b', 'missing']") ==
+               {:ok, [1, nil, nil]}
+
+      from = {env, except: ["a"]}
+      assert value.(Snex.make_env(interpreter, %{}, from: from), "['a', 'b']") == {:ok, [nil, 2]}
+    end
+
+    test "copies in order", %{env: env, interpreter: interpreter} do
+      {:ok, first} = Snex.make_env(interpreter, %{"a" => 1, "b" => 1, "c" => 1})
+      {:ok, second} = Snex.make_env(interpreter, %{"a" => 2, "b" => 2})
+
+      {:ok, made} =
+        Snex.make_env(%{"a" => 3}, from: [env, {first, except: ["x"]}, {second, only: ["b"]}])
+
+      assert Snex.pyeval(made, "return (a, b, c, base)") == {:ok, {3, 2, 1, 1}}
+      {:ok, nil} = Snex.pyeval(made, "a = 9")
+      assert Snex.pyeval(first, "return a") == {:ok, 1}
+    end
+
+    test "refuses what cannot be meant", %{env: env, interpreter: interpreter} do
+      other = start_interpreter!()
+      assert_raise ArgumentError, fn -> Snex.make_env([]) end
+      assert_raise ArgumentError, fn -> Snex.make_env(%{}, []) end
+
+      assert_raise ArgumentError, fn ->
+        Snex.make_env(interpreter, from: {env, only: [], except: []})
+      end
+
+      assert_raise ArgumentError, ~r/belongs to/, fn -> Snex.make_env(other, from: env) end
+      assert_raise ArgumentError, ~r/strings/, fn -> Snex.make_env(interpreter, %{a: 1}) end
+
+      assert_raise ArgumentError, ~r/unknown option/, fn ->
+        Snex.make_env(interpreter, form: env)
+      end
+    end
+
+    test "tells of a source that is gone", %{env: env, interpreter: interpreter} do
+      :ok = Snex.destroy_env(env)
+      assert {:error, %Error{code: :env_not_found}} = Snex.make_env(interpreter, from: env)
+      assert {:error, %Error{code: :env_not_found}} = Snex.pyeval(env, "return 1")
+    end
+
+    test "encodes by its options, which do not stick", %{interpreter: interpreter} do
+      {:ok, env} = Snex.make_env(interpreter, %{"b" => "x"}, encoding_opts: [binary_as: :bytes])
+      assert Snex.pyeval(env, "return type(b).__name__") == {:ok, "bytes"}
+      assert Snex.pyeval(env, "return type(b).__name__", %{"b" => "x"}) == {:ok, "str"}
+    end
+  end
+
+  defp self_of_test do
+    receive do
+      {:test, pid} -> pid
+    end
+  end
+end

@@ -1,0 +1,29 @@
+defmodule Snex.Peer do
+  @moduledoc """
+  Other nodes of the cluster: real BEAMs, which end with the test.
+
+  This node has to listen for that, so it is started distributed before the first interpreter.
+  """
+
+  @doc "Make this node one that others can connect to."
+  def listen do
+    if not Node.alive?() do
+      # epmd of OTP: its nodes need one. It goes on when the tests are over, as it always does.
+      {_, 0} = System.cmd("epmd", ["-daemon"])
+      {:ok, _} = Node.start(:"snex-test-#{System.pid()}@127.0.0.1", :longnames)
+    end
+
+    :ok
+  end
+
+  @doc "Start a node that has this node's code and runs the application."
+  def start do
+    name = :"snex-peer-#{System.pid()}-#{System.unique_integer([:positive])}"
+    args = [~c"-setcookie", Atom.to_charlist(Node.get_cookie()), ~c"-connect_all", ~c"false"]
+    options = %{name: name, host: ~c"127.0.0.1", longnames: true, args: args}
+    {:ok, peer, node} = :peer.start_link(options)
+    :ok = :erpc.call(node, :code, :add_paths, [:code.get_path()])
+    {:ok, _} = :erpc.call(node, :application, :ensure_all_started, [:snex])
+    {peer, node}
+  end
+end
