@@ -142,14 +142,29 @@ def from_exception(error: BaseException, code: ErrorCode = "python_runtime_error
     if isinstance(error, Failure):
         return error
     reason = _bounded(_text(error))
-    if isinstance(error, EncodeError) and not _has_user_frames(error.__cause__):
-        # A value of the user that has no term: where in the codec that was found tells nothing.
-        kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
-        lines = [f"{kind}: {reason}\n"]
+    if isinstance(error, EncodeError):
+        lines = _format_encode_error(error, reason)
     else:
         lines = format_traceback(error, user_frames_only=code != "internal_error")
     _drop_tracebacks(error)
     return Failure(code, reason, lines)
+
+
+def _format_encode_error(error: EncodeError, reason: str) -> list[str]:
+    """A value of the user that has no term: where in the codec that was found tells nothing.
+
+    Where a custom encoder refused it is told, as one exception with the place of the value.
+    """
+    cause = error.__cause__
+    told = f"{'TypeError' if isinstance(error, TypeError) else 'ValueError'}: {reason}\n"
+    if cause is None or not _has_user_frames(cause):
+        return [told]
+    lines = format_traceback(cause)
+    if lines[-1] == _bounded(_last_line(cause)):
+        lines[-1] = told
+    else:  # notes, say, follow what it says
+        lines.append(told)
+    return lines
 
 
 def _has_user_frames(error: BaseException | None) -> bool:

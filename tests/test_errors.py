@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import pytest
 
-from snex_node.etf import EncodeError, decode, encode
+from snex_node.etf import EncodeError, Encoder, decode, encode
 from snex_node.terms import Atom
 from snex_runtime import errors
 from snex_runtime.code import compile_code
@@ -318,6 +318,31 @@ def test_what_the_codec_finds_is_told_in_one_line() -> None:
     assert failure.traceback == [f"TypeError: {failure.reason}\n"]
     failure = from_exception(encode_error(Atom("x") and [float("inf")]))
     assert failure.traceback == [f"ValueError: {failure.reason}\n"]
+
+
+@pytest.mark.parametrize("notes", [[], ["look at it"]])
+def test_what_a_custom_encoder_refuses_is_told_as_one_exception(notes: list[str]) -> None:
+    environment: dict[str, object] = {"notes": notes}
+    source = """
+def refuse(value):
+    error = TypeError("not mine")
+    error.__notes__ = notes
+    raise error
+"""
+    compile_code(source).run(environment)
+    encoder: Any = environment["refuse"]
+    with pytest.raises(EncodeError) as caught:
+        Encoder(default=encoder).encode({"k": [object()]})
+    failure = from_exception(caught.value)
+    assert failure.reason == 'not mine (at ["k"][0])'
+    assert failure.traceback is not None
+    assert failure.traceback[:2] == [
+        "Traceback (most recent call last):\n",
+        '  File "<Snex.Code>", line 5, in refuse\n',
+    ]
+    assert failure.traceback[-1] == f"TypeError: {failure.reason}\n"
+    assert "direct cause" not in "".join(failure.traceback)
+    assert "snex_node" not in "".join(failure.traceback)
 
 
 # --- It never fails -------------------------------------------------------------------------------
