@@ -1,0 +1,45 @@
+defmodule Snex.Beam do
+  @moduledoc "A BEAM in a process of its own, to be killed; it is no node until Snex makes it one."
+
+  @doc """
+  Start a BEAM that runs `code`, which tells the test what it has to say with `tell.(term)`.
+
+  It ends when its port is closed, at the end of the test at the latest.
+  """
+  def start(code) do
+    program = """
+    {:ok, _} = Application.ensure_all_started(:snex)
+    tell = fn term -> IO.puts("told " <> Base.encode64(:erlang.term_to_binary(term))) end
+    spawn(fn -> IO.read(:stdio, :eof); System.halt(0) end)
+    #{code}
+    Process.sleep(:infinity)
+    """
+
+    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
+    elixir = System.find_executable("elixir")
+
+    Port.open(
+      {:spawn_executable, elixir},
+      [:binary, :exit_status, :stderr_to_stdout, line: 65_536, args: paths ++ ["-e", program]]
+    )
+  end
+
+  @doc "The next thing that the BEAM tells."
+  def told(port, seen \\ []) do
+    receive do
+      {^port, {:data, {:eol, "told " <> data}}} ->
+        :erlang.binary_to_term(Base.decode64!(data))
+
+      {^port, {:data, {_, line}}} ->
+        told(port, [line | seen])
+
+      {^port, {:exit_status, status}} ->
+        raise "the BEAM ended with #{status}: #{Enum.join(Enum.reverse(seen), "\n")}"
+    after
+      20_000 -> raise "the BEAM told nothing: #{Enum.join(Enum.reverse(seen), "\n")}"
+    end
+  end
+
+  @doc "Kill it with SIGKILL."
+  def kill(beam_os_pid), do: {_, 0} = System.cmd("kill", ["-KILL", to_string(beam_os_pid)])
+end
