@@ -1,0 +1,350 @@
+"""``snex.send``, ``call``, ``cast``, ``Elixir``: arguments, destinations, the queue of records."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from snex_node import etf
+from snex_node.errors import ConnectError, NodeError
+from snex_node.etf import DecodeError, Decoder
+from snex_node.terms import Pid, Reference
+from snex_runtime import interface, serde
+from snex_runtime.interface import (
+    MAX_LOG_RECORDS,
+    BeamModuleProxy,
+    Elixir,
+    ElixirError,
+    LogQueue,
+    NodeBackend,
+)
+from snex_runtime.origin import origin
+from snex_runtime.serde import Atom, Term
+from tests.interop.waiting import until
+from tests.support.pair import Pair, pair
+
+
+@pytest.fixture
+async def both() -> AsyncIterator[Pair]:
+    async with pair() as made:
+        yield made
+
+
+class Recorder:
+    """A backend that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    async def send(self, *asked: object) -> None:
+        self.asked.append(("send", *asked))
+
+    async def cast(self, *asked: object) -> None:
+        self.asked.append(("cast", *asked))
+
+    async def call(self, *asked: object) -> object:
+        self.asked.append(("call", *asked))
+        return "answer"
+
+    def log(self, *asked: object) -> None:
+        self.asked.append(("log", *asked))
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    made = Recorder()
+    before = interface.current_backend()
+    interface.set_backend(made)
+    yield made
+    interface.set_backend(before)
+
+
+class TestFunctions:
+    async def test_without_a_beam(self) -> None:
+        for work in (interface.send("x", 1), interface.cast("m", "f", []), Elixir.M.f()):
+            with pytest.raises(RuntimeError, match="run it under snex-node, or let"):
+                await work
+
+    async def test_call(self, recorder: Recorder) -> None:
+        atom = Term(etf.Encoder().encode(Atom("m")))
+        assert await interface.call(atom, Atom("f"), (1, 2), node=atom) == "answer"
+        await interface.call("m", "f", iter([1]), result_encoding_opts={"binary_as": "bytes"})
+        bytes_decoder = serde.decoder(("bytes", "set", "atom"))
+        assert recorder.asked == [
+            ("call", "m", "f", [1, 2], "m", None),
+            ("call", "m", "f", [1], None, bytes_decoder),
+        ]
+
+    async def test_cast_and_send(self, recorder: Recorder) -> None:
+        await interface.cast("m", "f", [])
+        await interface.send("to", {"a": 1})
+        assert recorder.asked == [("cast", "m", "f", [], None), ("send", "to", {"a": 1})]
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            ((1, "f", []), TypeError, "module takes a name"),
+            (("m", [], []), TypeError, "function takes a name"),
+            (("m", "f", "text"), TypeError, r"are a list, not 'text': \['text'\]"),
+            (("m", "f", 7), TypeError, "not iterable"),
+            (("m" * 256, "f", []), ValueError, "atom too long"),
+            (("m", "f" * 256, []), ValueError, "atom too long"),
+        ],
+    )
+    async def test_refused(
+        self, recorder: Recorder, arguments: Any, error: type[Exception], message: str
+    ) -> None:
+        for function in (interface.call, interface.cast):
+            with pytest.raises(error, match=message):
+                await function(*arguments)
+        with pytest.raises(ValueError, match="unknown encoding option"):
+            await interface.call("m", "f", [], result_encoding_opts={"x": 1})  # type: ignore[arg-type]
+        assert recorder.asked == []
+
+
+class TestProxy:
+    async def test_names(self, recorder: Recorder) -> None:
+        await Elixir.String.Chars.to_string(1)
+        await Elixir.Enum.map([1], "f", node="n@h", result_encoding_opts={"set_as": "set"})
+        await BeamModuleProxy("lists").sum([1], cast=True, node="n@h")
+        await BeamModuleProxy("lists", "sum")([1])
+        assert recorder.asked == [
+            ("call", "Elixir.String.Chars", "to_string", [1], None, None),
+            ("call", "Elixir.Enum", "map", [[1], "f"], "n@h", serde.decoder()),
+            ("cast", "lists", "sum", [[1]], "n@h"),
+            ("call", "lists", "sum", [[1]], None, None),
+        ]
+
+    def test_what_it_refuses(self) -> None:
+        with pytest.raises(TypeError, match="is a module; call one of its functions"):
+            Elixir.Enum()
+        for attribute in ("__len__", "__wrapped__", "__x__"):
+            with pytest.raises(AttributeError):
+                getattr(Elixir, attribute)
+        with pytest.raises(AttributeError, match="is a function and has no reduce"):
+            Elixir.Enum.map.reduce  # noqa: B018
+
+    def test_text(self) -> None:
+        assert repr(Elixir) == "<snex.BeamModuleProxy Elixir>"
+        assert repr(Elixir.Enum.map) == "<snex.BeamModuleProxy Elixir.Enum.map>"
+
+    def test_copies(self) -> None:
+        for made in (copy.copy(Elixir.Enum.map), pickle.loads(pickle.dumps(Elixir.Enum.map, 5))):
+            assert repr(made) == repr(Elixir.Enum.map)
+
+
+class TestDestinations:
+    async def test_forms(self, both: Pair) -> None:
+        backend = both.server.backend
+        for raw in (Pid("a@b", 1, 0, 1), Reference("a@b", 1, (1, 2, 3))):
+            assert backend.destination(raw) == raw
+            assert backend.destination(Term(raw.external)) == raw
+        assert backend.destination("name") == ("name", both.peer.name)
+        node = Term(etf.Encoder().encode(Atom("n@h")))
+        assert backend.destination((Atom("name"), node)) == ("name", "n@h")
+
+    @pytest.mark.parametrize(
+        "to", [7, None, [], ("a",), ("a", 7), (7, "n@h"), ("a", "b", "c"), b"x"]
+    )
+    async def test_refused(self, both: Pair, to: object) -> None:
+        with pytest.raises(TypeError, match="it takes a pid, an alias, a name or"):
+            await interface.send(to, 1)
+
+
+class TestDefaultNode:
+    async def test_order_of_preference(self, both: Pair) -> None:
+        backend = both.server.backend
+        assert backend.default_node() == both.peer.name  # the only one
+        backend.last_origin = "gone@nowhere"
+        assert backend.default_node() == both.peer.name
+        token = origin.set(both.node.remote("asked@127.0.0.1"))
+        assert backend.default_node() == "asked@127.0.0.1"
+        origin.reset(token)
+
+    async def test_errors(self, both: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        backend = both.server.backend
+        monkeypatch.setattr(type(both.node), "nodes", property(lambda _: ["a@h", "b@h"]))
+        with pytest.raises(LookupError, match="2 are connected and no request is running"):
+            backend.default_node()
+        assert backend.log_node("b@h") == "b@h"
+        assert backend.log_node("c@h") == "a@h"
+        monkeypatch.setattr(type(both.node), "nodes", property(lambda _: []))
+        with pytest.raises(LookupError, match="no BEAM is connected"):
+            backend.default_node()
+        assert backend.log_node("b@h") is None
+
+
+async def test_a_second_runtime_is_left_alone() -> None:
+    # The first runtime of the process ends; the backend of the second one stays.
+    async with pair() as first, pair(name="other") as second:
+        assert interface.get_backend() is second.server.backend
+        first.server.exit()
+        assert interface.get_backend() is second.server.backend
+        second.server.exit()
+        assert interface.current_backend() is None
+
+
+class TestOutcome:
+    """What decodes the end of an erpc call: results by the caller's options, all else as it is."""
+
+    REF = Reference("n@h", 1, (1, 2, 3))
+
+    def decode(self, term: object, options: serde.Options = serde.DEFAULTS) -> Any:
+        data = b"..." + etf.Encoder().encode(term) + b"rest"
+        decoded, end = interface._Outcome(serde.decoder(options)).decode(data, 3)
+        assert data[end:] == b"rest"
+        return decoded
+
+    def test_a_result(self) -> None:
+        told = self.decode((self.REF, Atom("return"), [b"text", self.REF]))
+        assert told[:2] == (self.REF, "return")
+        assert told[2][0] == "text"
+        assert isinstance(told[2][1], Term)
+        raw = self.decode((self.REF, Atom("return"), [b"\xff"]), ("bytes", "set", "atom"))
+        assert raw[2] == [b"\xff"]
+
+    def test_an_exception_is_told_of_whatever_it_holds(self) -> None:
+        told = self.decode((self.REF, Atom("error"), b"\xff", [(Atom("m"), self.REF)]))
+        assert told == (self.REF, "error", b"\xff", [("m", self.REF)])
+        assert self.decode(Atom("killed")) == "killed"
+
+    def test_a_result_that_cannot_be_converted(self) -> None:
+        with pytest.raises(DecodeError, match="UTF-8"):
+            self.decode((self.REF, Atom("return"), b"\xff"))
+        struct = {
+            Atom("__struct__"): Atom("Elixir.Snex.Serde.Object"),
+            Atom("module"): b"builtins",
+            Atom("name"): b"int",
+            Atom("args"): [b"x"],
+        }
+        with pytest.raises(DecodeError, match="invalid literal for int"):
+            self.decode((self.REF, Atom("return"), struct))
+
+    @pytest.mark.parametrize("cut", range(40))
+    def test_truncated(self, cut: int) -> None:
+        data = etf.Encoder().encode((self.REF, Atom("return"), [b"text"]))
+        with pytest.raises(DecodeError):
+            interface._Outcome(Decoder()).decode(data[:cut])
+
+
+class Carrier:
+    """Takes the records of a `LogQueue`, as told."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.node: str | None = "app@h"
+        self.taken: list[tuple[str, list[object]]] = []
+        self.errors: list[Exception] = []
+        self.delivering: list[bool] = []
+        self.hold: asyncio.Event | None = None
+
+    def log_node(self, wanted: str | None) -> str | None:
+        return wanted or self.node if self.node else None
+
+    async def write_log(self, node: str, args: list[object]) -> None:
+        self.delivering.append(interface.is_delivering_logs())
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.taken.append((node, args))
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        self.loop.call_soon_threadsafe(function)
+
+    @property
+    def texts(self) -> list[object]:
+        return [args[1] for _, args in self.taken]
+
+
+class TestLogQueue:
+    async def test_in_order_and_marked(self) -> None:
+        carrier = Carrier()
+        queue = LogQueue(carrier)
+        for n in range(20):
+            queue.put("info", f"{n}", {})
+        await until(lambda: len(carrier.taken) == 20)
+        assert carrier.texts == [str(n) for n in range(20)]
+        assert carrier.taken[0] == ("app@h", [Atom("info"), "0", {}])
+        assert all(carrier.delivering)
+        assert not interface.is_delivering_logs()
+
+    async def test_kept_while_nobody_is_there(self) -> None:
+        carrier = Carrier()
+        carrier.node = None
+        queue = LogQueue(carrier)
+        queue.put("info", "early", {})
+        await asyncio.sleep(0)
+        queue.wake()
+        assert carrier.taken == []
+        carrier.node = "app@h"
+        queue.wake()
+        await until(lambda: carrier.texts == ["early"])
+
+    async def test_those_beyond_the_limit_are_counted_and_told(self) -> None:
+        carrier = Carrier()
+        carrier.hold = asyncio.Event()
+        queue = LogQueue(carrier, limit=3)
+        for n in range(5):
+            queue.put("info", f"{n}", {})
+        assert queue.dropped == 2
+        carrier.hold.set()
+        await until(lambda: len(carrier.taken) == 4)
+        assert carrier.texts == ["0", "1", "2", "2 log records of Python were dropped"]
+        assert carrier.taken[3][1][0] == "warning"
+        assert carrier.taken[3][1][2] == {"application": "snex"}
+        # Told once.
+        queue.put("info", "next", {})
+        await until(lambda: carrier.texts[-1:] == ["next"])
+        assert len(carrier.taken) == 5
+
+    async def test_a_record_that_fails_does_not_hold_up_the_next(self) -> None:
+        carrier = Carrier()
+        carrier.errors = [NodeError("no Logger"), ValueError("no term")]
+        queue = LogQueue(carrier)
+        for n in range(3):
+            queue.put("info", f"{n}", {})
+        await until(lambda: len(carrier.taken) == 2)
+        assert carrier.texts == ["2", "2 log records of Python were dropped"]
+        assert queue.dropped == 2
+
+    async def test_a_connection_that_does_not_come_about_keeps_them(self) -> None:
+        carrier = Carrier()
+        carrier.errors = [ConnectError("app@h", "unreachable", "no")]
+        queue = LogQueue(carrier)
+        queue.put("info", "kept", {})
+        await until(lambda: not carrier.errors and queue._writer is None)
+        assert (carrier.taken, queue.dropped) == ([], 0)
+        queue.wake()
+        await until(lambda: carrier.texts == ["kept"])
+
+    async def test_closed(self) -> None:
+        carrier = Carrier()
+        carrier.hold = asyncio.Event()
+        queue = LogQueue(carrier)
+        queue.put("info", "never", {})
+        await until(lambda: carrier.delivering)
+        queue.close()
+        await until(lambda: queue._writer is None)
+        assert carrier.taken == []
+
+    async def test_the_limit_of_a_node(self, both: Pair) -> None:
+        backend = both.server.backend
+        both.server.node.disconnect(both.peer.name)
+        await until(lambda: not both.node.nodes)
+        for _ in range(MAX_LOG_RECORDS + 7):
+            backend.log("info", "text", {})
+        assert backend.logs_dropped == 7
+        assert isinstance(backend, NodeBackend)
+
+
+def test_elixir_error() -> None:
+    error = ElixirError("text", "throw", 5)
+    assert (str(error), error.kind, error.reason) == ("text", "throw", 5)
+    assert (ElixirError("x").kind, ElixirError.__module__) == ("error", "snex")
+    assert repr(error).startswith("ElixirError(")
