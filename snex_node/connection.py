@@ -215,10 +215,11 @@ class Connection:
     def tick(self) -> None:
         """Write what waits, or else a tick: either shows the peer that we live."""
         with self._lock:
-            self._uncork_locked()
-            if self._queue.size:
+            if self._corked:
+                self._uncork_locked()
+            elif self._queue.size:
                 self._flush_locked()
-            elif self._open:
+            else:
                 self._write_locked(TICK)
         self._after_write()
 
@@ -341,12 +342,12 @@ class Connection:
     def _on_writable(self) -> None:
         with self._lock:
             self._flush_locked()
-            size = self._queue.size
-            if not size:
+            failure, size = self._failure, self._queue.size
+            if failure is None and not size:
                 # Inside of the lock: who queues something now asks to be watched again.
                 self._writing = False
-        if self._failure is not None:
-            self.close(self._failure)
+        if failure is not None:
+            self.close(failure)
             return
         if not size:
             self._loop.remove_writer(self._fd)
