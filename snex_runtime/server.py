@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Coroutine
-from importlib import metadata
+from importlib import import_module
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - its own name says too little
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +49,16 @@ from snex_runtime.errors import (
 )
 from snex_runtime.interrupts import Deadline, Interrupted, Interrupter, current
 from snex_runtime.origin import origin
+from snex_runtime.requests import (
+    NO_OPTIONS,
+    EvalOptions,
+    code_parts,
+    encoding_options,
+    handle_in,
+    options_in,
+    read_variables,
+    typed,
+)
 
 if TYPE_CHECKING:
     from snex_node.node import Node
@@ -77,8 +87,6 @@ _ERROR: Final = b"h\x02w\x05error"
 _ALTACT_SIG: Final = int(Flag.ALTACT_SIG)
 _u32 = Struct(">I").unpack_from
 
-# Requests and options are read with pids as pids and text as str, whatever the user's options are.
-_typed: Final = Decoder(binary_as="str")
 _bytes: Final = Decoder()
 
 _log = logging.getLogger(__name__)
@@ -94,7 +102,7 @@ class Call(Deadline):
         sender: BaseProcess,
         caller: From | None,
         remote: RemoteNode,
-        options: _EvalOptions,
+        options: EvalOptions,
     ) -> None:
         super().__init__(options.timeout)
         self.sender = sender
@@ -238,7 +246,7 @@ class Server(BaseProcess):
     async def _learn_sets(self, name: str) -> None:
         """Ask a node that has just connected which fields its ``MapSet`` has."""
         with contextlib.suppress(NodeError):  # no Elixir there, or it has gone again
-            struct = await self.node.rpc(name, "Elixir.MapSet", "__struct__", decoder=_typed)
+            struct = await self.node.rpc(name, "Elixir.MapSet", "__struct__", decoder=typed)
             old = isinstance(struct, dict) and "version" in struct
             self.node.remote(name).encoder = serde.encoder_v2 if old else serde.encoder
 
@@ -251,7 +259,7 @@ class Server(BaseProcess):
             caller, at = call
             self._handle(process, caller, data, at, remote)
         elif data.startswith(_SYSTEM_HEAD, offset):
-            system = parse_system(_typed.decode(data, offset)[0])
+            system = parse_system(typed.decode(data, offset)[0])
             if system is not None:
                 self.answer_system(process, *system)
         else:
@@ -300,7 +308,7 @@ class Server(BaseProcess):
             handler = self._requests.get(data[at + 4 : end])
             if handler is not None:
                 return handler(process, caller, data, end, data[at + 1], remote)
-        request = _typed.decode(data, at)[0]
+        request = typed.decode(data, at)[0]
         if request == "ping":
             return _PONG
         if request == "info" and process is self:
@@ -355,25 +363,22 @@ class Server(BaseProcess):
         arity: int,
         remote: RemoteNode,
     ) -> bytes | None:
-        if arity == 3:
-            options = _NO_OPTIONS
-            decoder = self._decoder
-            code, at = self._read_code(data, at)
-        elif arity == 4:
-            skip = _typed.skip
-            variables_at = skip(data, at)
-            options = _EvalOptions(_typed.decode(data, skip(data, variables_at))[0], self.options)
-            decoder = serde.decoder(options.encoding)
-            code, at = self._read_code(data, at)
-        else:
+        if arity not in (3, 4):
             raise BadRequest(f"an eval request has 3 or 4 elements, not {arity}")
+        code, at = self._read_code(data, at)
+        options = NO_OPTIONS
+        given: Variables | None = None
+        if arity == 4:
+            given, raw = self._read_variables_and_options(data, at)
+            options = EvalOptions(raw)
+        elif data[at : at + 5] != b"t\0\0\0\0":
+            given, _ = read_variables(self._decoder, data, at)
         variables = self.root.copy() if process is self else _variables_of(process)
-        given = read_variables(decoder, data, at) if data[at : at + 5] != b"t\0\0\0\0" else None
         if code is not None and code.is_async:
             work = _run_with(code, variables, given) if given else code.run(variables)
             self._start(process, caller, remote, work, options)
             return None
-        if given is not None:
+        if given:
             variables.update(given)
         if code is None:
             return _OK + b"w\x03nil"
@@ -395,17 +400,30 @@ class Server(BaseProcess):
         """An eval that runs in the root environment, and so prepares all that are made later."""
         return self._eval(self._root, caller, data, at, arity, remote)
 
+    def _read_variables_and_options(self, data: bytes, at: int) -> tuple[Variables, object]:
+        """The variables at ``at`` and the options behind them, which say how to decode those.
+
+        Passing over large variables costs as much as decoding them, so that is done only where
+        the bytes can hold the one option that matters.
+        """
+        if data.find(b"encoding_opts", at) < 0:
+            variables, end = read_variables(self._decoder, data, at)
+            return variables, typed.decode(data, end)[0]
+        raw = typed.decode(data, typed.skip(data, at))[0]
+        encoding = encoding_options(raw, self.options)
+        return read_variables(serde.decoder(encoding), data, at)[0], raw
+
     def _read_code(self, data: bytes, at: int) -> tuple[Code | None, int]:
         """The code at ``at`` (a binary, nil, or a ``Snex.Code``), and the offset behind it."""
         try:
-            end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else _typed.skip(data, at)
+            end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else typed.skip(data, at)
         except (IndexError, StructError):
             raise BadRequest("the request ends before its code does") from None
         raw = data[at:end]
         code = self._codes.get(raw)
         if code is None:
             try:
-                term, _ = _typed.decode(raw)
+                term, _ = typed.decode(raw)
             except DecodeError as error:
                 raise BadRequest(f"code must be UTF-8 text: {error}") from None
             if term is None:
@@ -430,12 +448,12 @@ class Server(BaseProcess):
     ) -> bytes | None:
         if arity not in (4, 5):
             raise BadRequest(f"a call request has 4 or 5 elements, not {arity}")
-        module, at = _typed.decode(data, at)
-        function, at = _typed.decode(data, at)
+        module, at = typed.decode(data, at)
+        function, at = typed.decode(data, at)
         if not isinstance(module, str) or not isinstance(function, str):
             raise BadRequest("module and function of a call are atoms or binaries")
         args, at = self._decoder.decode(data, at)
-        kwargs: Any = read_variables(self._decoder, data, at) if arity == 5 else {}
+        kwargs: Any = read_variables(self._decoder, data, at)[0] if arity == 5 else {}
         if not isinstance(args, list):
             raise BadRequest("the arguments of a call are a list")
         try:
@@ -444,7 +462,7 @@ class Server(BaseProcess):
             raise BadRequest(str(error)) from None
         result = called(*args, **kwargs)
         if inspect.isawaitable(result):
-            self._start(process, caller, remote, _await(result), _NO_OPTIONS)
+            self._start(process, caller, remote, _await(result), NO_OPTIONS)
             return None
         return _OK + remote.encoder.encode(result)
 
@@ -456,7 +474,7 @@ class Server(BaseProcess):
         caller: From | None,
         remote: RemoteNode,
         work: Any,
-        options: _EvalOptions,
+        options: EvalOptions,
     ) -> None:
         call = Call(process, caller, remote, options)
         self._running.add(call)
@@ -546,16 +564,16 @@ class Server(BaseProcess):
             raise BadRequest(f"a make_env request has 2 or 3 elements, not {arity}")
         if caller is None:
             raise BadRequest("make_env is a call: without an answer nobody would have the pid")
-        raw: object = None
         if arity == 3:
-            raw = _typed.decode(data, _typed.skip(data, at))[0]
-        options = _options(raw, ("from", "handle", "encoding_opts"))
+            given, raw = self._read_variables_and_options(data, at)
+        else:
+            given, raw = read_variables(self._decoder, data, at)[0], None
+        options = options_in(raw, ("from", "handle", "encoding_opts"))
         handle = options.get("handle", caller.pid)
-        encoding = serde_options(options.get("encoding_opts"), self.options)
         variables = self.root.copy()
         copy_into(variables, self._sources(options.get("from")), self._builtin)
-        variables.update(read_variables(serde.decoder(encoding), data, at))
-        environment = self.environments.make(variables, _handle(handle))
+        variables.update(given)
+        environment = self.environments.make(variables, handle_in(handle))
         return _OK + environment.pid.external
 
     def _sources(self, value: object) -> list[Source]:
@@ -568,7 +586,7 @@ class Server(BaseProcess):
         pid = value
         if isinstance(value, tuple) and len(value) == 2:
             pid, raw = value
-            options = _options(raw, ("only", "except"))
+            options = options_in(raw, ("only", "except"))
             if len(options) > 1:
                 raise BadRequest("from: only and except exclude each other")
             if "only" in options:
@@ -594,7 +612,7 @@ class Server(BaseProcess):
     ) -> bytes | None:
         if arity != 2:
             raise BadRequest(f"a destroy_env request has 2 elements, not {arity}")
-        pid, _ = _typed.decode(data, at)
+        pid, _ = typed.decode(data, at)
         if not isinstance(pid, Pid):
             raise BadRequest(f"destroy_env takes an environment's pid, not {pid!r}")
         environment = self.environments.get(pid)
@@ -615,7 +633,7 @@ class Server(BaseProcess):
             raise BadRequest("a handle request goes to an environment")
         if arity != 2:
             raise BadRequest(f"a handle request has 2 elements, not {arity}")
-        handle = _handle(_typed.decode(data, at)[0])
+        handle = handle_in(typed.decode(data, at)[0])
         self.environments.set_handle(process, handle)
         return _OK_ATOM
 
@@ -647,143 +665,6 @@ def _tag_end(data: bytes, at: int) -> int:
         return at + 4 + data[at + 3] if data[at] == 104 and data[at + 2] == 119 else 0
     except IndexError:
         return 0
-
-
-class _EvalOptions:
-    """The options of an eval request, checked."""
-
-    __slots__ = ("continues", "encoding", "timeout")
-
-    def __init__(self, raw: object, base: serde.Options) -> None:
-        options = _options(raw, ("encoding_opts", "timeout", "on_timeout"))
-        self.encoding = serde_options(options.get("encoding_opts"), base)
-        self.timeout: float | None = None
-        timeout = options.get("timeout")
-        if timeout is not None and timeout != "infinity":
-            if type(timeout) is not int or timeout < 0:
-                raise BadRequest(f"timeout takes milliseconds or :infinity, not {timeout!r}")
-            self.timeout = timeout / 1000
-        on_timeout = options.get("on_timeout", "cancel")
-        if on_timeout not in ("cancel", "continue"):
-            raise BadRequest(f"on_timeout takes :cancel or :continue, not {on_timeout!r}")
-        self.continues = on_timeout == "continue"
-
-
-def _options(raw: object, known: tuple[str, ...]) -> dict[str, Any]:
-    """Options given as a keyword list or a map. Raises `BadRequest` for others than ``known``."""
-    if not raw:
-        return {}
-    try:
-        options = {str(k): v for k, v in (raw.items() if isinstance(raw, dict) else raw)}  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise BadRequest(f"options are a keyword list or a map, not {raw!r}") from None
-    for name in options:
-        if name not in known:
-            raise BadRequest(f"unknown option {name}: there are {', '.join(known)}")
-    return options
-
-
-def serde_options(raw: object, base: serde.Options) -> serde.Options:
-    """Encoding options of a request over ``base``. Raises `BadRequest`."""
-    try:
-        return serde.merge_options(raw, base)
-    except ValueError as error:
-        raise BadRequest(str(error)) from None
-
-
-def _handle(value: object) -> Pid | None:
-    if value is None or value == "none":
-        return None
-    if isinstance(value, Pid):
-        return value
-    raise BadRequest(f"handle takes a pid or :none, not {value!r}")
-
-
-def code_parts(term: object) -> tuple[str, str, int]:
-    """Source, file and line of what a request gives as code. Raises `BadRequest`."""
-    if isinstance(term, str) and not isinstance(term, Atom):
-        return term, "<Snex.Code>", 0
-    if isinstance(term, dict) and term.get("__struct__") == "Elixir.Snex.Code":
-        source, file, line = _text(term.get("src")), term.get("file"), term.get("line")
-        if source is not None and isinstance(file, str) and type(line) is int and line >= 0:
-            return source, file, line
-    raise BadRequest(f"code is a binary, nil or a %Snex.Code{{}}, not {repr(term)[:200]}")
-
-
-def _text(iodata: object) -> str | None:
-    """Text given as iodata: a binary, or lists of binaries and code points."""
-    if isinstance(iodata, str):
-        return iodata
-    if not isinstance(iodata, list):
-        return None
-    parts: list[str] = []
-    stack: list[object] = [iodata]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack.extend(reversed(part))
-        elif isinstance(part, str):
-            parts.append(part)
-        elif isinstance(part, int) and 0 <= part < 256:
-            parts.append(chr(part))
-        else:
-            return None
-    return "".join(parts)
-
-
-def read_variables(decoder: Decoder, data: bytes, at: int) -> Variables:
-    """The variables of a request, by name. Raises `BadRequest`, `Failure`."""
-    try:
-        variables = decoder.decode(data, at)[0]
-    except DecodeError as error:
-        raise _locate(decoder, data, at, error) from None
-    if not isinstance(variables, dict):
-        raise BadRequest(f"variables are a map, not {repr(variables)[:200]}")
-    for name in variables:
-        if type(name) is not str:
-            return _with_names(variables)
-    return variables
-
-
-def _with_names(variables: dict[Any, object]) -> Variables:
-    named: Variables = {}
-    for name, value in variables.items():
-        if isinstance(name, serde.Term):  # a binary under `binary_as: :bytearray`
-            name = serde.to_typed(name)
-        if isinstance(name, bytes):
-            named[bytes(name).decode("utf-8", "replace")] = value
-        elif isinstance(name, str):
-            named[str.__str__(name)] = value
-        else:
-            raise BadRequest(f"a variable's name is a binary or an atom, not {name!r}")
-    return named
-
-
-def _locate(decoder: Decoder, data: bytes, at: int, error: DecodeError) -> Exception:
-    """Which variable of a map it is that cannot be decoded."""
-    try:
-        if data[at] != 116:
-            return error
-        count, position = _u32(data, at + 1)[0], at + 5
-        for _ in range(count):
-            name, position = _typed.decode(data, position)
-            try:
-                _, position = decoder.decode(data, position)
-            except DecodeError as found:
-                reason = f"variable {str(name)!r} cannot be converted: {found}"
-                return Failure("python_runtime_error", reason + _remedy(data, position))
-    except (DecodeError, IndexError):
-        return error
-    return error
-
-
-def _remedy(data: bytes, at: int) -> str:
-    """What to do about a value that only its texts keep from being decoded; else nothing."""
-    try:
-        _bytes.decode(data, at)
-    except DecodeError:
-        return ""
-    return ". Send `encoding_opts: [binary_as: :bytes]` with the request to have it as bytes"
 
 
 def _variables_of(process: BaseProcess) -> Variables:
@@ -837,10 +718,9 @@ else:
 
 def version() -> str:
     """The version of this package; ``unknown`` where it runs from its source alone."""
+    # Imported only when it is asked for: it takes 1.2 MiB and 20 ms.
+    metadata: Any = import_module("importlib.metadata")
     try:
-        return metadata.version("snex-node")
+        return str(metadata.version("snex-node"))
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-_NO_OPTIONS: Final = _EvalOptions(None, serde.DEFAULTS)
