@@ -1,0 +1,255 @@
+"""Deadlines: which frames are interrupted, and which never are."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import copy_context
+
+import pytest
+
+from snex_node import etf
+from snex_runtime import interrupts
+from snex_runtime.interrupts import (
+    GRACE,
+    SIGNAL,
+    Deadline,
+    Interrupted,
+    Interrupter,
+    checkpoint,
+    current,
+)
+
+INTERVAL = 0.02
+
+
+class Watched:
+    """An interrupter with a thread that checks it, as the guardian does."""
+
+    def __init__(self) -> None:
+        self.running: set[Deadline] = set()
+        self.interrupter = Interrupter(self.running, [])
+        self.interrupter.install()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._check)
+        self._thread.start()
+
+    def _check(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self.interrupter.check()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.interrupter.remove()
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.close()
+
+
+def spin(seconds: float = 30.0) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return "done"
+
+
+class TestRun:
+    def test_beyond_the_deadline(self, watched: Watched) -> None:
+        before = time.monotonic()
+        with pytest.raises(Interrupted, match="over its deadline"):
+            watched.interrupter.run(Deadline(0.05), spin)
+        assert 0.05 <= time.monotonic() - before < 5
+
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            lambda: time.sleep(30),
+            lambda: threading.Event().wait(30),
+            lambda: queue.Queue().get(timeout=30),
+        ],
+    )
+    def test_waits_end(self, watched: Watched, wait: object) -> None:
+        with pytest.raises(Interrupted):
+            watched.interrupter.run(Deadline(0.05), wait)  # type: ignore[arg-type]
+
+    def test_within_the_deadline(self, watched: Watched) -> None:
+        assert watched.interrupter.run(Deadline(30), lambda: spin(0.1)) == "done"
+        assert watched.interrupter.run(Deadline(None), lambda: spin(0.1)) == "done"
+
+    def test_over_afterwards(self, watched: Watched) -> None:
+        work = Deadline(0.05)
+        watched.interrupter.run(work, lambda: None)
+        assert work.over
+        assert watched.interrupter.blocking is None
+        assert current.get() is None
+        spin(0.2)  # beyond its deadline, and nobody is interrupted
+
+    def test_what_it_raises_comes_through(self, watched: Watched) -> None:
+        with pytest.raises(ZeroDivisionError):
+            watched.interrupter.run(Deadline(1), lambda: 1 / 0)
+
+    def test_the_signal_reaches_only_whom_it_is_meant_for(self, watched: Watched) -> None:
+        # Work that is over its deadline waits elsewhere, while innocent work runs.
+        late = Deadline(0.0)
+        watched.running.add(late)
+        assert spin(0.2) == "done"
+        innocent = copy_context()
+        innocent.run(current.set, Deadline(None))
+        assert innocent.run(spin, 0.2) == "done"
+        guilty = copy_context()
+        guilty.run(current.set, late)
+        with pytest.raises(Interrupted):
+            guilty.run(spin)
+        late.over = True
+        assert guilty.run(spin, 0.2) == "done"
+
+    def test_library_code_is_left_to_finish(self, watched: Watched) -> None:
+        # The encoder runs beyond the deadline, in C and in Python, and is met again and again.
+        work = Deadline(0.05)
+        data = [{f"k{n}": [n, float(n)]} for n in range(300)]
+        encoder = etf.Encoder()
+        whole = encoder.encode(data)
+        seen: list[bytes] = []
+
+        def encode() -> None:
+            while True:
+                seen.append(encoder.encode(data))
+
+        with pytest.raises(Interrupted):
+            watched.interrupter.run(work, encode)
+        assert seen
+        assert all(each == whole for each in seen)
+
+    def test_library_code_that_calls_back_is_left_to_finish(self, watched: Watched) -> None:
+        class Odd:
+            pass
+
+        def slowly(value: object) -> object:
+            return spin(0.2)
+
+        encoder = etf.Encoder(default=slowly)
+        # Frames: the user's below the encoder's below the user's. Interrupted only outside.
+        ends: list[bytes] = []
+
+        def user() -> None:
+            ends.append(encoder.encode(Odd()))
+            spin()
+
+        with pytest.raises(Interrupted):
+            watched.interrupter.run(Deadline(0.05), user)
+        assert ends == [encoder.encode("done")]
+
+    def test_boundaries_let_it_through(self) -> None:
+        made = Watched()
+        made.close()
+        made.interrupter = Interrupter(made.running, [etf.Encoder._ask_default.__code__])
+        frames = made.interrupter._boundaries
+        assert etf.Encoder._ask_default.__code__ in frames
+        assert Interrupter.run.__code__ in frames
+
+
+class TestInstalling:
+    def test_the_handler_of_before_comes_back(self) -> None:
+        assert SIGNAL is not None
+        before = signal.getsignal(SIGNAL)
+        interrupter = Interrupter([], [])
+        interrupter.install()
+        assert interrupter.installed
+        assert signal.getsignal(SIGNAL) != before
+        interrupter.remove()
+        interrupter.remove()
+        assert not interrupter.installed
+        assert signal.getsignal(SIGNAL) == before
+
+    def test_not_on_another_thread(self) -> None:
+        made: list[Interrupter] = []
+
+        def work() -> None:
+            made.append(Interrupter([], []))
+            made[0].install()
+            made[0].check()
+            made[0].remove()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not made[0].installed
+
+    def test_a_signal_of_somebody_else_does_nothing(self) -> None:
+        assert SIGNAL is not None
+        interrupter = Interrupter([], [])
+        interrupter.install()
+        try:
+            signal.raise_signal(SIGNAL)
+            interrupter.run(Deadline(30), lambda: signal.raise_signal(SIGNAL))
+        finally:
+            interrupter.remove()
+
+    def test_awaiting_work_gets_its_grace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sent: list[int] = []
+        monkeypatch.setattr(
+            interrupts.signal, "pthread_kill", lambda _, number: sent.append(number)
+        )
+        work = Deadline(1000)
+        interrupter = Interrupter([work], [])
+        interrupter.install()
+        try:
+            interrupter.check()
+            work.deadline = time.monotonic() - GRACE / 2
+            interrupter.check()
+            assert sent == []
+            work.deadline = time.monotonic() - GRACE
+            interrupter.check()
+            assert sent == [SIGNAL]
+            work.over = True
+            interrupter.check()
+            assert sent == [SIGNAL]
+        finally:
+            interrupter.remove()
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize(
+        ("behind", "over", "raises"),
+        [(GRACE + 0.01, False, True), (GRACE + 0.01, True, False), (-1, False, False)],
+    )
+    def test_only_beyond_the_grace(self, behind: float, over: bool, raises: bool) -> None:
+        work = Deadline(0)
+        work.deadline = time.monotonic() - behind
+        work.over = over
+
+        def check() -> bool:
+            current.set(work)
+            try:
+                checkpoint()
+            except Interrupted:
+                return True
+            return False
+
+        assert copy_context().run(check) is raises
+
+    def test_outside_of_any_work(self) -> None:
+        checkpoint()
+
+
+async def test_tasks_inherit_the_deadline(watched: Watched) -> None:
+    late = Deadline(0.0)
+    watched.running.add(late)
+
+    async def block() -> str:
+        return spin()
+
+    token = current.set(late)
+    task = asyncio.ensure_future(block())
+    current.reset(token)
+    with pytest.raises(Interrupted):
+        await task

@@ -1,0 +1,173 @@
+"""``snex.LoggingHandler``: what a record becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from snex_runtime import interface
+from snex_runtime.logging import LoggingHandler, elixir_level
+from snex_runtime.serde import Atom
+
+
+class Backend:
+    def __init__(self) -> None:
+        self.records: list[tuple[str, str, Any]] = []
+
+    def log(self, level: str, text: str, metadata: object) -> None:
+        self.records.append((level, text, metadata))
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    made = Backend()
+    before = interface.current_backend()
+    interface.set_backend(made)  # type: ignore[arg-type]
+    yield made
+    interface.set_backend(before)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    made = logging.Logger("test.handler", 1)
+    yield made
+    made.handlers.clear()
+
+
+def record(**attributes: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "n", "msg": "m", "pathname": "/a/b.py", "lineno": 7})
+    made.__dict__.update(attributes)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(0, "debug"), (10, "debug"), (11, "info"), (20, "info"), (21, "notice"), (29, "notice"),
+     (30, "warning"), (31, "error"), (40, "error"), (41, "critical"), (50, "critical"),
+     (51, "alert"), (60, "alert"), (61, "emergency"), (1000, "emergency")],
+)  # fmt: skip
+def test_levels(level: int, name: str) -> None:
+    assert elixir_level(level) == name
+
+
+class TestMetadata:
+    def test_all_of_it(self) -> None:
+        made = record(created=12.5, levelname="INFO", module="b", funcName="f", process=1, thread=2,
+                      threadName="t", taskName="k")  # fmt: skip
+        assert LoggingHandler().metadata(made) == {
+            "application": "snex",
+            "domain": ["snex", "python"],
+            "file": b"/a/b.py",
+            "line": 7,
+            "time": 12_500_000,
+            "python_logger_name": "n",
+            "python_log_level": "INFO",
+            "python_module": "b",
+            "python_function": "f",
+            "python_process_id": 1,
+            "python_thread_id": 2,
+            "python_thread_name": "t",
+            "python_task_name": "k",
+        }
+
+    def test_names_and_application_are_atoms(self) -> None:
+        metadata = LoggingHandler().metadata(record())
+        assert all(isinstance(name, Atom) for name in metadata)
+        assert isinstance(metadata[Atom("application")], Atom)
+
+    def test_precedence(self) -> None:
+        handler = LoggingHandler(
+            default_metadata={"application": "mine", "a": 1, "b": 1, "line": 1, "name": 1},
+            extra_metadata_keys={"b", "c", "line", "absent"},
+        )
+        metadata = handler.metadata(record(a=2, b=2, c=2, d=2))
+        names = ("application", "a", "b", "c", "line", "name")
+        assert [metadata[Atom(name)] for name in names] == ["mine", 2, 2, 2, 7, 1]
+        assert "d" not in metadata
+        assert "absent" not in metadata
+
+    def test_exceptions(self) -> None:
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            made = record(exc_info=sys.exc_info())
+        assert LoggingHandler().metadata(made)[Atom("python_exception")] == "ValueError('bad')"
+        assert "python_exception" not in LoggingHandler().metadata(record(exc_info=(None,) * 3))
+
+    @pytest.mark.parametrize(
+        ("file", "expected"), [("<Snex.Code>", b"<Snex.Code>"), ("/a/\udcff.py", b"/a/\xff.py")]
+    )
+    def test_files(self, file: str, expected: bytes) -> None:
+        assert LoggingHandler().metadata(record(pathname=file))[Atom("file")] == expected
+
+    def test_a_relative_file(self) -> None:
+        file = LoggingHandler().metadata(record(pathname="b.py"))[Atom("file")]
+        assert isinstance(file, bytes)
+        assert file.startswith(b"/")
+        assert file.endswith(b"/b.py")
+
+    async def test_the_task(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name("mine")
+        made = record()
+        made.__dict__.pop("taskName", None)  # as before Python 3.12
+        assert LoggingHandler().metadata(made)[Atom("python_task_name")] == "mine"
+
+    def test_values_without_a_term(self) -> None:
+        class Odd:
+            def __repr__(self) -> str:
+                return "odd \ud800"
+
+        class Worse:
+            def __repr__(self) -> str:
+                raise ValueError
+
+        handler = LoggingHandler(extra_metadata_keys=["a", "b", "c"])
+        metadata = handler.metadata(record(a=Odd(), b=[Worse()], c=Worse()))
+        assert metadata[Atom("a")] == "odd \\ud800"
+        assert metadata[Atom("b")] == "<list, whose __repr__ failed>"
+        assert metadata[Atom("c")] == "<Worse, whose __repr__ failed>"
+
+
+class TestEmit:
+    def test_text_and_level(self, backend: Backend, logger: logging.Logger) -> None:
+        logger.addHandler(LoggingHandler(logging.INFO))
+        logger.debug("too low")
+        logger.log(25, "%s", "lone \ud800")
+        [(level, text, metadata)] = backend.records
+        assert (level, text) == ("notice", "lone \\ud800")
+        assert metadata[Atom("python_function")] == "test_text_and_level"
+
+    def test_a_formatter(self, backend: Backend, logger: logging.Logger) -> None:
+        handler = LoggingHandler()
+        handler.setFormatter(logging.Formatter("<%(message)s>"))
+        logger.addHandler(handler)
+        logger.info("x")
+        assert backend.records[0][1] == "<x>"
+
+    def test_never_raises(
+        self, logger: logging.Logger, backend: Backend, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        logger.addHandler(LoggingHandler())
+        logger.info("%d", "no number")
+        assert "%d format" in capsys.readouterr().err
+        interface.set_backend(None)
+        logger.info("nobody is there")
+        assert "not connected to a BEAM" in capsys.readouterr().err
+        assert backend.records == []
+
+    def test_what_carrying_records_logs_is_left_out(
+        self, backend: Backend, logger: logging.Logger
+    ) -> None:
+        logger.addHandler(LoggingHandler())
+        token = interface._delivering.set(True)
+        logger.info("while carrying")
+        interface._delivering.reset(token)
+        logger.info("afterwards")
+        assert [text for _, text, _ in backend.records] == ["afterwards"]
