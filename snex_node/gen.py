@@ -124,8 +124,10 @@ def _parse_common(data: bytes, start: int) -> tuple[From, int] | None:
 
 
 def _parse_general(data: bytes, offset: int) -> tuple[From, int] | None:
-    atom_end = _decoder.skip(data, offset + 2)
-    pair, end = _decoder.decode(data, atom_end)
+    name, pair_at = _decoder.decode(data, offset + 2)
+    if name != GEN_CALL:
+        return None
+    pair, end = _decoder.decode(data, pair_at)
     caller = From.from_term(pair)
     return None if caller is None else (caller, end)
 
