@@ -35,7 +35,13 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
         raise
     try:
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main)
+        task = loop.create_task(main)
+        try:
+            return loop.run_until_complete(task)
+        except (KeyboardInterrupt, SystemExit):
+            if task.done() and not task.cancelled():
+                task.exception()  # or it is reported as never retrieved, with a traceback
+            raise
     finally:
         try:
             _cancel_all(loop)
