@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextvars import copy_context
+from types import CodeType
 
 import pytest
 
 from snex_node import etf
-from snex_runtime import interrupts
 from snex_runtime.interrupts import (
     GRACE,
     SIGNAL,
@@ -30,9 +30,9 @@ INTERVAL = 0.02
 class Watched:
     """An interrupter with a thread that checks it, as the guardian does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *boundaries: CodeType) -> None:
         self.running: set[Deadline] = set()
-        self.interrupter = Interrupter(self.running, [])
+        self.interrupter = Interrupter(self.running, boundaries)
         self.interrupter.install()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._check)
@@ -149,12 +149,14 @@ class TestRun:
         assert ends == [encoder.encode("done")]
 
     def test_boundaries_let_it_through(self) -> None:
-        made = Watched()
-        made.close()
-        made.interrupter = Interrupter(made.running, [etf.Encoder._ask_default.__code__])
-        frames = made.interrupter._boundaries
-        assert etf.Encoder._ask_default.__code__ in frames
-        assert Interrupter.run.__code__ in frames
+        watched = Watched(etf.Encoder._ask_default.__code__)
+        try:
+            encoder = etf.Encoder(default=lambda _: spin())
+            with pytest.raises(Interrupted):
+                watched.interrupter.run(Deadline(0.05), lambda: encoder.encode(object()))
+        finally:
+            watched.close()
+        assert encoder.encode(1) == etf.Encoder().encode(1)
 
 
 class TestInstalling:
@@ -196,9 +198,7 @@ class TestInstalling:
 
     def test_awaiting_work_gets_its_grace(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[int] = []
-        monkeypatch.setattr(
-            interrupts.signal, "pthread_kill", lambda _, number: sent.append(number)
-        )
+        monkeypatch.setattr(signal, "pthread_kill", lambda _, number: sent.append(number))
         work = Deadline(1000)
         interrupter = Interrupter([work], [])
         interrupter.install()

@@ -1,0 +1,95 @@
+"""The module ``snex``: what it exports, and that what its documentation shows is so."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+import snex
+from snex_runtime import environments, interface, interrupts, logging, origin, serde, serve
+
+EXPORTS = {
+    "Atom", "BeamModuleProxy", "DistinctAtom", "Elixir", "ElixirError", "EncodingOpt",
+    "EncodingOpts", "LoggingHandler", "Term", "call", "cast", "io_loop_for_connection", "send",
+    "serve", "serve_forever", "set_custom_encoder",
+}  # fmt: skip
+
+DOCUMENTED = (environments, interface, interrupts, logging, origin, serde, serve, snex)
+
+
+@pytest.fixture(autouse=True)
+def custom_encoder() -> Iterator[None]:
+    """An example sets the one of the process."""
+    before = serde._custom
+    yield
+    serde._custom = before
+
+
+def test_exports() -> None:
+    assert set(snex.__all__) == EXPORTS
+    assert list(snex.__all__) == sorted(snex.__all__)
+    for name in EXPORTS:
+        assert getattr(snex, name) is not None
+
+
+@pytest.mark.parametrize(
+    "name", sorted(EXPORTS - {"Elixir", "EncodingOpt", "EncodingOpts", "Term"})
+)
+def test_public_names_have_examples(name: str) -> None:
+    documentation = inspect.getdoc(getattr(snex, name))
+    if name in {"Term", "serve_forever", "io_loop_for_connection", "ElixirError"}:
+        assert documentation  # the example is that of `serve` and of `call`
+    else:
+        assert documentation is not None
+        assert ">>> " in documentation
+
+
+@pytest.mark.parametrize("module", DOCUMENTED, ids=lambda module: module.__name__)
+def test_examples(module: ModuleType) -> None:
+    """Each docstring example runs, and gives what it shows."""
+    result = doctest.testmod(module, extraglobs={"interface": interface})
+    assert result.failed == 0
+
+
+def test_examples_were_found() -> None:
+    counted = [
+        sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
+        for module in (snex, interface, logging, serde, serve)
+    ]
+    assert all(counted), counted
+
+
+@pytest.mark.parametrize("module", DOCUMENTED, ids=lambda module: module.__name__)
+def test_everything_public_is_typed_and_documented(module: ModuleType) -> None:
+    tree = ast.parse(inspect.getsource(module))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.returns is not None, node.name
+            if not node.name.startswith("_") and node in tree.body:
+                assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+def test_importing_it_starts_nothing() -> None:
+    """It can be imported anywhere: no thread, no loop, no signal handler, no third party."""
+    script = """
+import signal, sys, threading
+before = signal.getsignal(signal.SIGURG)
+import snex
+assert threading.active_count() == 1
+assert signal.getsignal(signal.SIGURG) == before
+foreign = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(sorted(name for name in foreign if name.startswith("snex")), "uvloop" in foreign)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+    assert out == "['snex', 'snex_node', 'snex_runtime'] False\n"
