@@ -186,11 +186,14 @@ snex.set_custom_encoder(encode)
 """
 
 
-@pytest.fixture(scope="module")
-def blocked(epmd: RealEpmd, beam: Beam) -> Iterator[Runtime]:
-    """A runtime whose custom encoder is slow for some objects."""
+@pytest.fixture(scope="module", params=["auto", "asyncio"])
+def blocked(request: pytest.FixtureRequest, epmd: RealEpmd, beam: Beam) -> Iterator[Runtime]:
+    """A runtime on each kind of loop, whose custom encoder is slow for some objects."""
     modules = {"snex_slow": SLOW_MODULE}
-    with Runtime.start(epmd_port=epmd.port, cookie=beam.cookie, modules=modules) as started:
+    flags = ["--loop", request.param]
+    with Runtime.start(
+        epmd_port=epmd.port, cookie=beam.cookie, modules=modules, flags=flags
+    ) as started:
         yield started
 
 
