@@ -1,5 +1,5 @@
 defmodule Snex.Interpreter do
-  @moduledoc """
+  @moduledoc ~S'''
   A Python interpreter: a process that starts, owns and supervises a Python process.
 
       {:ok, interpreter} = Snex.Interpreter.start_link(init_script: "import math")
@@ -8,6 +8,23 @@ defmodule Snex.Interpreter do
   `start_link/1` starts whatever Python the option `:python` names; it needs nothing installed. With
   `use Snex.Interpreter` a module has a Python environment of its own, made with
   [uv](https://github.com/astral-sh/uv) when it is compiled.
+
+      defmodule My.Numpy do
+        use Snex.Interpreter,
+          pyproject_toml: """
+          [project]
+          name = "my-numpy"
+          version = "0.0.0"
+          requires-python = "==3.12.*"
+          dependencies = ["numpy>=2"]
+          """
+      end
+
+  Options of `use`: either `:pyproject_toml`, the text of that file, or `:project_path`, a folder
+  with a `pyproject.toml` and, if you like, a `uv.lock`; `:uv`, where uv is (default `"uv"`); and
+  `:managed_python` - false takes the Pythons of the system, by default uv fetches what is required.
+  The module gets `start_link/1`, `child_spec/1`, `os_pid/1` and `stop/1,2,3`; the first two can be
+  overridden.
 
   ## How long Python lives
 
@@ -21,7 +38,7 @@ defmodule Snex.Interpreter do
   Python is a hidden node of the cluster. Where this node is not distributed, starting an
   interpreter makes it so, on 127.0.0.1, hidden, and without listening for others. A node that is to
   be part of a cluster has to be made so before (`Node.start/2`, `--name`).
-  """
+  '''
 
   use GenServer
 
@@ -85,6 +102,53 @@ defmodule Snex.Interpreter do
     :node,
     :eager_polyfill?
   ]
+
+  @doc false
+  defmacro __using__(opts) do
+    quote do
+      @snex_project Snex.Project.build!(__MODULE__, unquote(opts))
+
+      for file <- Snex.Project.resources(@snex_project) do
+        @external_resource file
+      end
+
+      @doc "Starts an interpreter with this module's Python; see `Snex.Interpreter.start_link/1`."
+      @spec start_link() :: GenServer.on_start()
+      def start_link, do: start_link([])
+
+      @doc "Starts an interpreter with this module's Python; see `Snex.Interpreter.start_link/1`."
+      @spec start_link([Snex.Interpreter.option()]) :: GenServer.on_start()
+      def start_link(opts),
+        do: Snex.Interpreter.start_link(Snex.Project.start_options(__MODULE__, opts))
+
+      @doc "A child specification with this module as its id."
+      @spec child_spec([Snex.Interpreter.option()]) :: Supervisor.child_spec()
+      def child_spec(opts) do
+        %{
+          Snex.Interpreter.child_spec(opts)
+          | id: __MODULE__,
+            start: {__MODULE__, :start_link, [opts]}
+        }
+      end
+
+      @doc "See `Snex.Interpreter.os_pid/1`."
+      @spec os_pid(GenServer.server()) :: non_neg_integer()
+      defdelegate os_pid(interpreter), to: Snex.Interpreter
+
+      @doc "See `Snex.Interpreter.stop/3`."
+      @spec stop(GenServer.server(), term(), timeout()) :: :ok
+      def stop(interpreter, reason \\ :normal, timeout \\ :infinity),
+        do: Snex.Interpreter.stop(interpreter, reason, timeout)
+
+      @doc false
+      def __snex_project__, do: @snex_project
+
+      @doc false
+      def __mix_recompile__?, do: Snex.Project.stale?(@snex_project)
+
+      defoverridable start_link: 1, child_spec: 1, __mix_recompile__?: 0
+    end
+  end
 
   # --- API ----------------------------------------------------------------------------------------
 

@@ -21,9 +21,24 @@ defmodule Snex.Peer do
     name = :"snex-peer-#{System.pid()}-#{System.unique_integer([:positive])}"
     args = [~c"-setcookie", Atom.to_charlist(Node.get_cookie()), ~c"-connect_all", ~c"false"]
     options = %{name: name, host: ~c"127.0.0.1", longnames: true, args: args}
-    {:ok, peer, node} = :peer.start_link(options)
+    {:ok, peer, node} = :peer.start(options)
     :ok = :erpc.call(node, :code, :add_paths, [:code.get_path()])
     {:ok, _} = :erpc.call(node, :application, :ensure_all_started, [:snex])
     {peer, node}
+  end
+
+  # --- what runs on them: code that they have on disk, which test modules are not ---
+
+  @doc "Use the environment that an agent of another node keeps."
+  def use_shared(agent, code), do: agent |> Agent.get(& &1) |> Snex.pyeval(code)
+
+  @doc "Make environments, tell of them, and keep them until told otherwise."
+  def hold(interpreter, test, count) do
+    envs = for _ <- 1..count, do: elem(Snex.make_env(interpreter), 1)
+    send(test, {:made, envs})
+
+    receive do
+      :end -> Enum.each(envs, &Snex.Env.used/1)
+    end
   end
 end
