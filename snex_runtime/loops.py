@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module, util
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,7 +30,8 @@ def loop_factory(choice: str = "auto") -> Callable[[], asyncio.AbstractEventLoop
 def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
     """Run ``main`` on a loop of its own, then end what it left running, and the loop.
 
-    Raises what ``main`` raises, and ``ValueError`` as `loop_factory` does.
+    Raises what ``main`` raises, ``KeyboardInterrupt`` when Ctrl-C cancelled it, and ``ValueError``
+    as `loop_factory` does.
     """
     try:
         loop = loop_factory(choice)()
@@ -36,12 +41,8 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
     try:
         asyncio.set_event_loop(loop)
         task = loop.create_task(main)
-        try:
+        with _cancelled_at_interrupt(task):
             return loop.run_until_complete(task)
-        except (KeyboardInterrupt, SystemExit):
-            if task.done() and not task.cancelled():
-                task.exception()  # or it is reported as never retrieved, with a traceback
-            raise
     finally:
         try:
             _cancel_all(loop)
@@ -50,6 +51,38 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+
+@contextlib.contextmanager
+def _cancelled_at_interrupt(main: asyncio.Task[Any]) -> Iterator[None]:
+    """Ctrl-C cancels ``main``, as under `asyncio.run` from Python 3.11 on.
+
+    Raised in the middle of the loop's own work, KeyboardInterrupt leaves it in any state.
+    """
+    interrupted = False
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        main.get_loop().call_soon_threadsafe(main.cancel)
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
