@@ -10,12 +10,13 @@ PYTEST_ARGS ?=
 COMPAT_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck pytest compat bench dist clean system-packages
+.PHONY: help demo test lint format typecheck pytest elixir compat bench dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
 	@echo "make test     linters, types and every test; installs what they need"
 	@echo "make format   write the formatting that 'make test' checks"
+	@echo "make elixir   the tests of the Elixir client"
 	@echo "make compat   the interop tests on other OTP, Elixir and Python releases (root, Debian)"
 	@echo "make bench    benchmarks"
 	@echo "make dist     source distribution and wheel, in dist/"
@@ -24,7 +25,7 @@ help:
 demo: $(VENV)/.stamp-package
 	@$(BIN)/snex-node demo
 
-test: system-packages lint typecheck pytest
+test: system-packages lint typecheck pytest elixir
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check $(SOURCES)
@@ -39,6 +40,15 @@ typecheck: $(VENV)/.stamp-dev
 
 pytest: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The client is tested on a port of its own for epmd, so that it is alone with its nodes.
+elixir: system-packages $(VENV)/.stamp-uv
+	@cd elixir && mix format --check-formatted && PATH="$(CURDIR)/$(BIN):$$PATH" MIX_ENV=test \
+		mix compile --warnings-as-errors && \
+		PATH="$(CURDIR)/$(BIN):$$PATH" \
+		ERL_EPMD_PORT=$$($(CURDIR)/$(BIN)/python -c \
+			'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])') \
+		mix test
 
 compat:
 	@tests/compat/run $(COMPAT_ARGS)
@@ -73,9 +83,17 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
 	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.stamp-package
 
+# uv makes the Python environments of Elixir modules.
+$(VENV)/.stamp-uv: $(VENV)/.stamp-dev
+	@$(PIP) install 'uv>=0.6.8'
+	@touch $@
+
 # Tests talk to a real erl, elixir and epmd.
 system-packages:
 	@for program in erl epmd elixir mix; do \
 		command -v $$program >/dev/null || { \
-			tests/support/install-system-packages erlang-base elixir; exit; }; \
+			tests/support/install-system-packages erlang-base erlang-dev elixir; exit; }; \
 	done
+	@command -v cc >/dev/null || tests/support/install-system-packages gcc libc6-dev
+	@test -e "$$(erl -noshell -eval 'io:put_chars(code:root_dir()), halt().')/usr/include/erl_nif.h" || \
+		tests/support/install-system-packages erlang-dev

@@ -131,8 +131,15 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
 
 
 def listen_host(name: str) -> str:
-    """The address that other nodes look for the node ``name`` at. Raises ``OSError``."""
-    found = socket.getaddrinfo(name.partition("@")[2], None, type=socket.SOCK_STREAM)
+    """The address that other nodes look for the node ``name`` at. Raises `NodeStartError`."""
+    host = name.partition("@")[2]
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise NodeStartError(
+            f"the host {host or 'that is missing'} of {name} does not resolve ({error.strerror}): "
+            "give the BEAM a name with a host that does, such as app@127.0.0.1"
+        ) from None
     return str(found[0][4][0])
 
 

@@ -18,10 +18,22 @@ defmodule Snex.Beam do
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
     elixir = System.find_executable("elixir")
 
-    Port.open(
-      {:spawn_executable, elixir},
-      [:binary, :exit_status, :stderr_to_stdout, line: 65_536, args: paths ++ ["-e", program]]
-    )
+    Port.open({:spawn_executable, elixir}, [
+      :binary,
+      :exit_status,
+      :stderr_to_stdout,
+      line: 65_536,
+      args: paths ++ ["-e", program],
+      env: [{~c"ERL_EPMD_PORT", Integer.to_charlist(free_port())}]
+    ])
+  end
+
+  # With an epmd port of its own there is none there: the one in Python serves.
+  defp free_port do
+    {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
+    {:ok, port} = :inet.port(socket)
+    :gen_tcp.close(socket)
+    port
   end
 
   @doc "The next thing that the BEAM tells."

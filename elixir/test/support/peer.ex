@@ -8,13 +8,23 @@ defmodule Snex.Peer do
   @doc "Make this node one that others can connect to."
   def listen do
     if not Node.alive?() do
-      # epmd of OTP: its nodes need one. It goes on when the tests are over, as it always does.
-      {_, 0} = System.cmd("epmd", ["-daemon"])
+      start_epmd()
       {:ok, _} = Node.start(:"snex-test-#{System.pid()}@127.0.0.1", :longnames)
     end
 
     :ok
   end
+
+  # The nodes of OTP need one; where none runs, it ends with the calling process.
+  defp start_epmd do
+    if not epmd?() do
+      script = "epmd & trap '' HUP; cat >/dev/null; kill $!"
+      Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: ["-c", script]])
+      Snex.Case.wait_until(&epmd?/0)
+    end
+  end
+
+  defp epmd?, do: match?({:ok, _}, :erl_epmd.names(~c"127.0.0.1"))
 
   @doc "Start a node that has this node's code and runs the application."
   def start do
