@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,6 +13,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "asyncio", "uvloop")
 
@@ -42,7 +45,7 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
         asyncio.set_event_loop(loop)
         task = loop.create_task(main)
         with _cancelled_at_interrupt(task):
-            return loop.run_until_complete(task)
+            return _run_until_done(loop, task)
     finally:
         try:
             _cancel_all(loop)
@@ -51,6 +54,21 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+
+def _run_until_done(loop: asyncio.AbstractEventLoop, main: asyncio.Task[T]) -> T:
+    """Run ``main`` to its end, whatever happens elsewhere on the loop.
+
+    ``sys.exit()`` in a task or callback of user code leaves the loop as if it were over; it is that
+    code's end, and not the process's.
+    """
+    while True:
+        try:
+            return loop.run_until_complete(main)
+        except SystemExit:
+            if main.done():
+                raise
+            _log.warning("code on the event loop called sys.exit(): only that code has ended")
 
 
 @contextlib.contextmanager

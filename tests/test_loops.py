@@ -1,0 +1,82 @@
+"""Running the event loop: both kinds, and what must not end it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import sys
+
+import pytest
+
+from snex_runtime import loops
+
+CHOICES = ("asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else []))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+class TestRun:
+    def test_returns_and_raises_what_main_does(self, choice: str) -> None:
+        async def returns() -> str:
+            return type(asyncio.get_running_loop()).__module__
+
+        async def raises() -> None:
+            raise ValueError("mine")
+
+        assert loops.run(returns(), choice).startswith(choice)
+        with pytest.raises(ValueError, match="mine"):
+            loops.run(raises(), choice)
+
+    def test_ends_what_main_left_running(self, choice: str) -> None:
+        ended: list[str] = []
+
+        async def left() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("left")
+
+        async def main() -> asyncio.Task[None]:
+            task = asyncio.create_task(left())
+            await asyncio.sleep(0)
+            return task
+
+        assert loops.run(main(), choice).cancelled()
+        assert ended == ["left"]
+
+    def test_sys_exit_elsewhere_ends_that_code_only(
+        self, choice: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def quits() -> None:
+            sys.exit(3)
+
+        async def main() -> str:
+            asyncio.get_running_loop().call_soon(sys.exit, 4)
+            task = asyncio.create_task(quits())
+            await asyncio.wait([task])
+            with pytest.raises(SystemExit):
+                task.result()
+            return "still here"
+
+        with caplog.at_level(logging.WARNING):
+            assert loops.run(main(), choice) == "still here"
+        assert [r.getMessage() for r in caplog.records] == [
+            "code on the event loop called sys.exit(): only that code has ended"
+        ] * 2
+
+    def test_sys_exit_of_main_is_mains(self, choice: str) -> None:
+        async def main() -> None:
+            sys.exit(5)
+
+        with pytest.raises(SystemExit) as caught:
+            loops.run(main(), choice)
+        assert caught.value.code == 5
+
+
+def test_an_unknown_choice_is_refused_before_main_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        raise AssertionError("was run")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="uvloop is not installed"):
+        loops.run(main(), "uvloop")
