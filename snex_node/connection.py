@@ -51,7 +51,10 @@ NET_TICKTIME = 60.0
 """Default seconds of silence after which a peer is taken for lost (OTP's ``net_ticktime``)."""
 
 HIGH_WATER = 16 * 1024 * 1024
-"""Bytes waiting to be written at which we stop reading from that peer, so that it stops asking."""
+"""Bytes waiting to be written at which we stop reading from that peer, so that it stops asking.
+
+Large messages count as 1 MiB each (`SendQueue.pressure`). Senders that can wait (`drain`) wait at
+this many bytes, whatever they are part of."""
 
 MAX_PENDING = 4 * 1024 * 1024 * 1024
 """Bytes waiting to be written at which the connection is closed: its peer no longer reads.
@@ -295,13 +298,13 @@ class Connection:
 
     def _after_write(self) -> None:
         """What a write leaves to do on the loop, never inside of whatever is sending."""
-        size = self._queue.size
+        queue = self._queue
         if self._failure is not None:
             self._call_soon(self.close, self._failure)
         elif (
-            size
+            queue.size
             and not self._watch_asked
-            and (not self._writing or (size > HIGH_WATER and self._reading))
+            and (not self._writing or (queue.pressure > HIGH_WATER and self._reading))
         ):
             self._watch_asked = True
             self._call_soon(self._watch_writable)
@@ -329,20 +332,19 @@ class Connection:
 
     def _watch_writable(self) -> None:
         self._watch_asked = False
-        size = self._queue.size
-        if self.closed is not None or not size:
+        if self.closed is not None or not self._queue.size:
             return
         if not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._on_writable)
-        if size > HIGH_WATER and self._reading:
+        if self._queue.pressure > HIGH_WATER and self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
     def _on_writable(self) -> None:
         with self._lock:
             self._flush_locked()
-            failure, size = self._failure, self._queue.size
+            failure, size, pressure = self._failure, self._queue.size, self._queue.pressure
             if failure is None and not size:
                 # Inside of the lock: who queues something now asks to be watched again.
                 self._writing = False
@@ -351,8 +353,9 @@ class Connection:
             return
         if not size:
             self._loop.remove_writer(self._fd)
-        if size <= HIGH_WATER // 2:
+        if pressure <= HIGH_WATER // 2:
             self._resume_reading()
+        if size <= HIGH_WATER // 2:
             self._wake()
 
     def _wake(self) -> None:

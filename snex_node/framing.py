@@ -47,6 +47,9 @@ FRAGMENT_SIZE = 64 * 1024
 
 TICK = b"\0\0\0\0"
 
+LARGE = 1024 * 1024
+"""What a message in fragments adds to `SendQueue.pressure`, at most, in bytes."""
+
 _SEQUENCE_COST = 1024
 _PART_COST = 64
 """Of a part of a few bytes: its object (33 bytes and they), its place in a list that doubles."""
@@ -422,6 +425,9 @@ class SendQueue:
 
     def __init__(self, writer: FrameWriter) -> None:
         self.size = 0
+        # Of which in fragments that are still to be cut; and what those messages count as.
+        self._large_size = 0
+        self._large_weight = 0
         self._writer = writer
         # What a write did not take: it may begin inside of a frame, so it goes before all else.
         self._rest: deque[bytes | memoryview] = deque()
@@ -435,6 +441,15 @@ class SendQueue:
     def __bool__(self) -> bool:
         return bool(self._rest or self._ready or self._turns)
 
+    @property
+    def pressure(self) -> int:
+        """Bytes that wait, a message in fragments counted as `LARGE` at the most.
+
+        However long such a message takes, others pass it: that it waits is no reason to stop
+        listening to the peer. That many of them wait is.
+        """
+        return self.size - self._large_size + self._large_weight
+
     def add(self, sender: object, message: bytes, payload: bytes = b"") -> None:
         """Queue one message; ``sender`` is any hashable key, the same for the same process.
 
@@ -445,6 +460,8 @@ class SendQueue:
             return
         fragments = self._writer.fragments(message, payload)
         self.size += fragments.size
+        self._large_size += fragments.size
+        self._large_weight += min(fragments.size, LARGE)
         waiting = self._waiting.get(sender)
         if waiting is None:
             self._waiting[sender] = deque((fragments,))
@@ -501,7 +518,7 @@ class SendQueue:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.size = 0
+        self.size = self._large_size = self._large_weight = 0
         self._rest.clear()
         self._ready.clear()
         self._turns.clear()
@@ -514,9 +531,11 @@ class SendQueue:
         large = waiting[0]
         assert isinstance(large, Fragments)
         fragment = large.take()
+        self._large_size -= len(fragment[0]) + len(fragment[1])
         if large.left:
             self._turns.rotate(-1)
             return fragment
+        self._large_weight -= min(large.size, LARGE)
         self._turns.popleft()
         waiting.popleft()
         # What waited behind the message may go now, up to the sender's next large one.
@@ -533,6 +552,7 @@ class SendQueue:
 
 __all__ = [
     "FRAGMENT_SIZE",
+    "LARGE",
     "MAX_FRAME",
     "MAX_MESSAGE",
     "MAX_SEQUENCES",

@@ -353,7 +353,7 @@ async def test_a_large_message_behind_corked_ones(open_line: Open) -> None:
 async def test_threads_keep_the_order_of_each_sender(open_line: Open, flags: int) -> None:
     """Small and large messages from four threads and the loop, over a line that is often full."""
     line = open_line(small=True, flags=flags)
-    count, senders = 150, 4
+    count, senders = 60, 4
 
     def send(name: str) -> None:
         choose = random.Random(name)

@@ -49,6 +49,7 @@ US = Pid("py@127.0.0.1", 7, 0, 9)
 THEY = Pid("app@127.0.0.1", 117, 3, 8)
 REF = Reference("app@127.0.0.1", 8, (1, 2, 3))
 SEND = SendSender(THEY, US)
+SEND_BYTES = control.encode(SEND)
 term = Encoder().encode
 
 modes = pytest.mark.parametrize("flags", [HEADERS, PASS_THROUGH], ids=["headers", "pass-through"])
@@ -714,6 +715,31 @@ def test_small_messages_get_on_while_large_ones_keep_coming() -> None:
     queue.add("small", *numbered("small", 0, 10))
     data = b"".join(queue.take(1))
     assert b"small" in data
+
+
+def test_large_messages_press_less_than_their_size() -> None:
+    queue = SendQueue(FrameWriter(HEADERS))
+    assert queue.pressure == 0
+    queue.add_frame(None, bytes(1000))
+    assert queue.pressure == queue.size == 1000
+    queue.add("a", SEND_BYTES, bytes(10 * MIB))
+    queue.add("a", SEND_BYTES, bytes(10 * MIB))
+    assert queue.pressure == 1000 + 2 * framing.LARGE
+    queue.add("b", SEND_BYTES, bytes(FRAGMENT_SIZE + 1))
+    assert queue.pressure > 1000 + 2 * framing.LARGE + FRAGMENT_SIZE
+    assert queue.pressure < 1100 + 2 * framing.LARGE + FRAGMENT_SIZE + 100
+    pressures = [queue.pressure]
+    while queue.size > 10 * MIB:
+        queue.put_back(queue.take(MIB), 500_000)
+        pressures.append(queue.pressure)
+    assert max(pressures) <= pressures[0] + MIB + FRAGMENT_SIZE  # with what was put back
+    assert queue.pressure <= 2 * framing.LARGE  # one message, and what was put back of it
+    for _ in drain(queue):
+        assert queue.pressure >= 0
+    assert queue.pressure == 0
+    queue.add("a", SEND_BYTES, bytes(10 * MIB))
+    queue.clear()
+    assert queue.pressure == 0
 
 
 def test_what_was_put_back_goes_first_and_nothing_comes_between() -> None:
