@@ -8,6 +8,7 @@ processes at once; a single call into C that does not look at signals, when it r
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -32,6 +33,9 @@ it is cancelled, when the loop has a turn."""
 _OWN: Final = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
 )
+
+# Where asyncio's loop calls a callback or a task: what runs the loop called no user code.
+_LOOP: Final = asyncio.Handle._run.__code__
 
 
 class Interrupted(BaseException):
@@ -75,7 +79,7 @@ class Interrupter:
         self.blocking: Deadline | None = None
         """What runs without awaiting right now, if it has a deadline."""
         self._running = running
-        self._boundaries = frozenset((*boundaries, Interrupter.run.__code__))
+        self._boundaries = frozenset((*boundaries, Interrupter.run.__code__, _LOOP))
         self._thread = threading.get_ident()
         self._before: object = None
         self.installed = False
@@ -126,8 +130,10 @@ class Interrupter:
     def _in_user_code(self, frame: FrameType | None) -> bool:
         inside = False
         while frame is not None:
+            if frame.f_code in self._boundaries:
+                return inside
             if frame.f_code.co_filename.startswith(_OWN):
-                return inside and frame.f_code in self._boundaries
+                return False
             inside = True
             frame = frame.f_back
         return inside
