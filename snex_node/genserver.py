@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from snex_node.errors import error_reason, error_stack
@@ -71,10 +72,11 @@ class GenServer(GenProcess):
 
     def __init__(self, node: Node, *, name: str | None = None) -> None:
         super().__init__(node)
-        self._jobs: deque[_Job] = deque()
-        # The handler that is awaited, or `terminate`.
-        self._task: asyncio.Task[None] | None = None
-        self._busy = False
+        # With two underscores, so that subclasses may use such plain names for their own.
+        self.__jobs: deque[_Job] = deque()
+        # Of the handler that is awaited, or of `terminate`.
+        self.__task: asyncio.Future[object] | None = None
+        self.__busy = False
         if name is not None:
             self.register(name)
 
@@ -107,114 +109,117 @@ class GenServer(GenProcess):
 
     def call_received(self, caller: From, request: object) -> None:
         """Handle a call, now or after what came before."""
-        self._enqueue(_Job(self.handle_call, (request, caller), caller))
+        self.__enqueue(_Job(self.handle_call, (request, caller), caller))
 
     def cast_received(self, request: object) -> None:
         """Handle a cast, now or after what came before."""
-        self._enqueue(_Job(self.handle_cast, (request,)))
+        self.__enqueue(_Job(self.handle_cast, (request,)))
 
     def info_received(self, message: object) -> None:
         """Handle any other message, now or after what came before."""
-        self._enqueue(_Job(self.handle_info, (message,)))
+        self.__enqueue(_Job(self.handle_info, (message,)))
 
     def stop_requested(self, reason: object) -> None:
         """End after what came before."""
-        self._enqueue(_Job(self._stop, (reason,)))
+        self.__enqueue(_Job(self.__stop, (reason,)))
 
     def exited(self, reason: object) -> None:
         """Drop what waits; cancel the handler that runs."""
-        self._jobs.clear()
-        task, self._task = self._task, None
+        self.__jobs.clear()
+        task, self.__task = self.__task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
-    def _stop(self, reason: object) -> object:
+    def __stop(self, reason: object) -> object:
         raise Stop(reason)
 
-    def _enqueue(self, job: _Job) -> None:
-        if len(self._jobs) >= MAX_MAILBOX:
+    def __enqueue(self, job: _Job) -> None:
+        if len(self.__jobs) >= MAX_MAILBOX:
             self.exit(Atom("system_limit"))
             return
-        self._jobs.append(job)
-        if not self._busy:
-            self._work()
+        self.__jobs.append(job)
+        if not self.__busy:
+            self.__work()
 
-    def _work(self) -> None:
+    def __work(self) -> None:
         """Handle what waits until nothing does, or something has to be awaited."""
-        self._busy = True
+        self.__busy = True
         try:
-            while self._jobs and self._task is None and self.alive:
-                self._handle(self._jobs.popleft())
+            while self.__jobs and self.__task is None and self.alive:
+                self.__handle(self.__jobs.popleft())
         finally:
-            self._busy = self._task is not None
+            self.__busy = self.__task is not None
 
-    def _handle(self, job: _Job) -> None:
+    def __handle(self, job: _Job) -> None:
         try:
             result = job.handler(*job.arguments)
             if not inspect.isawaitable(result):
-                self._answer(job, result)
+                self.__answer(job, result)
                 return
         except (Exception, asyncio.CancelledError) as error:
-            self._failed(error, job)
+            self.__failed(error, job)
             return
         if self.alive:
-            self._task = asyncio.ensure_future(self._finish(result, job))
+            self.__await(result, partial(self.__finished, job))
         elif inspect.iscoroutine(result):
             result.close()
 
-    async def _finish(self, result: Awaitable[object], job: _Job) -> None:
-        failure: BaseException | None = None
-        try:
-            self._answer(job, await result)
-        except Exception as error:
-            failure = error
-        except asyncio.CancelledError as error:
-            if not self.alive:
-                raise  # `exited` did it
-            failure = error
-        self._task = None
-        if failure is not None:
-            self._failed(failure, job)
-        if self._task is None:
-            self._work()
+    def __await(
+        self, result: Awaitable[object], done: Callable[[asyncio.Future[object]], None]
+    ) -> None:
+        # A task of the coroutine itself: one that is cancelled before it begins is closed by it.
+        self.__task = asyncio.ensure_future(result)
+        self.__task.add_done_callback(done)
 
-    def _answer(self, job: _Job, result: object) -> None:
+    def __finished(self, job: _Job, task: asyncio.Future[object]) -> None:
+        if self.__task is not task:  # `exited` has it
+            if not task.cancelled() and task.exception() is not None:
+                _log.error(
+                    "%s has ended, and then its handler failed", self, exc_info=task.exception()
+                )
+            return
+        self.__task = None
+        try:
+            self.__answer(job, task.result())
+        except (Exception, asyncio.CancelledError) as error:
+            self.__failed(error, job)
+        if self.__task is None:
+            self.__work()
+
+    def __answer(self, job: _Job, result: object) -> None:
         if job.caller is not None and result is not NO_REPLY:
             self.reply(job.caller, result)
 
-    def _failed(self, error: BaseException, job: _Job) -> None:
+    def __failed(self, error: BaseException, job: _Job) -> None:
         if isinstance(error, Stop):
             try:
-                self._answer(job, error.reply)
+                self.__answer(job, error.reply)
             except EncodeError as failure:
-                self._failed(failure, job)
+                self.__failed(failure, job)
             else:
-                self._terminate(error.reason)
+                self.__terminate(error.reason)
             return
         _log.error("%s ends: a handler failed", self, exc_info=error)
-        self._terminate((error_reason(error), error_stack(error)))
+        self.__terminate((error_reason(error), error_stack(error)))
 
-    def _terminate(self, reason: object) -> None:
+    def __terminate(self, reason: object) -> None:
         if not self.alive:
             return
-        self._jobs.clear()
+        self.__jobs.clear()
         try:
             result = self.terminate(reason)
         except Exception:
             _log.exception("%s: terminate failed", self)
             result = None
         if inspect.isawaitable(result):
-            self._task = asyncio.ensure_future(self._terminate_later(result, reason))
+            self.__await(result, partial(self.__terminated, reason))
         else:
             self.exit(reason)
 
-    async def _terminate_later(self, result: Awaitable[object], reason: object) -> None:
-        try:
-            await result
-        except Exception:
-            _log.exception("%s: terminate failed", self)
-        finally:
-            self.exit(reason)
+    def __terminated(self, reason: object, task: asyncio.Future[object]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s: terminate failed", self, exc_info=task.exception())
+        self.exit(reason)
 
 
 __all__ = ["NO_REPLY", "From", "GenServer", "Stop"]

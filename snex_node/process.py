@@ -48,7 +48,8 @@ reads them, and at some 500 bytes each they hold half a GiB."""
 class BaseProcess:
     """A process without a mailbox: subclasses say in `receive` what a message does.
 
-    It exists from its construction to `exit`. All methods belong to the node's event loop.
+    It exists from its construction to `exit`. All methods belong to the node's event loop. Names
+    with an underscore are this package's: subclasses choose others.
     """
 
     __slots__ = (

@@ -215,6 +215,9 @@ class _Job(BaseProcess):
             return
         if inspect.isawaitable(value):
             self._task = asyncio.ensure_future(self._finish(value))
+            if inspect.iscoroutine(value):
+                # It has not begun, when the task is cancelled before its first step.
+                self._task.add_done_callback(lambda _: value.close())
         else:
             self.returned(value)
 
