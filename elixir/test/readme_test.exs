@@ -11,6 +11,8 @@ defmodule Snex.ReadmeTest do
   end
 
   describe "with NumPy" do
+    @describetag :uv
+
     test "quick example" do
       inp = start_supervised!({SnexTest.NumpyInterpreter, init_script: "import numpy as np"})
 
@@ -150,6 +152,7 @@ defmodule Snex.ReadmeTest do
              """)
   end
 
+  @tag :uv
   test "use your in-repo project" do
     inp = start_supervised!(SnexTest.MyProject)
     {:ok, env} = Snex.make_env(inp)

@@ -34,6 +34,13 @@ defmodule Snex.Call do
   end
 
   defp failed(target, interpreter, reason) do
+    # An interpreter that is attached to a node outlives it.
+    if Snex.Runtimes.attached?(interpreter),
+      do: failed(reason),
+      else: failed_with(target, interpreter, reason)
+  end
+
+  defp failed_with(target, interpreter, reason) do
     monitor = Process.monitor(interpreter)
 
     receive do

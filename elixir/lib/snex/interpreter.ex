@@ -66,8 +66,9 @@ defmodule Snex.Interpreter do
     * `:label` - the process label, where Erlang/OTP has them (27 and later)
     * `:encoding_opts` - how terms are converted (`t:Snex.Serde.encoding_opts/0`)
     * `:port_opts` - further options of the port: `{:parallelism, boolean}`, `{:busy_limits_port, _}`
-    * `:node` - the name of a Python node that someone else runs; then none is started, all options
-      about that do not apply, and connecting is tried again while the node is away
+    * `:node` - the name of a Python node that someone else runs (`snex-node start`), with this
+      node's cookie. None is started then, and of the options above only `:sync_start?` and `:label`
+      apply. While the node is away calls fail, and connecting is tried again
 
   All other options are those of `GenServer.start_link/3`.
   """
@@ -150,6 +151,9 @@ defmodule Snex.Interpreter do
     end
   end
 
+  @attach_options [:node, :label, :sync_start?, :eager_polyfill?]
+  @reconnect_after 500
+
   # --- API ----------------------------------------------------------------------------------------
 
   @doc """
@@ -168,6 +172,11 @@ defmodule Snex.Interpreter do
     for {name, _} <- own, name not in @own_options do
       known = Enum.map_join(@own_options ++ @genserver_options, ", ", &inspect/1)
       raise ArgumentError, "unknown option #{inspect(name)}: there are #{known}"
+    end
+
+    for {name, _} <- own, own[:node] != nil, name not in @attach_options do
+      raise ArgumentError,
+            "the option #{inspect(name)} does not go with :node, which is running already"
     end
 
     Serde.check_options!(own[:encoding_opts] || [])
@@ -233,6 +242,22 @@ defmodule Snex.Interpreter do
   def handle_info({port, {:exit_status, status}}, %{port: port} = state),
     do: {:stop, exited(status), %{state | port: nil}}
 
+  def handle_info({:nodedown, node}, state) do
+    if node == state.opts[:node], do: Process.send_after(self(), :attach, @reconnect_after)
+    {:noreply, state}
+  end
+
+  def handle_info(:attach, state) do
+    case attach(state) do
+      {:ok, state} ->
+        {:noreply, state}
+
+      {:error, _} ->
+        Process.send_after(self(), :attach, @reconnect_after)
+        {:noreply, state}
+    end
+  end
+
   # The parent's exit ends a GenServer by itself; others that are linked end it as they would if it
   # did not trap exits.
   def handle_info({:EXIT, port, _reason}, state) when is_port(port), do: {:noreply, state}
@@ -254,7 +279,37 @@ defmodule Snex.Interpreter do
 
   # --- starting -----------------------------------------------------------------------------------
 
-  defp start(state) do
+  defp start(%{opts: opts} = state) do
+    if opts[:node], do: start_attached(state), else: start_own(state)
+  end
+
+  defp start_attached(%{opts: opts} = state) do
+    state = %{state | target: {:snex, opts[:node]}}
+
+    with :ok <- distribute(),
+         {:ok, state} <- attach(state) do
+      Runtimes.register(state.target)
+      {:ok, state}
+    end
+  end
+
+  # What is asked for is that its `snex` process answers; the system's number comes with it.
+  defp attach(%{opts: opts, target: target} = state) do
+    Node.monitor(opts[:node], true)
+
+    with {:ok, info} <- GenServer.call(target, :info) do
+      {:ok, %{state | os_pid: info.os_pid}}
+    end
+  catch
+    :exit, {reason, _call} ->
+      # Sent for the monitor of a node that could not be connected to.
+      receive do: ({:nodedown, node} when node == :erlang.element(2, target) -> :ok),
+              after: (0 -> :ok)
+
+      {:error, Call.failed(reason)}
+  end
+
+  defp start_own(state) do
     with :ok <- distribute(),
          {:ok, state} <- start_python(state),
          :ok <- init_script(state) do

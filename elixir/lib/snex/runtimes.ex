@@ -46,6 +46,10 @@ defmodule Snex.Runtimes do
     :exit, {reason, {GenServer, :call, _}} -> {:error, reason}
   end
 
+  @doc "Whether the interpreter `pid` is known to be attached to a node that someone else runs."
+  @spec attached?(pid()) :: boolean()
+  def attached?(pid), do: match?([{_, {:at, {_, _}}}], :ets.lookup(@table, pid))
+
   @doc "Why the interpreter `pid` has ended, as far as is known here."
   @spec why_ended(pid()) :: {:ok, term()} | :error
   def why_ended(pid) do
