@@ -25,8 +25,8 @@ from snex_runtime.interface import (
 )
 from snex_runtime.origin import origin
 from snex_runtime.serde import Atom, Term
-from tests.interop.waiting import until
 from tests.support.pair import Pair, pair
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from snex_node.etf import Decoder
 from snex_runtime import interface, serde, serve
 from snex_runtime.interface import ElixirError
 from snex_runtime.serde import Atom
-from tests.interop.waiting import until
+from tests.support.waiting import until
 
 GONE = "the process that connects this one to a BEAM has gone"
 

@@ -23,8 +23,8 @@ from snex_node.process import Process
 from snex_node.terms import Atom, ImproperList, Pid, Reference, Term
 from snex_runtime import serde
 from snex_runtime.server import Server
-from tests.interop.waiting import until
 from tests.support.epmd import RealEpmd
+from tests.support.waiting import until
 
 A = Atom
 OK = A("ok")

@@ -38,9 +38,9 @@ from snex_node.control import (
 from snex_node.flags import CLAIMED, Flag
 from snex_node.handshake import HandshakeError, Identity
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.peer import ScriptedPeer
+from tests.support.waiting import until
 
 encode = etf.Encoder().encode
 

@@ -12,8 +12,8 @@ import pytest
 from snex_node import Atom, Node, Pid, Process, UndefinedFunctionError, import_function
 from tests.interop import functions
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
+from tests.support.waiting import until
 
 MODULE = functions.MODULE
 

@@ -22,8 +22,8 @@ from snex_node import (
     RemoteError,
 )
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
+from tests.support.waiting import until
 
 # A server that answers by what it is asked.
 SERVER = """

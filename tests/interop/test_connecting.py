@@ -11,10 +11,10 @@ import pytest
 
 from snex_node import Atom, ConnectError, Node, NodeStartError, Process, ProcessExitError
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 BeamStarter = Callable[..., Beam]
 

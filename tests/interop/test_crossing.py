@@ -10,10 +10,10 @@ import pytest
 
 from snex_node import Atom, Node, Process, epmd
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.proxy import Proxy
+from tests.support.waiting import until
 
 ROUNDS = 50
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from snex_node import ConnectError, Node, epmd
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 
 def new_name() -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from snex_node import Atom, GenServer, Node, Pid, Process, ProcessExitError
 from tests.interop.conftest import NodeStarter
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.proxy import Proxy
+from tests.support.waiting import until
 
 BeamStarter = Callable[..., Beam]
 

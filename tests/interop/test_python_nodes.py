@@ -20,8 +20,8 @@ from snex_node import (
     RemoteError,
 )
 from tests.interop import functions
-from tests.interop.waiting import until
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_loops
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.interop.waiting import until
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.runtime import Runtime
+from tests.support.waiting import until
 
 CHILD = '''
 """What runs in the child processes; imported by the parent too."""

@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from snex_node import NO_REPLY, Atom, From, GenServer, Node, Process, Stop
-from tests.interop.waiting import until
 from tests.support.beam import Beam
+from tests.support.waiting import until
 
 OK = Atom("ok")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from snex_node import Atom, Node, Pid, Process, ProcessExitError, Reference
-from tests.interop.waiting import until
 from tests.support.beam import Beam
+from tests.support.waiting import until
 
 NORMAL = Atom("normal")
 

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from snex_node import Atom, From, GenServer, Node, Pid, Process
-from tests.interop.waiting import until
 from tests.support.beam import Beam
+from tests.support.waiting import until
 
 MIB = 1024 * 1024
 

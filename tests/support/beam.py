@@ -96,8 +96,9 @@ class Beam:
 
         `epmd_port`: where it registers and looks up others; it starts no epmd of its own.
         `name`: the part before the `@`; unique if it is not given. "undefined" is for a BEAM that
-        gets its name from the first node it connects to. With `short` the host must have no dot. `flags`: arguments of `erl`, each without blanks. The cookie is in its home
-        directory, not among the arguments.
+        gets its name from the first node it connects to. With `short` the host must have no dot.
+        `flags`: arguments of `erl`, each without blanks. The cookie is in its home directory, not
+        among the arguments.
         """
         home = Path(tempfile.mkdtemp(prefix="beam-"))
         full_name = f"{name or 'b' + secrets.token_hex(4)}@{host}"
