@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Final, TypeVar
 
 import snex_node
+from snex_runtime import loops
 
 T = TypeVar("T")
 
@@ -34,8 +35,10 @@ _OWN: Final = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
 )
 
-# Where asyncio's loop calls a callback or a task: what runs the loop called no user code.
+# Where asyncio's loop calls a callback or a task, and, as uvloop has no frames, what runs the loop:
+# neither is library code that user code called.
 _LOOP: Final = asyncio.Handle._run.__code__
+_LOOPS: Final = loops.run.__code__.co_filename
 
 
 class Interrupted(BaseException):
@@ -130,7 +133,7 @@ class Interrupter:
     def _in_user_code(self, frame: FrameType | None) -> bool:
         inside = False
         while frame is not None:
-            if frame.f_code in self._boundaries:
+            if frame.f_code in self._boundaries or frame.f_code.co_filename == _LOOPS:
                 return inside
             if frame.f_code.co_filename.startswith(_OWN):
                 return False

@@ -30,7 +30,7 @@ from snex_node.gen import From, parse_call, parse_cast, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.terms import Atom, Pid
-from snex_runtime import interface, loops, serde
+from snex_runtime import interface, serde
 from snex_runtime.code import Code, compile_code
 from snex_runtime.environments import (
     Environment,
@@ -172,14 +172,12 @@ class Server(BaseProcess):
         interface.set_backend(self.backend)
         node.monitor_nodes(self)
         self.provide(snex=snex, Elixir=interface.Elixir)
-        # What runs the loop stands around tasks that user code started; the last one around a
-        # custom encoder.
+        # The last one stands around a custom encoder.
         boundaries = (
             Code.run,
             Server._finish,
             Server._call,
             _await,
-            loops.run,
             serde._encode_unknown,
         )
         self._interrupter = Interrupter(self._guarded, [f.__code__ for f in boundaries])
