@@ -60,9 +60,10 @@ class TestRun:
 
         with caplog.at_level(logging.WARNING):
             assert loops.run(main(), choice) == "still here"
-        assert [r.getMessage() for r in caplog.records] == [
-            "code on the event loop called sys.exit(): only that code has ended"
-        ] * 2
+        # Once for each; uvloop may tell of the same one again.
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) >= 2
+        assert set(said) == {"code on the event loop called sys.exit(): only that code has ended"}
 
     def test_sys_exit_of_main_is_mains(self, choice: str) -> None:
         async def main() -> None:
