@@ -186,9 +186,18 @@ snex.set_custom_encoder(encode)
 """
 
 
-@pytest.fixture(scope="module", params=["auto", "asyncio"])
+# What awaits is interrupted below another loop's frames, so it is tried on both kinds.
+CASES = [
+    pytest.param(loop, code, id=f"{loop}, {name}")
+    for loop in ("auto", "asyncio")
+    for name, code in BLOCKING.items()
+    if loop == "auto" or name.startswith("async")
+]
+
+
+@pytest.fixture(scope="module")
 def blocked(request: pytest.FixtureRequest, epmd: RealEpmd, beam: Beam) -> Iterator[Runtime]:
-    """A runtime on each kind of loop, whose custom encoder is slow for some objects."""
+    """A runtime on the given kind of loop, whose custom encoder is slow for some objects."""
     modules = {"snex_slow": SLOW_MODULE}
     flags = ["--loop", request.param]
     with Runtime.start(
@@ -198,7 +207,7 @@ def blocked(request: pytest.FixtureRequest, epmd: RealEpmd, beam: Beam) -> Itera
 
 
 class TestTimeOfTheWork:
-    @pytest.mark.parametrize("code", BLOCKING.values(), ids=BLOCKING)
+    @pytest.mark.parametrize(("blocked", "code"), CASES, indirect=["blocked"])
     async def test_stopped_in_time(self, beam: Beam, blocked: Runtime, code: str) -> None:
         source = """
         sink = spawn(fn -> Process.sleep(:infinity) end)
