@@ -60,9 +60,9 @@ class TestRun:
 
         with caplog.at_level(logging.WARNING):
             assert loops.run(main(), choice) == "still here"
-        # Once for each; uvloop may tell of the same one again.
+        # Once for each, or for those of one turn of the loop together.
         said = [record.getMessage() for record in caplog.records]
-        assert len(said) >= 2
+        assert said
         assert set(said) == {"code on the event loop called sys.exit(): only that code has ended"}
 
     def test_sys_exit_of_main_is_mains(self, choice: str) -> None:
