@@ -30,10 +30,10 @@ import time
 from typing import IO, Any, Final, NoReturn
 
 from snex_node.epmd import EpmdError
-from snex_node.errors import NodeStartError
+from snex_node.errors import ConnectError, NodeStartError
 from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
-from snex_node.terms import Atom
+from snex_node.terms import Atom, Pid
 from snex_runtime import serde
 from snex_runtime.server import Server
 
@@ -50,19 +50,24 @@ MARK: Final = b"\0snex "
 """What the line begins with that tells the BEAM how the start went; no output of users does."""
 
 _MAX_CONFIGURATION: Final = 1024 * 1024
+_CHUNK: Final = 256 * 1024
 _POLL: Final = 0.5  # seconds, where the system cannot tell the watcher of the end of a process
 
 
 class Configuration:
     """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
 
-    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``.
+    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``. With
+    ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
+    ``interpreter`` is told there how the start went.
     """
 
     def __init__(self, term: dict[str, Any]) -> None:
         self.name = str(term["name"])
         self.cookie = str(term["cookie"])
         self.epmd = term.get("epmd", "auto")
+        self.beam: str | None = term.get("beam")
+        self.interpreter: Pid | None = term.get("interpreter")
         self.encoding = serde.merge_options(term.get("encoding_opts"))
 
     @classmethod
@@ -98,20 +103,26 @@ async def run(args: argparse.Namespace) -> int:
     except (EOFError, ValueError, KeyError) as error:
         sys.stderr.write(f"snex: no configuration on standard input: {error}\n")
         return 1
-    leash_file = _take_standard_input()
+    given = _take_standard_input()
     _lead_group()
-    start_watcher(leash_file)
+    start_watcher(given)
+    relay = None if configuration.beam is None else Relay(given, _take_standard_output())
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # Interpreters come and go, and with one of them epmd may; the others take its place.
     logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
-    leash = Leash(leash_file)
+    leash = Leash(given if relay is None else relay.leash)
     leash.start()
     try:
+        if relay is not None:
+            return await _serve_relayed(configuration, relay, leash)
         return await _serve(configuration, leash)
-    except (NodeStartError, EpmdError, OSError) as error:
-        _tell_beam((Atom("error"), str(error)))
+    except (NodeStartError, ConnectError, EpmdError, OSError) as error:
+        if relay is None:
+            _tell_beam((Atom("error"), str(error)))
+        else:
+            sys.stderr.write(f"snex: {error}\n")
         return 1
 
 
@@ -128,6 +139,31 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
         server = Server(node, options=configuration.encoding)
         _tell_beam((Atom("ready"), node.name, node.port, server.pid))
         return await leash.let_go
+
+
+async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leash) -> int:
+    assert configuration.beam is not None
+    assert configuration.interpreter is not None
+    node = Node(
+        configuration.name,
+        cookie=configuration.cookie,
+        listen=None,
+        epmd="none",
+        decoder=serde.decoder(configuration.encoding),
+        encoder=serde.encoder,
+    )
+    async with node:
+        server = Server(node, options=configuration.encoding)
+        relay.start()
+        await node.connect(configuration.beam, address=relay.address)
+        node.send(configuration.interpreter, (Atom("snex_ready"), server.pid))
+        connection = node.remote(configuration.beam).connection
+        assert connection is not None
+        lost = asyncio.ensure_future(connection.wait_closed())
+        ends: list[asyncio.Future[Any]] = [leash.let_go, lost]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        return leash.let_go.result() if leash.let_go.done() else 1
 
 
 def listen_host(name: str) -> str:
@@ -160,6 +196,15 @@ def _take_standard_input() -> int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    return taken
+
+
+def _take_standard_output() -> int:
+    """Keep standard output for the distribution: what child processes print goes to the errors."""
+    sys.stdout.flush()
+    taken = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdin = sys.stdout = None
     return taken
 
 
@@ -227,6 +272,61 @@ class Leash(threading.Thread):
     def _terminated(self, number: int, frame: object) -> None:
         self._status = 128 + number
         os.write(self._waker, b"x")
+
+
+# --- distribution through standard input and output ---------------------------------------------
+
+
+class Relay:
+    """Joins a connection of the node to ``given`` and ``output``, by two threads.
+
+    They need no event loop, so that ticks pass while user code blocks it. The node connects to
+    `address`; the first to do so is served and nobody after it. `leash` is a file that ends with
+    ``given``.
+    """
+
+    def __init__(self, given: int, output: int) -> None:
+        self._given = given
+        self._output = output
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self.leash, self._leash_end = os.pipe()
+
+    def start(self) -> None:
+        """Serve the next connection."""
+        threading.Thread(target=self._run, name="snex-relay", daemon=True).start()
+
+    def _run(self) -> None:
+        with self._listener:
+            connection, _ = self._listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        inward = threading.Thread(target=self._inward, args=(connection,), daemon=True)
+        inward.start()
+        while data := _received(connection):
+            _write_all(self._output, data)
+        os.close(self._output)
+
+    def _inward(self, connection: socket.socket) -> None:
+        try:
+            while data := os.read(self._given, _CHUNK):
+                connection.sendall(data)
+        except OSError:
+            pass  # the node has closed: it is ending
+        finally:
+            os.close(self._leash_end)
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(_CHUNK)
+    except OSError:
+        return b""
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 # --- the watcher --------------------------------------------------------------------------------

@@ -232,6 +232,58 @@ defmodule Snex.InterpreterTest do
     end
   end
 
+  describe "with the distribution on standard input and output" do
+    @stdio [port_opts: [:use_stdio]]
+
+    test "all else is the same" do
+      interpreter = start_interpreter!(@stdio ++ [init_script: "import sys; y = 1"])
+      {:ok, env} = Snex.make_env(interpreter, %{"x" => String.duplicate("x", 3_000_000)})
+      assert Snex.pyeval(env, "return sys.stdin, sys.stdout, y") == {:ok, {nil, nil, 1}}
+      assert Snex.pyeval(env, "print('dropped'); return len(x)") == {:ok, 3_000_000}
+      assert Snex.pyeval(env, "return await Elixir.Enum.sum([1, 2])") == {:ok, 3}
+      child = "import subprocess; return subprocess.run(['true']).returncode"
+      assert Snex.pyeval(env, child) == {:ok, 0}
+
+      {:ok, name} =
+        Snex.pyeval(
+          env,
+          "from snex_runtime import interface; return interface.current_backend()._node.name"
+        )
+
+      assert :erl_epmd.port_please(
+               name |> to_string() |> String.split("@") |> hd() |> to_charlist(),
+               ~c"127.0.0.1"
+             ) == :noport
+    end
+
+    test "it ends as others do" do
+      error = %Error{code: :interpreter_exited, reason: {:exit_status, 127}}
+      assert start_interpreter(@stdio ++ [python: "no-such-python"]) == {:error, error}
+
+      {:ok, interpreter} = start_interpreter(@stdio)
+
+      assert {:error, %Error{code: :call_failed}} =
+               Snex.pyeval(interpreter, "import os; os._exit(3)")
+
+      assert_receive {:EXIT, ^interpreter, %Error{code: :interpreter_exited}}
+
+      for how <- [:shutdown, :kill] do
+        {:ok, interpreter} = start_interpreter(@stdio)
+        os_pid = Interpreter.os_pid(interpreter)
+        Process.exit(interpreter, how)
+        assert_receive {:EXIT, ^interpreter, _}
+        wait_until(fn -> not running?(os_pid) end)
+      end
+    end
+  end
+
+  test "an interpreter that is killed takes Python with it" do
+    {:ok, interpreter} = start_interpreter()
+    os_pid = Interpreter.os_pid(interpreter)
+    Process.exit(interpreter, :kill)
+    wait_until(fn -> not running?(os_pid) end)
+  end
+
   test "os_pid is that of the process" do
     interpreter = start_interpreter!()
 

@@ -27,6 +27,51 @@ defmodule Snex.Distribution do
   end
 
   @doc """
+  Makes this a distributed node that listens on 127.0.0.1, for Pythons whose distribution runs through
+  their standard input and output. OTP's epmd is started for it where none runs.
+  """
+  @spec start_listening() :: :ok | {:error, term()}
+  def start_listening do
+    # It goes on as a daemon, as the one that `elixir --name` starts does.
+    with epmd when epmd != nil <- System.find_executable("epmd"),
+         do: System.cmd(epmd, ["-daemon"])
+
+    name = :"snex_#{System.pid()}_#{random()}@127.0.0.1"
+    interface = Application.get_env(:kernel, :inet_dist_use_interface)
+    Application.put_env(:kernel, :inet_dist_use_interface, {127, 0, 0, 1})
+
+    case :net_kernel.start(name, %{name_domain: :longnames, hidden: true}) do
+      {:ok, _} ->
+        :persistent_term.put(@own, true)
+        :ok
+
+      {:error, {:already_started, _}} ->
+        :ok
+
+      {:error, reason} ->
+        if interface == nil, do: Application.delete_env(:kernel, :inet_dist_use_interface)
+        {:error, reason}
+    end
+  end
+
+  @doc "Where this node listens for others."
+  @spec address() ::
+          {:ok, {:inet.ip_address() | charlist(), :inet.port_number()}} | {:error, String.t()}
+  def address do
+    [name, host] = node() |> Atom.to_charlist() |> :string.split(~c"@")
+
+    case :erl_epmd.port_please(name, host) do
+      {:port, port, _version} ->
+        {:ok, {host, port}}
+
+      _ ->
+        {:error,
+         "#{node()} takes no connections, which :use_stdio needs: start it with a name, or start an " <>
+           "interpreter with :use_stdio before all others"}
+    end
+  end
+
+  @doc """
   Name and cookie for a new Python node on this host. In a cluster it is the cluster's cookie, so
   that other nodes can reach Python too; otherwise one that only this node and Python know.
   """

@@ -42,7 +42,7 @@ defmodule Snex.Interpreter do
 
   use GenServer
 
-  alias Snex.{Call, Distribution, Error, Port, Runtimes, Serde}
+  alias Snex.{Call, Distribution, Error, Port, Relay, Runtimes, Serde}
 
   @default_init_script_timeout 60_000
 
@@ -65,7 +65,11 @@ defmodule Snex.Interpreter do
       default true. Otherwise failures end the process later
     * `:label` - the process label, where Erlang/OTP has them (27 and later)
     * `:encoding_opts` - how terms are converted (`t:Snex.Serde.encoding_opts/0`)
-    * `:port_opts` - further options of the port: `{:parallelism, boolean}`, `{:busy_limits_port, _}`
+    * `:port_opts` - further options of the port: `{:parallelism, boolean}`, `{:busy_limits_port, _}`,
+      and `:use_stdio`: then all there is between this node and Python runs through Python's standard
+      input and output, so that it may be in a container or behind SSH, without a network. `sys.stdin`
+      and `sys.stdout` are `None` then. This node has to take connections; it does where it was not
+      distributed before
     * `:node` - the name of a Python node that someone else runs (`snex-node start`), with this
       node's cookie. None is started then, and of the options above only `:sync_start?` and `:label`
       apply. While the node is away calls fail, and connecting is tried again
@@ -83,7 +87,7 @@ defmodule Snex.Interpreter do
           | {:sync_start?, boolean()}
           | {:label, term()}
           | {:encoding_opts, Serde.encoding_opts()}
-          | {:port_opts, [{:parallelism, boolean()} | {:busy_limits_port, term()}]}
+          | {:port_opts, [:use_stdio | {:parallelism, boolean()} | {:busy_limits_port, term()}]}
           | {:node, node()}
           | {:eager_polyfill?, boolean()}
           | GenServer.option()
@@ -211,7 +215,7 @@ defmodule Snex.Interpreter do
   def init(opts) do
     Process.flag(:trap_exit, true)
     set_label(opts[:label])
-    state = %{opts: opts, port: nil, target: nil, os_pid: nil, output: ""}
+    state = %{opts: opts, port: nil, relay: nil, target: nil, os_pid: nil, output: ""}
 
     if Keyword.get(opts, :sync_start?, true) do
       case start(state) do
@@ -258,6 +262,9 @@ defmodule Snex.Interpreter do
     end
   end
 
+  def handle_info({:DOWN, relay, _, _, reason}, %{relay: relay} = state) when relay != nil,
+    do: {:stop, %Error{code: :interpreter_exited, reason: reason}, %{state | port: nil}}
+
   # The parent's exit ends a GenServer by itself; others that are linked end it as they would if it
   # did not trap exits.
   def handle_info({:EXIT, port, _reason}, state) when is_port(port), do: {:noreply, state}
@@ -267,6 +274,8 @@ defmodule Snex.Interpreter do
 
   @impl GenServer
   def terminate(_reason, %{port: nil}), do: :ok
+  # The relay ends with this process, and Python with the relay.
+  def terminate(_reason, %{relay: relay}) when relay != nil, do: :ok
   def terminate(_reason, state), do: Port.stop(state.port, state.output, @stop_timeout)
 
   defp set_label(nil), do: :ok
@@ -286,7 +295,7 @@ defmodule Snex.Interpreter do
   defp start_attached(%{opts: opts} = state) do
     state = %{state | target: {:snex, opts[:node]}}
 
-    with :ok <- distribute(),
+    with :ok <- distribute(state),
          {:ok, state} <- attach(state) do
       Runtimes.register(state.target)
       {:ok, state}
@@ -310,7 +319,7 @@ defmodule Snex.Interpreter do
   end
 
   defp start_own(state) do
-    with :ok <- distribute(),
+    with :ok <- distribute(state),
          {:ok, state} <- start_python(state),
          :ok <- init_script(state) do
       Runtimes.register(state.target)
@@ -318,8 +327,8 @@ defmodule Snex.Interpreter do
     end
   end
 
-  defp distribute do
-    with {:error, reason} <- Runtimes.start_distribution() do
+  defp distribute(state) do
+    with {:error, reason} <- Runtimes.start_distribution(stdio?(state)) do
       {:error,
        internal("distribution cannot be started on this node: #{inspect(reason, limit: 5)}")}
     end
@@ -334,13 +343,39 @@ defmodule Snex.Interpreter do
       encoding_opts: opts[:encoding_opts] || []
     }
 
-    with {:ok, port} <- Port.open(opts),
-         {:ok, target, rest} <- Port.configure(port, configuration),
-         :ok <- connect(name, port) do
-      {:ok, %{state | port: port, target: target, os_pid: Port.os_pid(port), output: rest}}
+    with {:ok, state} <- run_python(state, name, configuration) do
+      {:ok, %{state | os_pid: Port.os_pid(state.port)}}
     else
       {:exit_status, status} -> {:error, exited(status)}
       {:error, reason} -> {:error, internal(reason)}
+    end
+  end
+
+  defp stdio?(%{opts: opts}), do: :use_stdio in Keyword.get(opts, :port_opts, [])
+
+  defp run_python(state, name, configuration) do
+    if stdio?(state) do
+      with {:ok, relay, port} <- Relay.start(state.opts, Relay.configure(configuration)),
+           do: await_relayed(%{state | relay: Process.monitor(relay), port: port})
+    else
+      with {:ok, port} <- Port.open(state.opts),
+           {:ok, target, rest} <- Port.configure(port, configuration),
+           :ok <- connect(name, port),
+           do: {:ok, %{state | port: port, target: target, output: rest}}
+    end
+  end
+
+  # The first thing that comes through the relay. Python ends where it cannot connect.
+  defp await_relayed(%{relay: relay, port: port} = state) do
+    receive do
+      {:snex_ready, target} ->
+        {:ok, %{state | target: target}}
+
+      {^port, {:exit_status, status}} ->
+        {:exit_status, status}
+
+      {:DOWN, ^relay, _, _, reason} ->
+        {:error, "the connection to Python ended: #{inspect(reason)}"}
     end
   end
 
@@ -396,6 +431,8 @@ defmodule Snex.Interpreter do
 
   defp stop_if_failed(:ok, _state), do: :ok
   defp stop_if_failed({:error, %Error{code: :interpreter_exited}} = error, _state), do: error
+
+  defp stop_if_failed(error, %{relay: relay}) when relay != nil, do: error
 
   defp stop_if_failed(error, state) do
     Port.stop(state.port, state.output, @stop_timeout)

@@ -23,22 +23,27 @@ defmodule Snex.Port do
   end
 
   defp open(executable, args, opts) do
+    port_opts = opts[:port_opts] || []
+    # Where the output is the distribution's, errors go to the terminal as they are.
+    errors = if :use_stdio in port_opts, do: [], else: [:stderr_to_stdout]
+
+    theirs =
+      for {name, _} = option <- port_opts, name in [:parallelism, :busy_limits_port], do: option
+
     settings =
       [
         :binary,
         :exit_status,
         :hide,
-        :stderr_to_stdout,
         :use_stdio,
         args: args,
         env: environment(opts[:environment] || %{})
-      ] ++
-        cd(opts[:cd]) ++ Keyword.take(opts[:port_opts] || [], [:parallelism, :busy_limits_port])
+      ] ++ errors ++ cd(opts[:cd]) ++ theirs
 
     {:ok, Port.open({:spawn_executable, executable}, settings)}
   rescue
-    error in ErlangError -> {:error, "#{executable} cannot be run: #{inspect(error.original)}"}
-    error in ArgumentError -> {:error, "#{executable} cannot be run: #{error.message}"}
+    error in [ErlangError, ArgumentError] ->
+      {:error, "#{executable} cannot be run: #{Exception.message(error)}"}
   end
 
   defp wrap(nil, python, args), do: {python, args}
@@ -60,10 +65,17 @@ defmodule Snex.Port do
   @doc "Tell Python what it is to be, and wait until it is: returns where it takes requests."
   @spec configure(port(), map()) :: {:ok, pid(), rest :: binary()} | failure()
   def configure(port, configuration) do
-    data = :erlang.term_to_binary(configuration)
-    # False when Python has ended already; then its exit status comes.
-    send(port, {self(), {:command, <<byte_size(data)::32, data::binary>>}})
+    send_configuration(port, configuration)
     await_ready(port, "")
+  end
+
+  @doc "Tell Python what it is to be."
+  @spec send_configuration(port(), map()) :: :ok
+  def send_configuration(port, configuration) do
+    data = :erlang.term_to_binary(configuration)
+    # Python may have ended already; then its exit status comes.
+    send(port, {self(), {:command, <<byte_size(data)::32, data::binary>>}})
+    :ok
   end
 
   defp await_ready(port, output) do

@@ -65,10 +65,12 @@ defmodule Snex.Runtimes do
   @spec first?(term()) :: boolean()
   def first?(key), do: :ets.insert_new(@table, {{:seen, key}})
 
-  @doc "Start distribution, unless it runs."
-  @spec start_distribution() :: :ok | {:error, term()}
-  def start_distribution do
-    if Node.alive?(), do: :ok, else: GenServer.call(__MODULE__, :start_distribution, :infinity)
+  @doc "Start distribution, unless it runs; `listening?` says whether others may connect."
+  @spec start_distribution(boolean()) :: :ok | {:error, term()}
+  def start_distribution(listening?) do
+    if Node.alive?(),
+      do: :ok,
+      else: GenServer.call(__MODULE__, {:start_distribution, listening?}, :infinity)
   end
 
   @impl GenServer
@@ -86,8 +88,15 @@ defmodule Snex.Runtimes do
 
   def handle_call(:settle, _from, state), do: {:reply, :ok, state}
 
-  def handle_call(:start_distribution, _from, state) do
-    {:reply, Snex.Distribution.start(), state}
+  def handle_call({:start_distribution, listening?}, _from, state) do
+    answer =
+      cond do
+        Node.alive?() -> :ok
+        listening? -> Snex.Distribution.start_listening()
+        true -> Snex.Distribution.start()
+      end
+
+    {:reply, answer, state}
   end
 
   @impl GenServer
