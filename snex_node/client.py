@@ -82,7 +82,7 @@ class Client(BaseProcess):
         local = there == node.name
         payload = b""
         if not local:
-            payload = node.encoder.encode(request)
+            payload = node.remote(there).encoder.encode(request)
             await limit.wait(node.remote(there).connect())
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         ref = node.make_ref()
@@ -120,7 +120,7 @@ class Client(BaseProcess):
         remote = self._other(name)
         result = self.node.make_ref()
         erpc_args = [result, Atom(module), Atom(function), list(args)]
-        payload = self.node.encoder.encode(erpc_args)
+        payload = remote.encoder.encode(erpc_args)
         await limit.wait(remote.connect())
         leader = await limit.wait(self._group_leader(remote))
         return await self._erpc(remote, result, payload, leader, limit, decoder)
@@ -128,7 +128,7 @@ class Client(BaseProcess):
     def rpc_cast(self, name: str, module: str, function: str, args: Sequence[object]) -> None:
         """See `Node.rpc_cast`."""
         remote = self._other(name)
-        payload = self.node.encoder.encode([Atom(module), Atom(function), list(args)])
+        payload = remote.encoder.encode([Atom(module), Atom(function), list(args)])
         leader = self.pid
         known = remote.group_leader
         if known is not None and known.done() and not known.cancelled():
@@ -178,7 +178,7 @@ class Client(BaseProcess):
         if link is not None and monitor is not None and link is not monitor:
             raise ValueError("one process can link to and monitor what it spawns, not two")
         remote = self._other(name)
-        payload = self.node.encoder.encode(list(args))
+        payload = remote.encoder.encode(list(args))
         await remote.connect()
         leader = await self._group_leader(remote)
         owner = link if link is not None else monitor
