@@ -14,6 +14,9 @@ defmodule Snex.Relay do
     with {:ok, address} <- Snex.Distribution.address(),
          {:ok, relay} <- GenServer.start(__MODULE__, {self(), opts, configuration, address}) do
       {:ok, relay, GenServer.call(relay, :port, :infinity)}
+    else
+      {:error, {:exit_status, _} = status} -> status
+      {:error, _} = error -> error
     end
   end
 

@@ -9,6 +9,9 @@ defmodule Snex.Runtimes do
   # For how long it is known why an interpreter has ended. Callers ask within milliseconds.
   @remembered 30_000
 
+  # ms within which it is known.
+  @obituary 1_000
+
   @type target :: pid() | {atom(), node()}
 
   @spec start_link(term()) :: GenServer.on_start()
@@ -52,12 +55,23 @@ defmodule Snex.Runtimes do
 
   @doc "Why the interpreter `pid` has ended, as far as is known here."
   @spec why_ended(pid()) :: {:ok, term()} | :error
-  def why_ended(pid) do
-    GenServer.call(__MODULE__, :settle, :infinity)
+  def why_ended(pid), do: why_ended(pid, @obituary)
 
+  # A process that is ending is no process any more to those who ask, and only then are those told
+  # who watched it.
+  defp why_ended(pid, left) do
     case :ets.lookup(@table, pid) do
-      [{_, {:ended, reason}}] -> {:ok, reason}
-      _ -> :error
+      [{_, {:ended, reason}}] ->
+        {:ok, reason}
+
+      [{_, {:at, _}}] when left > 0 ->
+        receive do
+        after
+          10 -> why_ended(pid, left - 10)
+        end
+
+      _ ->
+        :error
     end
   end
 
@@ -85,8 +99,6 @@ defmodule Snex.Runtimes do
     :ets.insert(@table, {pid, {:at, target}})
     {:reply, :ok, state}
   end
-
-  def handle_call(:settle, _from, state), do: {:reply, :ok, state}
 
   def handle_call({:start_distribution, listening?}, _from, state) do
     answer =
