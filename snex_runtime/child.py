@@ -110,8 +110,7 @@ async def run(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    # Interpreters come and go, and with one of them epmd may; the others take its place.
-    logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
+    _leave_logging_to_users()
     leash = Leash(given if relay is None else relay.leash)
     leash.start()
     try:
@@ -206,6 +205,17 @@ def _take_standard_output() -> int:
     os.dup2(2, 1)
     sys.stdin = sys.stdout = None
     return taken
+
+
+def _leave_logging_to_users() -> None:
+    """Log what concerns the node, and leave the root logger as Python has it."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        for name in ("snex_node", "snex_runtime"):
+            logging.getLogger(name).addHandler(handler)
+    # Interpreters come and go, and with one of them epmd may; the others take its place.
+    logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
 
 
 def _lead_group() -> None:

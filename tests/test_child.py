@@ -167,6 +167,13 @@ async def test_it_takes_encoding_options(start: Start) -> None:
         assert await node.call(("snex", process.name), request) == ("ok", "bytes")
 
 
+async def test_it_leaves_logging_to_users(start: Start) -> None:
+    process = start()
+    process.told()
+    code = "import logging; return len(logging.getLogger().handlers)"
+    assert await process.eval(code) == ("ok", 0)
+
+
 def test_it_tells_why_it_does_not_start(start: Start) -> None:
     process = start(name="no node name")
     told = process.told()

@@ -48,7 +48,8 @@ defmodule Snex.FailureTest do
     beam =
       Snex.Beam.start("""
       test = self()
-      begin = "import subprocess; subprocess.Popen(['sleep', '600']); await snex.send(test, 'began')\\n"
+      # With a pause: what follows may leave Python no moment to write.
+      begin = "import subprocess; subprocess.Popen(['sleep', '600']); await snex.send(test, 'began'); import asyncio; await asyncio.sleep(0.1)\\n"
       running = for {name, code} <- #{inspect(cases)} do
         {:ok, interpreter} = Snex.Interpreter.start_link(python: #{inspect(python())})
         spawn(fn ->

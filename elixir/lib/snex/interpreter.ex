@@ -164,8 +164,9 @@ defmodule Snex.Interpreter do
   Starts an interpreter, linked to the calling process.
 
   Returns `{:error, %Snex.Error{}}` when Python cannot be started (`:interpreter_exited`, with exit
-  status 127 where there is no such program), when the init script fails or takes too long. As with
-  every process that fails to start, the calling process gets an exit signal with the same reason.
+  status 127 where there is no such program), when the init script fails or takes too long. Before
+  Erlang/OTP 26 the calling process also gets an exit signal with that reason, as from every process
+  that fails to start.
 
   Raises `ArgumentError` for unknown options.
   """
