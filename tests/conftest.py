@@ -13,11 +13,18 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import leaks
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
+
+# In CI a property test tries the same examples each time: what is red there can be repeated.
+# Elsewhere each run tries others. No deadline: how long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # A BEAM that was told to stop needs about 0.1 s to end; ten seconds are for a busy machine.
 SECONDS_TO_END = 10.0

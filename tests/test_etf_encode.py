@@ -527,7 +527,7 @@ class TestErrors:
             found, _ = Decoder().decode(encode(value))
             assert len(found) == len(value)
 
-    @pytest.mark.parametrize("depth", [999, 1000, 1001, 100_000])
+    @pytest.mark.parametrize("depth", [999, 1000, 1001, 10_000])
     def test_nesting_is_bounded_by_max_depth_and_nothing_else(self, depth: int) -> None:
         for wrap in (
             lambda x: [x],
