@@ -21,7 +21,7 @@ from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 
 # In CI a property test tries the same examples each time: what is red there can be repeated.
-# Elsewhere each run tries others. No deadline: how long an example takes says how busy the machine is.
+# Elsewhere each run tries others. No deadline: an example takes as long as the machine is busy.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
