@@ -312,9 +312,15 @@ class Relay:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inward = threading.Thread(target=self._inward, args=(connection,), daemon=True)
         inward.start()
-        while data := _received(connection):
-            _write_all(self._output, data)
-        os.close(self._output)
+        try:
+            while data := connection.recv(_CHUNK):
+                _write_all(self._output, data)
+        except OSError:
+            pass  # one end has gone: the node is told, and the leash tells of the BEAM
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            os.close(self._output)
 
     def _inward(self, connection: socket.socket) -> None:
         try:
@@ -324,13 +330,6 @@ class Relay:
             pass  # the node has closed: it is ending
         finally:
             os.close(self._leash_end)
-
-
-def _received(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(_CHUNK)
-    except OSError:
-        return b""
 
 
 def _write_all(file: int, data: bytes) -> None:

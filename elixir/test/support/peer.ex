@@ -18,7 +18,7 @@ defmodule Snex.Peer do
   # The nodes of OTP need one; where none runs, it ends with the calling process.
   defp start_epmd do
     if not epmd?() do
-      script = "epmd & trap '' HUP; cat >/dev/null; kill $!"
+      script = "epmd >/dev/null 2>&1 & trap '' HUP; cat >/dev/null; kill $!"
       Port.open({:spawn_executable, "/bin/sh"}, [:binary, args: ["-c", script]])
       Snex.Case.wait_until(&epmd?/0)
     end
