@@ -119,8 +119,7 @@ defmodule Snex.Port do
         print(text)
 
       {at, _} ->
-        <<before::binary-size(at), kept::binary>> = text
-        print(before) <> kept
+        print(binary_part(text, 0, at)) <> binary_part(text, at, byte_size(text) - at)
     end
   end
 
