@@ -326,6 +326,8 @@ class TestRex:
             request = (Atom("block_call"), Atom("m"), Atom("wait"), [key], peer.pid())
             call = (Atom("$gen_call"), (peer.pid(), tag), request)
             await peer.send(RegSend(peer.pid(), Atom("rex")), encode(call))
+        await settled(peer)  # in one read with the end of its monitor, the first would not begin
+        assert events == [("running", 1), ("running", 2)]
         await peer.send(DemonitorP(peer.pid(), Atom("rex"), ref))
         await settled(peer)
         assert events == [("running", 1), ("running", 2), ("cancelled", 1)]
