@@ -280,10 +280,17 @@ async def test_answers_that_grow_large_do_not_wait_for_the_end_of_the_read(open_
     ours, theirs = socket.socketpair()
     counting = CountingSocket(ours)
     line = open_line((counting, theirs))
-    line.handler.on_message = lambda connection, message: connection.send(SEND, bytes(50_000))
+    writes: list[int] = []
+
+    def answer(connection: Connection, message: Message) -> None:
+        connection.send(SEND, bytes(50_000))
+        writes.append(counting.writes)
+
+    line.handler.on_message = answer
     await line.give(*(b"" for _ in range(12)))
     await line.take(12)
-    assert counting.writes >= 2
+    # Five of them are 250,000 bytes, a little less than the limit.
+    assert writes[:6] == [0, 0, 0, 0, 0, 1]
     assert line.connection._corked_size == 0
 
 
@@ -589,6 +596,20 @@ async def test_nothing_follows_a_write_that_failed(
     assert line.raw.recv(100) == b""
 
 
+async def test_nothing_follows_corked_messages_that_failed(open_line: Open) -> None:
+    ours, theirs = socket.socketpair()
+    line = open_line((CountingSocket(ours, [OSError(errno.ENOBUFS, "no buffers")]), theirs))
+
+    def answer(connection: Connection, message: Message) -> None:
+        connection.send(SEND, b"small")
+        connection.send(SEND, bytes(3 * FRAGMENT_SIZE))
+
+    line.handler.on_message = answer
+    await line.give(b"")
+    assert await line.handler.ended() == "no buffers"
+    assert line.raw.recv(100) == b""
+
+
 async def test_an_interrupted_write_goes_on(open_line: Open) -> None:
     ours, theirs = socket.socketpair()
     line = open_line((CountingSocket(ours, [InterruptedError(), InterruptedError()]), theirs))
@@ -676,6 +697,19 @@ async def test_finishing_writes_what_waits_and_then_says_so(open_line: Open) -> 
     assert line.connection.closed is None
     line.raw.close()
     assert await line.handler.ended() == "connection_closed"
+
+
+async def test_finishing_when_more_waits_than_one_turn_writes(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WRITE_MOST", 100)
+    line = open_line()
+    payload = numbered(7, 30 * FRAGMENT_SIZE)
+    line.connection.send(SEND, payload)
+    line.connection.finish()
+    assert line.connection.pending
+    assert await line.take(1) == [payload]
+    assert await line.take_raw() == b""
 
 
 async def test_finishing_when_nothing_waits(open_line: Open) -> None:

@@ -193,6 +193,15 @@ def test_old_forms_of_references(kind: Any) -> None:
         assert decode(head + ref) == (expected, len(head + ref))
 
 
+def test_names_too_long_for_the_usual_form_are_told_apart() -> None:
+    """Beyond 255 bytes a name is ATOM_UTF8_EXT: what is quick to see of the messages is equal."""
+    for letter in "ab":
+        name = Atom("\U0001f600" * 100 + letter)
+        for message in (RegSend(THEY, name), MonitorP(THEY, name, REF)):
+            for _ in range(2):
+                assert decode(encode(message))[0] == message
+
+
 # What a real BEAM sends
 
 RECORDS = read_records()
@@ -447,11 +456,11 @@ def test_the_same_bytes_give_the_same_object() -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "_MAX_CACHED", 50)
-    refs = [Reference("app@127.0.0.1", number, (1,)) for number in range(2000)]
-    senders = [Pid("app@127.0.0.1", number, 0, 1) for number in range(2000)]
 
-    def decode_all() -> None:
-        for sender, ref in zip(senders, refs):
+    def decode_many(creation: int) -> None:
+        for number in range(2000):
+            sender = Pid("app@127.0.0.1", number, 0, creation)
+            ref = Reference("app@127.0.0.1", creation, (number,))
             for message in (
                 MonitorP(sender, NAME, ref),
                 DemonitorP(sender, NAME, ref),
@@ -461,10 +470,10 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             ):
                 assert decode(encode(message))[0] == message
 
-    decode_all()
+    decode_many(1)  # the decoder beneath has caches of its own, with bounds of their own
     tracemalloc.start()
     try:
-        decode_all()
+        decode_many(2)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -267,6 +267,9 @@ def test_nothing_is_taken_for_a_length_alone() -> None:
         (frame(b"p\x83h\x01a\x05"), HEADERS, "begins with 70 83 68 01"),
         (frame(b"\x83C\0"), HEADERS, "begins with 83 43 00"),
         (frame(b"\x83D"), HEADERS, "cut off or names cached atoms"),
+        # What follows such a frame is not part of it.
+        (frame(b"\x83") + b"D\0\0\0", HEADERS, "begins with 83, which is no"),
+        (frame(b"\x83D") + TICK, HEADERS, "cut off or names cached atoms"),
         (frame(b"\x83D\1\0" + bytes(20)), HEADERS, "cut off or names cached atoms"),
         (frame(b"\x83D\0"), HEADERS, "cannot be decoded"),
         (frame(b"\x83D\0h\x03a\x16"), HEADERS, "cannot be decoded"),

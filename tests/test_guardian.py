@@ -195,8 +195,18 @@ def test_stopping_does_not_wait_for_the_interval() -> None:
 
 
 def test_the_default_interval_serves_a_tick_time_of_one_second() -> None:
-    """Four checks in a net_ticktime; and no connection is silent longer than 1.5 intervals."""
-    assert Guardian()._interval == TICK_INTERVAL
+    """It looks twice per interval, so that no connection is silent for longer than 1.5 of them."""
+    waits: list[float | None] = []
+
+    class Stopping(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return len(waits) == 3
+
+    guardian = Guardian()
+    guardian._stopping = Stopping()
+    guardian._run()
+    assert waits == [TICK_INTERVAL / 2] * 3
     assert 1.5 * TICK_INTERVAL < 1.0
 
 
