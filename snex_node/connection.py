@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from snex_node.flags import Flag
 from snex_node.framing import (
     MAX_FRAME,
     MAX_MESSAGE,
@@ -100,8 +99,7 @@ class Connection:
     """A connection whose handshake is done. Made on the event loop's thread.
 
     `send`, `flush`, `tick` and `tick_due` may be called from any thread; everything else belongs to
-    the event loop. ``altact_sig`` and ``exit_payload`` tell about flags that senders ask for with
-    each message. ``bytes_in`` and ``bytes_out`` count what came and went, ``last_write`` is the
+    the event loop. ``bytes_in`` and ``bytes_out`` count what came and went, ``last_write`` is the
     time of the last write (`time.monotonic`).
     """
 
@@ -119,8 +117,6 @@ class Connection:
         self.peer = peer
         self.closed: str | None = None
         """Why the connection has ended; None while it lives."""
-        self.altact_sig = bool(peer.flags & Flag.ALTACT_SIG)
-        self.exit_payload = bool(peer.flags & Flag.EXIT_PAYLOAD)
         self.bytes_in = 0
         self.bytes_out = 0
         self.last_write = time.monotonic()

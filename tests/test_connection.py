@@ -235,16 +235,6 @@ async def test_bytes_are_counted(open_line: Open) -> None:
     assert line.connection.bytes_in == len(frame)
 
 
-async def test_flags_that_senders_ask_for(open_line: Open) -> None:
-    all_flags = open_line().connection
-    assert all_flags.altact_sig is True
-    assert all_flags.exit_payload is True
-    few = FLAGS & ~int(Flag.ALTACT_SIG | Flag.EXIT_PAYLOAD)
-    no_flags = open_line(flags=few).connection
-    assert no_flags.altact_sig is False
-    assert no_flags.exit_payload is False
-
-
 async def test_bytes_that_came_with_the_handshake_are_first(open_line: Open) -> None:
     line = open_line(start=False)
     first = line.writer.frame(SEND, b"first")
