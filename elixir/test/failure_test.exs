@@ -74,6 +74,23 @@ defmodule Snex.FailureTest do
     end
   end
 
+  test "interpreters that are the first to start start at once" do
+    beam =
+      Snex.Beam.start("""
+      start = fn _ -> Snex.Interpreter.start_link(python: #{inspect(python())}, init_script: "x = 1") end
+      use_it = fn n ->
+        {:ok, interpreter} = start.(n)
+        answer = Snex.pyeval(interpreter, "return x")
+        Snex.Interpreter.stop(interpreter)
+        answer
+      end
+      answers = 1..4 |> Enum.map(&Task.async(fn -> use_it.(&1) end)) |> Task.await_many(20_000)
+      tell.({answers, Node.alive?(), Node.list()})
+      """)
+
+    assert Snex.Beam.told(beam) == {List.duplicate({:ok, 1}, 4), true, []}
+  end
+
   test "Python runs its clean-up when its BEAM is killed" do
     file = Path.join(System.tmp_dir!(), "snex-#{System.unique_integer([:positive])}")
     on_exit(fn -> File.rm(file) end)

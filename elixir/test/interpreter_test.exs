@@ -283,6 +283,12 @@ defmodule Snex.InterpreterTest do
     wait_until(fn -> not running?(os_pid) end)
   end
 
+  if function_exported?(:proc_lib, :get_label, 1) do
+    test "label is the process label" do
+      assert :proc_lib.get_label(start_interpreter!(label: "my python")) == "my python"
+    end
+  end
+
   test "os_pid is that of the process" do
     interpreter = start_interpreter!()
 

@@ -158,6 +158,10 @@ defmodule Snex.Interpreter do
   @attach_options [:node, :label, :sync_start?, :eager_polyfill?]
   @reconnect_after 500
 
+  @connect_timeout 500
+  @connect_again 100
+  @start_attempts 5
+
   # --- API ----------------------------------------------------------------------------------------
 
   @doc """
@@ -335,7 +339,7 @@ defmodule Snex.Interpreter do
     end
   end
 
-  defp start_python(%{opts: opts} = state) do
+  defp start_python(%{opts: opts} = state, attempts \\ @start_attempts) do
     {name, cookie} = Distribution.invent()
 
     configuration = %{
@@ -347,8 +351,17 @@ defmodule Snex.Interpreter do
     with {:ok, state} <- run_python(state, name, configuration) do
       {:ok, %{state | os_pid: Port.os_pid(state.port)}}
     else
-      {:exit_status, status} -> {:error, exited(status)}
-      {:error, reason} -> {:error, internal(reason)}
+      {:exit_status, status} ->
+        {:error, exited(status)}
+
+      {:error, reason} ->
+        {:error, internal(reason)}
+
+      {:unreachable, _name} when attempts > 1 ->
+        start_python(state, attempts - 1)
+
+      {:unreachable, name} ->
+        {:error, internal("Python runs as #{name}, but #{node()} cannot connect to it")}
     end
   end
 
@@ -380,12 +393,23 @@ defmodule Snex.Interpreter do
     end
   end
 
-  defp connect(name, port) do
-    if Node.connect(name) do
-      :ok
-    else
-      Port.stop(port, "", @stop_timeout)
-      {:error, "Python runs as #{name}, but #{node()} cannot connect to it"}
+  # The epmd that knows Python's port may be in another Python that ends right now. Others take its
+  # place within some seconds, a Python that starts now at once: so another one is started.
+  defp connect(name, port, left \\ @connect_timeout) do
+    cond do
+      Node.connect(name) ->
+        :ok
+
+      left > 0 ->
+        receive do
+          {^port, {:exit_status, status}} -> {:exit_status, status}
+        after
+          @connect_again -> connect(name, port, left - @connect_again)
+        end
+
+      true ->
+        Port.stop(port, "", @stop_timeout)
+        {:unreachable, name}
     end
   end
 
