@@ -228,7 +228,9 @@ class Connector:
     def _decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
         """What to say to a name: see "Distribution Handshake", step 3, for crossing connections."""
         if event.wants_name:
-            return Status.NAMED, f"{secrets.token_hex(6)}@{event.name}", random_creation()
+            name = f"{secrets.token_hex(6)}@{event.name}"
+            check_name(name)  # a host may be too long to have names
+            return Status.NAMED, name, random_creation()
         remote = self._node.remote(event.name)
         if remote.connection is not None:
             return Status.ALIVE, None, None

@@ -47,6 +47,10 @@ MAX_REMOTES = 4096
 FAREWELL = 1.0
 """Seconds a stopping node waits for its peers to read what was sent last."""
 
+RETRY_PAUSE = 0.5
+RETRY_PAUSE_MOST = 5.0
+"""Seconds between attempts to keep a connection: the first, and what they grow to."""
+
 EpmdMode = Literal["auto", "external", "embedded", "none"]
 
 _PLAIN = Encoder()
@@ -182,23 +186,23 @@ class Node:
         """End every process with ``shutdown``, close every connection, leave epmd."""
         if self._loop is None:
             return
-        if self._listener is not None and self._acceptor is not None:
+        listener, self._listener = self._listener, None
+        if listener is not None and self._acceptor is not None:
             self._acceptor.cancel()
             await asyncio.wait([self._acceptor])
-            self._listener.close()
-            self._listener = None
+            listener.close()
         for process in list(self._processes.values()):
             process.exit(Atom("shutdown"))
         await self._finish_connections()
-        for remote in list(self._remotes.values()):
-            remote.close(f"{self.name} stops")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._connector.close()
-        if self._registrar is not None:
-            await self._registrar.close()
-            self._registrar = None
+        for remote in self.remotes:
+            remote.close(f"{self.name} stops")
+        registrar, self._registrar = self._registrar, None
+        if registrar is not None:
+            await registrar.close()
         self.guardian.stop()
         self._loop = None
         self.port = None
@@ -633,7 +637,7 @@ class Node:
         self._run(self._keep_connected(name))
 
     async def _keep_connected(self, name: str) -> None:
-        pause, complaint = 0.5, ""
+        pause, complaint = RETRY_PAUSE, ""
         while True:
             try:
                 connection = await self.remote(name).connect()
@@ -641,10 +645,10 @@ class Node:
                 if str(error) != complaint:  # once, not at every attempt
                     complaint = str(error)
                     _log.warning("%s (trying again)", complaint)
-                pause = min(pause * 1.5, 5.0)
+                pause = min(pause * 1.5, RETRY_PAUSE_MOST)
             else:
                 await connection.wait_closed()
-                pause, complaint = 0.5, ""
+                pause, complaint = RETRY_PAUSE, ""
             await asyncio.sleep(pause)
 
     async def ping(self, name: str, *, timeout: float | None = 5.0) -> bool:
