@@ -119,7 +119,9 @@ async def run(args: argparse.Namespace) -> int:
         return await _serve(configuration, leash)
     except (NodeStartError, ConnectError, EpmdError, OSError) as error:
         if relay is None:
-            _tell_beam((Atom("error"), str(error)))
+            # One that ends while it is asked may have a successor: that is worth another try.
+            epmd = isinstance(error, EpmdError) or isinstance(error.__cause__, EpmdError)
+            _tell_beam((Atom("unregistered" if epmd else "error"), str(error)))
         else:
             sys.stderr.write(f"snex: {error}\n")
         return 1

@@ -357,11 +357,11 @@ defmodule Snex.Interpreter do
       {:error, reason} ->
         {:error, internal(reason)}
 
-      {:unreachable, _name} when attempts > 1 ->
+      {:unreachable, _reason} when attempts > 1 ->
         start_python(state, attempts - 1)
 
-      {:unreachable, name} ->
-        {:error, internal("Python runs as #{name}, but #{node()} cannot connect to it")}
+      {:unreachable, reason} ->
+        {:error, internal(reason)}
     end
   end
 
@@ -409,7 +409,7 @@ defmodule Snex.Interpreter do
 
       true ->
         Port.stop(port, "", @stop_timeout)
-        {:unreachable, name}
+        {:unreachable, "Python runs as #{name}, but #{node()} cannot connect to it"}
     end
   end
 

@@ -6,7 +6,8 @@ defmodule Snex.Port do
   # The line that begins so tells how the start went.
   @mark "\0snex "
 
-  @type failure :: {:exit_status, non_neg_integer()} | {:error, String.t()}
+  @type failure ::
+          {:exit_status, non_neg_integer()} | {:error, String.t()} | {:unreachable, String.t()}
 
   @doc "Start Python, or what `:wrap_exec` makes of it."
   @spec open(keyword()) :: {:ok, port()} | failure()
@@ -109,6 +110,7 @@ defmodule Snex.Port do
     case told |> Base.decode64!() |> :erlang.binary_to_term() do
       {:ready, _name, _listening, server} -> {:ok, server, print(rest)}
       {:error, reason} -> {:error, reason}
+      {:unregistered, reason} -> {:unreachable, reason}
     end
   end
 
