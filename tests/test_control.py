@@ -42,8 +42,12 @@ from snex_node.control import (
     encode,
 )
 from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.flags import Flag
 from snex_node.terms import Atom, ImproperList, Pid, Reference
 from tests.golden.control import Record, read_records
+from tests.support.beam import Beam
+from tests.support.epmd import RealEpmd
+from tests.support.peer import ScriptedPeer
 
 term = Encoder().encode
 
@@ -480,3 +484,24 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(control._messages) <= 50
     # 10,000 messages remembered would take 5 MB, and 50 of each kind take 100 KB.
     assert held < 500_000
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("traced", [False, True])
+async def test_how_a_beam_sends_to_an_alias(beam: Beam, epmd: RealEpmd, traced: bool) -> None:
+    """By ALIAS_SEND, or by ALTACT_SIG_SEND where both claim that (OTP 28 began with it)."""
+    async with await ScriptedPeer.connect_to(beam, epmd.port) as peer:
+        alias = peer.make_ref()
+        trace = ":seq_trace.set_token(:label, 17); :seq_trace.set_token(:send, true); "
+        source = f"{trace if traced else ''}send(alias, :hello); self()"
+        me = await beam.eval(source, alias=alias)
+        assert isinstance(me, Pid)
+        token = (1, 17, 1, me, 0) if traced else None
+        expected: ControlMessage = AliasSend(me, alias, token)
+        if peer.peer.flags & Flag.ALTACT_SIG:
+            flags = AltactSigSend.ALIAS | (AltactSigSend.TOKEN if traced else 0)
+            expected = AltactSigSend(flags, me, alias, token)
+        message = await peer.read()
+        assert message.control == expected
+        assert encode(expected) in message.data
+        assert message.data.endswith(term(Atom("hello")))
