@@ -4,6 +4,7 @@ signals that no BEAM would send, or not at that moment."""
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -543,12 +544,14 @@ class TestWaitingForAConnection:
         """Links and monitors made and ended while there is no connection yet reach the peer."""
         name = "zz@127.0.0.1"  # the greater name: our own attempt gives way to theirs
         theirs = Pid(name, 1, 0, 77)
-        ours.link(theirs)
-        ref = ours.monitor(theirs)
-        ours.demonitor(ref)
-        ours.exit(BOOM)
-        async with await connect(node, name=name) as peer:
-            seen = [await read(peer) for _ in range(4)]
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            node.remote(name).address = silent.getsockname()
+            ours.link(theirs)
+            ref = ours.monitor(theirs)
+            ours.demonitor(ref)
+            ours.exit(BOOM)
+            async with await connect(node, name=name) as peer:
+                seen = [await read(peer) for _ in range(4)]
         assert seen == [
             (Link(ours.pid, theirs), None),
             (MonitorP(ours.pid, theirs, ref), None),
