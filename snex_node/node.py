@@ -123,7 +123,7 @@ class Node:
         self.guardian = Guardian()
         """The thread that keeps connections alive; it takes further checks."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._client: Client
+        self._own: Client | None = None
         self._spawner: Spawner
         self._processes: dict[bytes, BaseProcess] = {}
         self._names: dict[str, BaseProcess] = {}
@@ -174,7 +174,7 @@ class Node:
         self._pid_head = b"X" + name
         self._ref_head = b"Z\x00\x03" + name + self.creation.to_bytes(4, "big")
         self.guardian.start()
-        self._client = Client(self)
+        self._own = Client(self)
         self._spawner = Spawner(self, self._resolver)
         NetKernel(self).register("net_kernel")
         Rex(self, self._resolver).register("rex")
@@ -204,6 +204,7 @@ class Node:
         if registrar is not None:
             await registrar.close()
         self.guardian.stop()
+        self._own = None
         self._loop = None
         self.port = None
 
@@ -230,6 +231,13 @@ class Node:
             raise NodeStartError(str(error)) from error
         self._registrar = registrar
         return creation or random_creation()
+
+    @property
+    def _client(self) -> Client:
+        """The process in whose name the node itself calls and sends."""
+        if self._own is None:
+            raise self._not_running()
+        return self._own
 
     def _run(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
         """Start a task that ends with the node at the latest."""

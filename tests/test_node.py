@@ -86,7 +86,19 @@ class TestLife:
             Process(node)
         with pytest.raises(NodeStartError):
             node.keep_connected("a@b")
+        with pytest.raises(NodeStartError):
+            node.send(("name", PEER), 1)
+        with pytest.raises(NodeStartError):
+            await node.call(("name", PEER), 1)
+        with pytest.raises(NodeStartError):
+            await node.rpc(PEER, "m", "f")
         await node.stop()
+
+    async def test_nothing_after_its_end(self, node: Node) -> None:
+        await node.stop()
+        with pytest.raises(NodeStartError):
+            node.send(("name", PEER), 1)
+        assert not node.remote(PEER)._queue  # nor when it is started again
 
     async def test_a_failed_start_leaves_nothing(self) -> None:
         node = Node("py@127.0.0.1", cookie="x", epmd="external", epmd_port=free_port())
