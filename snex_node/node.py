@@ -479,7 +479,9 @@ class Node:
 
     def reply(self, to: From, reply: object, *, sender: Pid | None = None) -> None:
         """Answer a call, from any thread. Raises `EncodeError`."""
-        self.reply_encoded(to, self.encoder.encode(reply), sender=sender)
+        node = to.pid.node
+        encoder = self.encoder if node == self.name else self.remote(node).encoder
+        self.reply_encoded(to, encoder.encode(reply), sender=sender)
 
     def reply_encoded(self, to: From, reply: bytes, *, sender: Pid | None = None) -> None:
         """Answer a call with a term that is encoded already (a bare term)."""

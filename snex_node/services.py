@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from snex_node.control import SpawnReply, SpawnRequest
 from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
-from snex_node.etf import DecodeError, EncodeError
+from snex_node.etf import DecodeError, EncodeError, Encoder
 from snex_node.gen import From, GenProcess
 from snex_node.process import KILLED, NORMAL, BaseProcess
 from snex_node.terms import Atom, Term
@@ -124,7 +124,7 @@ class Spawner:
     def spawn(self, remote: RemoteNode, request: SpawnRequest, data: bytes, offset: int) -> None:
         """Start what ``request`` asks for. The reply goes out before anything the process does."""
         try:
-            job, module, function, args = self._prepare(request, data, offset)
+            job, module, function, args = self._prepare(remote, request, data, offset)
         except _RefusedError as refused:
             _log.warning(
                 "%s: refused to spawn %s:%s/%d: %s", remote.name, *request.mfa, refused.why
@@ -142,7 +142,7 @@ class Spawner:
         job.run(self._resolver, module, function, args)
 
     def _prepare(
-        self, request: SpawnRequest, data: bytes, offset: int
+        self, remote: RemoteNode, request: SpawnRequest, data: bytes, offset: int
     ) -> tuple[_Job, str, str, list[object]]:
         module, function, _ = request.mfa
         for option in request.options:
@@ -157,7 +157,7 @@ class Spawner:
         if module == "erpc" and function in ("execute_call", "execute_cast"):
             result, module, function, args = _erpc_args(function == "execute_call", args)
             if result is not None:
-                return _ErpcCall(self._node, result), module, function, args
+                return _ErpcCall(self._node, result, remote.encoder), module, function, args
         elif not isinstance(args, list):
             raise _RefusedError("badarg", "the arguments are no proper list")
         return _Job(self._node), module, function, args
@@ -258,16 +258,17 @@ class _Job(BaseProcess):
 class _ErpcCall(_Job):
     """What ``erpc:execute_call/4`` does: the result is the exit reason."""
 
-    __slots__ = ("_result",)
+    __slots__ = ("_encoder", "_result")
 
-    def __init__(self, node: Node, result: object) -> None:
+    def __init__(self, node: Node, result: object, encoder: Encoder) -> None:
         super().__init__(node)
         self._result = result
+        self._encoder = encoder
 
     def returned(self, value: object) -> None:
         """End with ``{Result, return, Value}``, the value encoded once."""
         try:
-            encoded = Term(self.node.encoder.encode(value))
+            encoded = Term(self._encoder.encode(value))
         except EncodeError as error:
             self.failed(error)
             return

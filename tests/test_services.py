@@ -159,6 +159,17 @@ class TestErpc:
     async def test_results(self, peer: ScriptedPeer) -> None:
         assert await erpc(peer, "echo", 1, "two") == ("return", [1, "two"])
 
+    async def test_results_are_encoded_as_the_caller_wants_them(
+        self, node: Node, peer: ScriptedPeer
+    ) -> None:
+        node.remote(peer.name).encoder = etf.Encoder(default=lambda value: "substitute")
+        assert await erpc(peer, "object") == ("return", "substitute")
+        ref = peer.make_ref()
+        call = (Atom("call"), Atom("m"), Atom("object"), [], peer.pid())
+        message = (Atom("$gen_call"), (peer.pid(), ref), call)
+        await peer.send(RegSend(peer.pid(), Atom("rex")), encode(message))
+        assert (await read(peer))[1] == (ref, "substitute")
+
     async def test_failures(self, peer: ScriptedPeer) -> None:
         kind, reason, stack = await erpc(peer, "fail")
         assert kind == "error"
