@@ -165,7 +165,7 @@ class TestErpc:
         node.remote(peer.name).encoder = etf.Encoder(default=lambda value: "substitute")
         assert await erpc(peer, "object") == ("return", "substitute")
         ref = peer.make_ref()
-        call = (Atom("call"), Atom("m"), Atom("object"), [], peer.pid())
+        call: object = (Atom("call"), Atom("m"), Atom("object"), [], peer.pid())
         message = (Atom("$gen_call"), (peer.pid(), ref), call)
         await peer.send(RegSend(peer.pid(), Atom("rex")), encode(message))
         assert (await read(peer))[1] == (ref, "substitute")
