@@ -26,6 +26,7 @@ from snex_node.terms import (
     Reference,
     Term,
 )
+from tests.support.ids import stable
 from tests.test_terms import fun
 
 NODE = b"w\3a@b"
@@ -131,7 +132,7 @@ FORMS: list[tuple[bytes, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "value"), FORMS, ids=lambda part: repr(part)[:40])
+@pytest.mark.parametrize(("data", "value"), FORMS, ids=lambda part: stable(part)[:40])
 class TestEveryForm:
     def test_is_decoded(self, data: bytes, value: object) -> None:
         found = decode(data)
@@ -233,7 +234,7 @@ NO_TERMS: list[tuple[bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "message"), NO_TERMS, ids=lambda part: repr(part)[:40])
+@pytest.mark.parametrize(("data", "message"), NO_TERMS, ids=lambda part: stable(part)[:40])
 def test_what_is_no_term_is_an_error(data: bytes, message: str) -> None:
     with pytest.raises(DecodeError, match=message) as caught:
         Decoder().decode(data)
@@ -401,7 +402,7 @@ OPAQUE: list[object] = [
 
 
 class TestOpaque:
-    @pytest.mark.parametrize("value", OPAQUE, ids=repr)
+    @pytest.mark.parametrize("value", OPAQUE, ids=stable)
     def test_terms_arrive_whole_and_go_back_unchanged(self, value: object) -> None:
         data = Encoder().encode((1, value, [value], {b"k": value, value: 1}))
         term = Term(Encoder().encode(value))

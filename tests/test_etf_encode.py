@@ -35,6 +35,7 @@ from snex_node.terms import (
     Term,
 )
 from tests.support.beam import Beam
+from tests.support.ids import stable
 from tests.test_etf_decode import one_by_one, u32
 from tests.test_terms import fun
 
@@ -143,7 +144,7 @@ EXACT: list[tuple[object, bytes]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "data"), EXACT, ids=lambda part: repr(part)[:30])
+@pytest.mark.parametrize(("value", "data"), EXACT, ids=lambda part: stable(part)[:30])
 def test_every_type_has_its_form(value: object, data: bytes) -> None:
     if isinstance(value, Term):
         assert Encoder().encode(value) == data
@@ -262,7 +263,7 @@ class TestRuns:
             *(True, None, 1.5, 1 << 31, -(1 << 31) - 1, 1 << 63, "é", b"b", Atom("a"), []),
             *(Colour.RED, Number(5), object),
         ],
-        ids=repr,
+        ids=stable,
     )
     @pytest.mark.parametrize("at", [1, 7, 8, 14])
     def test_with_one_that_is_none(self, odd: Any, at: int) -> None:
@@ -472,7 +473,7 @@ class TestDefault:
 
 class TestErrors:
     @pytest.mark.parametrize(
-        "value", [object(), 2j, range(3), int, len, NotImplemented, ...], ids=repr
+        "value", [object(), 2j, range(3), int, len, NotImplemented, ...], ids=stable
     )
     def test_an_unknown_type(self, value: object) -> None:
         with pytest.raises(EncodeTypeError) as caught:
@@ -511,7 +512,7 @@ class TestErrors:
             {Pid("a@b", 1, 2, 3): 1, Term(Pid("a@b", 1, 2, 3).external): 2},
             {1: {("a",): 1, (b"a",): 1}},
         ],
-        ids=repr,
+        ids=stable,
     )
     def test_keys_that_are_one_on_the_wire(self, value: dict[Any, Any]) -> None:
         with pytest.raises(EncodeValueError, match=r"the keys .* and .* are the same key in a map"):

@@ -9,6 +9,7 @@ import pytest
 from snex_node.etf import EncodeError, Encoder
 from snex_node.etf_place import find_cycle, find_place, short
 from snex_node.terms import Atom, ImproperList, Record
+from tests.support.ids import stable
 
 BAD = object()
 
@@ -39,7 +40,7 @@ PLACES: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "place"), PLACES, ids=lambda part: repr(part)[:40])
+@pytest.mark.parametrize(("value", "place"), PLACES, ids=lambda part: stable(part)[:40])
 def test_the_place_is_written_as_one_would_index_it(value: object, place: str) -> None:
     with pytest.raises(EncodeError) as caught:
         Encoder().encode(value)

@@ -20,6 +20,7 @@ from snex_node import terms
 from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
 from snex_runtime import serde
 from snex_runtime.serde import Atom, DistinctAtom, EncodingOpt, Term, merge_options
+from tests.support.ids import stable
 
 A = terms.Atom
 _plain = Decoder()
@@ -302,7 +303,7 @@ class TestToElixir:
             ({"k": {1: None}}, {b"k": {1: None}}),
             ({Atom("k"): DistinctAtom("v")}, {A("k"): A("v")}),
         ],
-        ids=repr,
+        ids=stable,
     )
     def test_rows(self, value: object, expected: object) -> None:
         assert same(sent(value), expected)
@@ -526,7 +527,7 @@ class TestOptions:
             [(Atom("binary_as"), EncodingOpt.BinaryAs.BYTES)],
             [("binary_as", "str"), ("binary_as", "bytes")],
         ],
-        ids=repr,
+        ids=stable,
     )
     def test_forms(self, options: object) -> None:
         assert merge_options(options) == ("bytes", "set", "atom")

@@ -23,6 +23,7 @@ from snex_node.terms import (
     Term,
 )
 from tests.support.beam import Beam
+from tests.support.ids import stable
 
 PID = Pid("py@host", 12, 3, 7)
 # The fun made by `fun(X) -> X + N end` in a module q, with N = 4000000.
@@ -54,7 +55,7 @@ SAMPLES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", SAMPLES, ids=repr)
+@pytest.mark.parametrize("value", SAMPLES, ids=stable)
 def test_values_are_equal_hash_alike_copy_and_pickle(value: Any) -> None:
     again = pickle.loads(pickle.dumps(value))
     assert again == value
@@ -67,7 +68,7 @@ def test_values_are_equal_hash_alike_copy_and_pickle(value: Any) -> None:
     assert not value == object()
 
 
-@pytest.mark.parametrize("value", SAMPLES, ids=repr)
+@pytest.mark.parametrize("value", SAMPLES, ids=stable)
 def test_values_are_slotted_and_immutable(value: Any) -> None:
     assert not hasattr(value, "__dict__")
     for name in ("unknown", *getattr(type(value), "__slots__", ())):
