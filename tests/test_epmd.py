@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import errno
 import logging
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snex_node import epmd as epmd_package
+from snex_node import log_limit
 from snex_node.epmd import (
     BadAnswerError,
     EpmdError,
@@ -31,7 +31,6 @@ from snex_node.epmd import (
     NodeInfo,
     NodeType,
     PortInUseError,
-    Registrar,
     check_name,
     epmd_port,
     listen_addresses,
@@ -39,7 +38,6 @@ from snex_node.epmd import (
     messages,
     names,
     register,
-    registrar,
     server,
 )
 from snex_node.epmd.messages import (
@@ -286,10 +284,33 @@ def test_bad_port_in_the_environment(text: str) -> None:
         ({"ERL_EPMD_ADDRESS": ""}, ("127.0.0.1",)),
         ({"ERL_EPMD_ADDRESS": "192.0.2.1, ::1"}, ("127.0.0.1", "192.0.2.1", "::1")),
         ({"ERL_EPMD_ADDRESS": "192.0.2.1,127.0.0.1"}, ("127.0.0.1", "192.0.2.1")),
+        ({"ERL_EPMD_ADDRESS": "0.0.0.0"}, ("0.0.0.0",)),
+        ({"ERL_EPMD_ADDRESS": "::1,192.0.2.1,::"}, ("127.0.0.1", "192.0.2.1", "::")),
     ],
 )
 def test_addresses_from_the_environment(environ: dict[str, str], expected: tuple[str, ...]) -> None:
     assert listen_addresses(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("also", "expected"),
+    [
+        (None, ("127.0.0.1", "192.0.2.1")),
+        ("192.0.2.1", ("127.0.0.1", "192.0.2.1")),
+        ("192.0.2.2", ("127.0.0.1", "192.0.2.1", "192.0.2.2")),
+        ("0.0.0.0", ("0.0.0.0",)),
+    ],
+)
+def test_addresses_with_that_of_a_node(also: str | None, expected: tuple[str, ...]) -> None:
+    assert listen_addresses({"ERL_EPMD_ADDRESS": "192.0.2.1"}, also=also) == expected
+
+
+async def test_an_epmd_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERL_EPMD_ADDRESS", "0.0.0.0")
+    with EpmdServer(port=0) as running:
+        assert running.addresses == [running.address] == [("0.0.0.0", running.address[1])]
+        for host in ("127.0.0.1", "127.0.0.2"):
+            assert await names(host, port=running.address[1]) == []
 
 
 # The client and a server: what holds for both the real epmd and ours
@@ -565,6 +586,23 @@ class TestClient:
 # The server alone
 
 
+class Crowded:
+    """A listening socket of a process that has no room for another file for a while."""
+
+    def __init__(self, listener: socket.socket, refusals: int) -> None:
+        self._listener = listener
+        self._refusals = refusals
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self._refusals:
+            self._refusals -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listener.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+
 class TestServer:
     def test_life(self) -> None:
         running = EpmdServer("127.0.0.1", 0)
@@ -762,13 +800,78 @@ class TestServer:
     async def test_the_number_of_connections_is_bounded(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+        monkeypatch.setattr(server, "MAX_UNFINISHED", 2)
         with EpmdServer("127.0.0.1", 0) as running:
             port = running.address[1]
             async with registered(port, NodeInfo("one", 1)):
-                assert await exchange(port, b"") == b""
-                assert "1 connections are open already" in caplog.text
-            assert await names(port=port) == []
+                silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+                assert await asyncio.wait_for(silent[0][0].read(), 10) == b""  # the oldest goes
+                assert "2 others have not finished their request" in caplog.text
+                assert running.statistics().connections == 3
+                assert await names(port=port) == [("one", 1)]
+                assert await asyncio.wait_for(silent[1][0].read(), 10) == b""
+                silent[2][1].write(encode_names_request())
+                assert await silent[2][0].read() != b""
+                for _, writer in silent:
+                    writer.close()
+
+    async def test_a_stranger_pushes_out_his_own_connections(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "MAX_UNFINISHED", 4)
+        with EpmdServer("127.0.0.1", 0) as running:
+            port = running.address[1]
+            reader, slow = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: running.statistics().connections == 1)
+            with contextlib.ExitStack() as stack:
+                for gone in [0, 0, 0, *range(1, 10)]:
+                    stranger = socket.create_connection(
+                        ("127.0.0.1", port), source_address=("127.0.0.2", 0)
+                    )
+                    stack.enter_context(stranger)
+                    await until(lambda: running.statistics().refused == gone)  # noqa: B023
+                slow.write(encode_port_request("py"))
+                assert await reader.read() == from_hex("77 01")
+            slow.close()
+
+    def test_the_addresses_of_one_ipv6_network_are_one_stranger(self) -> None:
+        sources = ["2001:db8::1", "2001:db8::ff:1", "2001:db8:0:1::1", "fe80::1%eth0", "10.0.0.1"]
+        assert len({server._source(host) for host in sources}) == 4
+
+    async def test_lines_about_strangers_are_few_and_hide_nothing_else(
+        self, embedded: EpmdServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "snex_node.epmd")
+        port = embedded.address[1]
+        for _ in range(100):
+            assert await exchange(port, b"GET / HTTP/1.1\r\n\r\n") == b""
+        assert embedded.statistics().refused == 100
+        assert len(caplog.records) == log_limit.LINES
+        async with registered(port, NodeInfo("py", 1)):
+            await exchange(port, encode_alive_request(NodeInfo("py", 2)))
+        assert "epmd did not register 'py'" in caplog.messages[-1]
+
+    def test_no_file_is_left_for_another_connection(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.05)
+        hosts = ["127.0.0.1", "127.0.0.2"]
+        crowded = [Crowded(sock, refusals=3) for sock in server.listen(hosts, 0)]
+        core = server.Core(crowded)  # type: ignore[arg-type]
+        thread = threading.Thread(target=core.run)
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection((host, core.port))) for host in hosts
+            ]
+            thread.start()  # both wait to be accepted in its first turn
+            for client in clients:
+                client.sendall(encode_port_request("py"))
+            for client in clients:
+                assert client.recv(10) == from_hex("77 01")
+        core.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert "epmd cannot accept a connection: [Errno 24]" in caplog.text
 
     async def test_only_this_machine_can_register(
         self,
@@ -776,7 +879,7 @@ class TestServer:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr(server._Connection, "_is_local", lambda self: False)
+        monkeypatch.setattr(server, "is_local", lambda peer, own: False)
         with pytest.raises(NameTakenError):
             await register(NodeInfo("py", 1), port=embedded.address[1])
         assert "only nodes of this machine can register" in caplog.text
@@ -807,7 +910,7 @@ class TestServer:
         await until(lambda: embedded.statistics().connections == 0)
 
     def test_creations_are_above_three_and_go_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("secrets.randbelow", lambda count: count - 2)
+        monkeypatch.setattr("os.urandom", lambda count: (2**32 - 4 - 2).to_bytes(count, "big"))
         given_out = server._creations()
         assert [next(given_out) for _ in range(4)] == [2**32 - 2, 2**32 - 1, 4, 5]
 
@@ -905,216 +1008,3 @@ class TestServerWithRealNodes:
         async with registered(port, NodeInfo("py", 1)):
             assert embedded.statistics().names == 1
             assert await names(port=port) == [("py", 1)]
-
-
-# Registered for as long as the node lives
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renew at once, and take over soon."""
-    monkeypatch.setattr(registrar, "RENEW_SECONDS", 0.02)
-    monkeypatch.setattr(registrar, "TAKE_OVER_AFTER", 3)
-
-
-@pytest.mark.both_loops
-class TestRegistrar:
-    def test_renews_as_often_as_otp(self) -> None:
-        assert registrar.RENEW_SECONDS == 2.0
-
-    @pytest.mark.interop
-    async def test_auto_uses_the_epmd_that_runs(self) -> None:
-        with RealEpmd() as real:
-            keeper = Registrar(NodeInfo("py", 1), port=real.port)
-            assert keeper.creation == 0
-            creation = await keeper.start()
-            assert keeper.server is None
-            assert creation == keeper.creation > 3
-            assert keeper.registered
-            assert await names(port=real.port) == [("py", 1)]
-            await keeper.close()
-            await keeper.close()
-            assert not keeper.registered
-            await until_gone("py", real.port)
-
-    async def test_auto_starts_one_where_none_runs(self) -> None:
-        port = free_port()
-        keeper = Registrar(NodeInfo("py", 1), mode="auto", port=port)
-        await keeper.start()
-        assert keeper.server is not None
-        assert await names(port=port) == [("py", 1)]
-        await keeper.close()
-        assert keeper.server is None
-        with pytest.raises(EpmdUnreachableError):
-            await names(port=port)
-
-    async def test_several_that_start_at_once_share_one(self) -> None:
-        port = free_port()
-        keepers = [Registrar(NodeInfo(f"n{i}", 1), port=port) for i in range(10)]
-        await asyncio.gather(*(keeper.start() for keeper in keepers))
-        assert len([keeper for keeper in keepers if keeper.server]) == 1
-        assert len(await names(port=port)) == 10
-        for keeper in sorted(keepers, key=lambda keeper: keeper.server is not None):
-            await keeper.close()
-
-    async def test_processes_that_start_at_once_share_one(self) -> None:
-        port = free_port()
-        source = f"""
-import asyncio, sys
-from snex_node.epmd import NodeInfo, Registrar
-async def main():
-    keeper = Registrar(NodeInfo(sys.argv[1], 1), port={port})
-    await keeper.start()
-    print("serves" if keeper.server else "uses", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await keeper.close()
-asyncio.run(main())
-"""
-        processes = [
-            await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-c", source, f"n{i}"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for i in range(4)
-        ]
-        said = []
-        for process in processes:
-            assert process.stdout is not None
-            said.append(await process.stdout.readline())
-        assert sorted(said) == [b"serves\n", b"uses\n", b"uses\n", b"uses\n"]
-        assert len(await names(port=port)) == 4
-        for process in processes:
-            await process.communicate(b"")
-
-    async def test_embedded_starts_one_and_wants_the_port(self, embedded: EpmdServer) -> None:
-        port = free_port()
-        keeper = Registrar(NodeInfo("py", 1), mode="embedded", port=port)
-        await keeper.start()
-        assert keeper.server is not None
-        await keeper.close()
-        with pytest.raises(PortInUseError):
-            await Registrar(NodeInfo("py", 1), mode="embedded", port=embedded.address[1]).start()
-
-    async def test_external_starts_none(self) -> None:
-        with pytest.raises(EpmdUnreachableError, match="no epmd at"):
-            await Registrar(NodeInfo("py", 1), mode="external", port=free_port()).start()
-
-    async def test_a_taken_name_is_an_error_at_the_start(self, embedded: EpmdServer) -> None:
-        port = embedded.address[1]
-        async with registered(port, NodeInfo("py", 1)):
-            with pytest.raises(NameTakenError):
-                await Registrar(NodeInfo("py", 1), port=port).start()
-
-    async def test_a_bad_name_leaves_no_server(self) -> None:
-        port = free_port()
-        keeper = Registrar(NodeInfo("a@b", 1), mode="embedded", port=port)
-        with pytest.raises(ValueError, match="must not contain '@'"):
-            await keeper.start()
-        assert keeper.server is None
-        with EpmdServer("127.0.0.1", port) as other:
-            assert other.address == ("127.0.0.1", port)
-
-    async def test_auto_does_not_take_a_port_that_somebody_else_has(self) -> None:
-        async with answering(b"220 mail ready\r\n") as port:
-            with pytest.raises(BadAnswerError):
-                await Registrar(NodeInfo("py", 1), port=port).start()
-
-    async def test_auto_does_not_replace_what_is_silent(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(registrar, "register", functools.partial(register, timeout=0.1))
-        async with answering(None) as port:
-            keeper = Registrar(NodeInfo("py", 1), port=port)
-            with pytest.raises(EpmdTimeoutError):
-                await keeper.start()
-            assert keeper.server is None
-
-    async def test_a_port_that_is_bound_but_silent(self) -> None:
-        with socket.socket() as holder:  # bound, but it does not listen
-            holder.bind(("127.0.0.1", 0))
-            with pytest.raises(PortInUseError):
-                await Registrar(NodeInfo("py", 1), port=holder.getsockname()[1]).start()
-
-    @pytest.mark.interop
-    async def test_epmd_killed_and_restarted(
-        self, fast: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        monkeypatch.setattr(registrar, "TAKE_OVER_AFTER", 10**9)
-        caplog.set_level(logging.INFO)
-        with RealEpmd() as real:
-            keeper = Registrar(NodeInfo("py", 1), port=real.port)
-            creation = await keeper.start()
-            real.stop()
-            await until(lambda: "could not be registered" in caplog.text)
-            assert not keeper.registered
-            real.restart()
-            await until(lambda: keeper.registered)
-            assert await names(port=real.port) == [("py", 1)]
-            assert keeper.creation == creation
-            assert keeper.server is None
-            await keeper.close()
-        assert caplog.text.count("py could not be registered") == 1
-        assert "epmd has gone: py is not registered now" in caplog.text
-        assert "py is registered with epmd again" in caplog.text
-
-    async def test_auto_takes_over_from_an_epmd_that_stays_away(
-        self, fast: None, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.INFO)
-        running = EpmdServer("127.0.0.1", 0)
-        running.start()
-        port = running.address[1]
-        keepers = [Registrar(NodeInfo(f"n{i}", 1), port=port) for i in range(3)]
-        creations = [await keeper.start() for keeper in keepers]
-        running.stop()
-        await until(lambda: caplog.text.count("is registered with epmd again") == 3)
-        assert len(await names(port=port)) == 3
-        assert len([keeper for keeper in keepers if keeper.server]) == 1
-        assert [keeper.creation for keeper in keepers] == creations
-        for keeper in keepers:
-            await keeper.close()
-
-    async def test_external_waits_for_one_and_starts_none(
-        self, fast: None, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        running = EpmdServer("127.0.0.1", 0)
-        running.start()
-        port = running.address[1]
-        keeper = Registrar(NodeInfo("py", 1), mode="external", port=port)
-        await keeper.start()
-        running.stop()
-        await until(lambda: "could not be registered" in caplog.text)
-        with EpmdServer("127.0.0.1", port):
-            await until(lambda: keeper.registered)
-            assert keeper.server is None
-            await keeper.close()
-
-    async def test_a_name_lost_to_another_node_is_asked_for_until_it_is_free(
-        self, fast: None, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        running = EpmdServer("127.0.0.1", 0)
-        running.start()
-        port = running.address[1]
-        keeper = Registrar(NodeInfo("py", 1), mode="external", port=port)
-        await keeper.start()
-        running.stop()
-        with EpmdServer("127.0.0.1", port):
-            async with registered(port, NodeInfo("py", 2)):
-                await until(lambda: "is taken by another node" in caplog.text)
-            await until(lambda: keeper.registered)
-            found = await lookup("py", port=port)
-            assert found is not None
-            assert found.port == 1
-            await keeper.close()
-
-    async def test_closing_ends_the_attempts(self, fast: None) -> None:
-        running = EpmdServer("127.0.0.1", 0)
-        running.start()
-        keeper = Registrar(NodeInfo("py", 1), mode="external", port=running.address[1])
-        await keeper.start()
-        running.stop()
-        await until(lambda: not keeper.registered)
-        await keeper.close()
-        assert len(asyncio.all_tasks()) == 1

@@ -31,6 +31,11 @@ MAX_NAMES_ANSWER_BYTES = 1 << 20
 """Longest answer to NAMES: about 3,500 of the longest names, 30,000 usual ones."""
 
 
+OUR_NAME = "snex_node.epmd"
+"""A name that no node can register with an epmd of ours, which answers a question for it: that is
+how it is told from the epmd of OTP, to which the name is unknown."""
+
+
 class Opcode(enum.IntEnum):
     """First byte of a request or an answer."""
 
