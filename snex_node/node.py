@@ -64,7 +64,7 @@ class Node:
     ``name`` is the full name (``py@127.0.0.1``, or ``py@host`` for short names). ``cookie`` is the
     secret that all nodes of a cluster share. ``listen`` is where others may connect, None for
     nowhere (then the node can only connect itself, and epmd is not told). ``epmd`` says which epmd
-    to register with: a running one or else one of our own (``auto``), only a running one
+    to register with: a running one or else one that is started (``auto``), only a running one
     (``external``), only one of our own (``embedded``), or none. ``net_ticktime`` is the silence,
     in seconds, after which a peer is lost; ``net_setuptime`` what each step towards a connection
     may take. ``max_frame`` and ``max_message`` bound what a peer can make us hold, in bytes.
@@ -104,6 +104,8 @@ class Node:
         self.creation = 0
         self.port: int | None = None
         """Where the node listens; None when it does not."""
+        self.address: tuple[str, int] | None = None
+        """The same with the address in front, as the system gives it."""
         self.decoder = decoder or Decoder()
         self.encoder = encoder or Encoder()
         self.net_setuptime = net_setuptime
@@ -162,12 +164,13 @@ class Node:
         try:
             if self._listen is not None:
                 listener = _listen(*self._listen)
-                self.port = listener.getsockname()[1]
+                self.address = listener.getsockname()[:2]
+                self.port = self.address[1]
             self.creation = await self._register_with_epmd()
         except BaseException:
             if listener is not None:
                 listener.close()
-            self.port = None
+            self.address = self.port = None
             self._loop = None
             raise
         name = _PLAIN.encode(self.name)
@@ -206,7 +209,7 @@ class Node:
         self.guardian.stop()
         self._own = None
         self._loop = None
-        self.port = None
+        self.address = self.port = None
 
     async def _finish_connections(self) -> None:
         """What was written last is lost when we close before the peers have read it."""
@@ -221,10 +224,17 @@ class Node:
 
     async def _register_with_epmd(self) -> int:
         """The creation that epmd gives; a random one where there is none."""
-        if self._epmd == "none" or self.port is None:
+        if self._epmd == "none" or self.address is None:
             return random_creation()
-        info = epmd.NodeInfo(self.name.partition("@")[0], self.port)
-        registrar = Registrar(info, mode=self._epmd, port=self._epmd_port)
+        address, port = self.address
+        name, _, host = self.name.partition("@")
+        registrar = Registrar(
+            epmd.NodeInfo(name, port),
+            mode=self._epmd,
+            port=self._epmd_port,
+            listen=address,
+            host=host,
+        )
         try:
             creation = await registrar.start()
         except (epmd.EpmdError, ValueError) as error:

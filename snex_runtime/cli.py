@@ -189,7 +189,7 @@ async def _epmd(args: argparse.Namespace) -> int:
 async def _serve_epmd(host: str | None, port: int | None) -> None:
     try:
         with epmd.EpmdServer(host, port) as server:
-            print("epmd {}:{}".format(*server.address), flush=True)
+            print("epmd", *(f"{host}:{port}" for host, port in server.addresses), flush=True)
             await _forever()
     except epmd.EpmdError as error:
         raise CommandError(str(error)) from None

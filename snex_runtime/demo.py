@@ -1,7 +1,8 @@
 """``snex-node demo``: a node, evaluated on by a real Elixir where there is one, else by Python.
 
-Everything it starts is its own and ends with it: the node (with an epmd inside, on a free port),
-the other node, their cookie and their files. The code that is shown is the code that runs.
+Everything it starts is its own and ends with it (an epmd of ours, on a free port, some seconds
+later): the node, the other node, their cookie and their files. The code that is shown is the code
+that runs.
 """
 
 from __future__ import annotations
@@ -162,7 +163,9 @@ async def run() -> int:
 async def _show(home: Path) -> None:
     cookie, port = secrets.token_hex(16), _free_port()
     name = f"py-{secrets.token_hex(3)}@127.0.0.1"
-    print(f"Starting a Python node, with an epmd inside:\n\n    $ snex-node start --name {name}")
+    print(
+        f"Starting a Python node, with an epmd of its own:\n\n    $ snex-node start --name {name}"
+    )
     async with _python_node(name, _environment(home, SNEX_COOKIE=cookie, ERL_EPMD_PORT=str(port))):
         print(f"    ready {name}\n")
         elixir = shutil.which("elixir")

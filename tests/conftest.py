@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -18,7 +19,8 @@ import pytest
 
 from tests.support import leaks
 from tests.support.beam import Beam
-from tests.support.epmd import RealEpmd
+from tests.support.epmd import RealEpmd, kill_epmd
+from tests.support.ports import free_port
 
 # In CI a property test tries the same examples each time: what is red there can be repeated.
 # Elsewhere each run tries others. No deadline: an example takes as long as the machine is busy.
@@ -82,6 +84,20 @@ def epmd(no_process_left: None) -> Iterator[RealEpmd]:
     """A real epmd on a port of its own. A test that kills or restarts one makes its own."""
     with RealEpmd() as server:
         yield server
+
+
+@pytest.fixture
+def epmd_port() -> Iterator[int]:
+    """A port for an epmd that is started during the test, and killed after it."""
+    port = free_port()
+    yield port
+    kill_epmd(port)
+
+
+@pytest.fixture
+def no_otp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Erlang: no program is found."""
+    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -399,11 +399,29 @@ class TestStart:
         assert port in output.err
         assert "epmd" in output.err
 
-    def test_epmd_of_its_own(self, command: Command, start: Starter) -> None:
-        for mode in ("embedded", "auto"):
-            port = str(free_port())
-            running = start("start", "--name", unique(), "--epmd", mode, ERL_EPMD_PORT=port)
-            assert command("ping", running.name, ERL_EPMD_PORT=port).out == "pong\n"
+    @pytest.mark.parametrize("mode", ["embedded", "auto"])
+    def test_epmd_of_its_own(
+        self, command: Command, start: Starter, epmd_port: int, mode: str
+    ) -> None:
+        port = str(epmd_port)
+        running = start("start", "--name", unique(), "--epmd", mode, ERL_EPMD_PORT=port)
+        assert command("ping", running.name, ERL_EPMD_PORT=port).out == "pong\n"
+
+    def test_epmd_of_its_own_at_the_address_of_the_name(
+        self, command: Command, start: Starter, epmd_port: int
+    ) -> None:
+        port = str(epmd_port)
+        name = unique().replace("127.0.0.1", "127.0.0.2")
+        listen = ("--listen", "127.0.0.2:0")
+        running = start("start", "--name", name, *listen, ERL_EPMD_PORT=port)
+        assert command("ping", running.name, ERL_EPMD_PORT=port).out == "pong\n"
+
+    def test_epmd_that_others_do_not_find(self, command: Command, epmd: RealEpmd) -> None:
+        name = unique().replace("127.0.0.1", "127.0.0.2")
+        output = command("start", "--name", name, "--listen", "127.0.0.2:0")
+        assert (output.code, output.out) == (1, "")
+        assert f"epmd at 127.0.0.2:{epmd.port}, where the one that runs does not" in output.err
+        assert "ERL_EPMD_ADDRESS=127.0.0.2" in output.err
 
     def test_embedded_where_one_runs_already(self, command: Command, epmd: RealEpmd) -> None:
         output = command("start", "--name", unique(), "--epmd", "embedded")

@@ -1,7 +1,7 @@
 """epmd, the Erlang port mapper daemon: tells at which port the nodes of a host listen.
 
-`register`, `lookup` and `names` ask one, `EpmdServer` is one, and a `Registrar` keeps a node
-registered, on the epmd that runs or on one that it starts.
+`register`, `lookup` and `names` ask one, `EpmdServer` is one in a thread, and a `Registrar` keeps a
+node registered, on the epmd that runs or on one that it starts as a process of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from snex_node.epmd.client import TIMEOUT, Registration, lookup, names, register
 from snex_node.epmd.errors import (
     BadAnswerError,
     EpmdError,
+    EpmdStartError,
     EpmdTimeoutError,
     EpmdUnreachableError,
     HostNotFoundError,
     NameTakenError,
+    NoAnswerError,
+    NotFoundThereError,
     PortInUseError,
 )
 from snex_node.epmd.messages import NodeInfo, NodeType, check_name
@@ -26,13 +29,16 @@ __all__ = [
     "BadAnswerError",
     "EpmdError",
     "EpmdServer",
+    "EpmdStartError",
     "EpmdStatistics",
     "EpmdTimeoutError",
     "EpmdUnreachableError",
     "HostNotFoundError",
     "NameTakenError",
+    "NoAnswerError",
     "NodeInfo",
     "NodeType",
+    "NotFoundThereError",
     "PortInUseError",
     "Registrar",
     "Registration",

@@ -18,10 +18,12 @@ from snex_node.epmd.errors import (
     EpmdUnreachableError,
     HostNotFoundError,
     NameTakenError,
+    NoAnswerError,
 )
 from snex_node.epmd.messages import (
     MAX_NAMES_ANSWER_BYTES,
     MAX_PORT_ANSWER_BYTES,
+    OUR_NAME,
     MalformedError,
     NodeInfo,
     alive_answer_size,
@@ -32,7 +34,7 @@ from snex_node.epmd.messages import (
     parse_names_answer,
     parse_port_answer,
 )
-from snex_node.epmd.settings import LOOPBACK, epmd_port
+from snex_node.epmd.settings import LOOPBACK, epmd_port, shown
 
 TIMEOUT = 10.0
 """Seconds an epmd may take for an answer, the connection included, as in OTP."""
@@ -145,6 +147,13 @@ async def names(
     return at.parsed(parse_names_answer, data)
 
 
+async def is_ours(
+    *, host: str = LOOPBACK, port: int | None = None, timeout: float = TIMEOUT
+) -> bool:
+    """Ask the epmd on `host` whether it is one of this package. Raises as `lookup` does."""
+    return await lookup(OUR_NAME, host, port=port, timeout=timeout) is not None
+
+
 class _Address:
     """Where an epmd is, and what its failures are called."""
 
@@ -153,7 +162,7 @@ class _Address:
         self.port = epmd_port() if port is None else port
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return shown(self.host, self.port)
 
     async def within(self, timeout: float, asking: Awaitable[_T]) -> _T:
         try:
@@ -175,15 +184,18 @@ class _Address:
             ) from error
 
     def parsed(self, parse: Callable[[bytes], _T], data: bytes) -> _T:
+        if not data:  # epmd says nothing to what it does not understand or does not allow
+            raise NoAnswerError(self._no_epmd("it closed the connection instead of answering"))
         try:
-            if not data:  # epmd says nothing to what it does not understand or does not allow
-                raise MalformedError("it closed the connection instead of answering")
             return parse(data)
         except MalformedError as error:
-            raise BadAnswerError(
-                f"what answers at {self} is not an epmd ({error}): see what listens on that port, "
-                f"or choose another one with ERL_EPMD_PORT"
-            ) from error
+            raise BadAnswerError(self._no_epmd(str(error))) from error
+
+    def _no_epmd(self, why: str) -> str:
+        return (
+            f"what answers at {self} is not an epmd ({why}): see what listens on that port, "
+            f"or choose another one with ERL_EPMD_PORT"
+        )
 
 
 def _why(error: OSError) -> str:

@@ -27,5 +27,17 @@ class BadAnswerError(EpmdError):
     """What answered does not speak epmd's protocol."""
 
 
+class NoAnswerError(BadAnswerError):
+    """It closed the connection instead of answering: it is ending, or no epmd."""
+
+
 class PortInUseError(EpmdError):
     """The embedded server cannot listen: its port is taken, or its address is none of ours."""
+
+
+class EpmdStartError(EpmdError):
+    """An epmd could not be started as a process."""
+
+
+class NotFoundThereError(EpmdError):
+    """The epmd that runs does not listen where other nodes look for this one."""

@@ -10,8 +10,7 @@ import pytest
 
 from snex_node import ConnectError, Node, epmd
 from tests.support.beam import Beam
-from tests.support.epmd import RealEpmd
-from tests.support.ports import free_port
+from tests.support.epmd import BUSY, RealEpmd, another_node, kill_epmd, said
 from tests.support.waiting import until
 
 
@@ -20,7 +19,7 @@ def new_name() -> str:
 
 
 async def until_registered(node: Node, port: int) -> None:
-    """Registrations are renewed two seconds after epmd has gone."""
+    """Registrations are renewed when epmd has gone."""
 
     async def found() -> None:
         while True:
@@ -59,8 +58,8 @@ async def test_a_real_one(start_beam: Callable[..., Beam]) -> None:
             assert node.nodes == [beam.name]
 
 
-async def test_an_embedded_one(start_beam: Callable[..., Beam]) -> None:
-    port = free_port()
+async def test_one_of_ours(start_beam: Callable[..., Beam], epmd_port: int) -> None:
+    port = epmd_port
     cookie = secrets.token_hex(8)
     async with Node(new_name(), cookie=cookie, epmd="embedded", epmd_port=port) as first:
         beam = start_beam(epmd_port=port, cookie=cookie)
@@ -72,6 +71,7 @@ async def test_an_embedded_one(start_beam: Callable[..., Beam]) -> None:
             assert await beam.eval("Node.ping(py)", py=first.name) == "pang"
             assert await beam.eval("Node.ping(py)", py=second.name) == "pong"
             await first.start()
+            kill_epmd(port)
             await until_registered(first, port)
             await until_registered(second, port)
             second.disconnect(beam.name)
@@ -80,11 +80,11 @@ async def test_an_embedded_one(start_beam: Callable[..., Beam]) -> None:
             assert await beam.eval("Node.ping(py)", py=second.name) == "pong"
 
 
-async def test_who_asks_an_embedded_one_while_its_node_is_busy(
-    start_beam: Callable[..., Beam],
+async def test_who_asks_one_of_ours_while_a_node_is_busy(
+    start_beam: Callable[..., Beam], epmd_port: int
 ) -> None:
-    """A second node is found through the epmd inside of the first, whatever that one does."""
-    port = free_port()
+    """A second node is found through the epmd that the first started, whatever that one does."""
+    port = epmd_port
     cookie = secrets.token_hex(8)
     async with Node(new_name(), cookie=cookie, epmd="embedded", epmd_port=port) as first:
         beam = start_beam(epmd_port=port, cookie=cookie)
@@ -93,3 +93,21 @@ async def test_who_asks_an_embedded_one_while_its_node_is_busy(
         assert isinstance(names, tuple)
         registered = {bytes(name).decode() for name, _ in names[1]}
         assert registered == {n.partition("@")[0] for n in (first.name, beam.name)}
+
+
+async def test_a_beam_starts_while_c_code_keeps_the_node_that_was_first(
+    start_beam: Callable[..., Beam], epmd_port: int
+) -> None:
+    first = another_node("first", epmd_port, BUSY, mode="embedded")
+    try:
+        assert await asyncio.to_thread(said, first) == "started"
+        beam = await asyncio.to_thread(start_beam, epmd_port=epmd_port)
+        names = await beam.eval(
+            ":erl_epmd.names({127, 0, 0, 1}) |> elem(1) |> Enum.map(&elem(&1, 0))"
+        )
+        assert isinstance(names, list)
+        assert len(names) == 2
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()

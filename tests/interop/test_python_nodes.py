@@ -20,7 +20,6 @@ from snex_node import (
     RemoteError,
 )
 from tests.interop import functions
-from tests.support.ports import free_port
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_loops
@@ -56,13 +55,13 @@ def new_name(host: str = "127.0.0.1") -> str:
 
 
 @pytest.fixture(params=["long", "short"])
-async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Node, Node]]:
-    """The first has the epmd in it, the other finds it there."""
+async def nodes(request: pytest.FixtureRequest, epmd_port: int) -> AsyncIterator[tuple[Node, Node]]:
+    """The first starts an epmd of ours, the other uses it."""
     host = "127.0.0.1" if request.param == "long" else "localhost"
-    port, cookie = free_port(), secrets.token_hex(8)
+    port, cookie = epmd_port, secrets.token_hex(8)
     async with (
-        Node(new_name(host), cookie=cookie, epmd="auto", epmd_port=port) as one,
-        Node(new_name(host), cookie=cookie, epmd="auto", epmd_port=port) as two,
+        Node(new_name(host), cookie=cookie, epmd="embedded", epmd_port=port) as one,
+        Node(new_name(host), cookie=cookie, epmd="embedded", epmd_port=port) as two,
     ):
         yield one, two
 

@@ -1,12 +1,16 @@
-"""A real `epmd` that a test owns."""
+"""A real `epmd` that a test owns, and those that nodes start."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 import pytest
@@ -23,6 +27,72 @@ def executable(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed; `make test` installs it where it can")
     return path
+
+
+def process_at(port: int) -> int | None:
+    """Return the number of the process that listens at a port of this machine, as /proc has it."""
+    listening = {
+        fields[9]
+        for table in ("tcp", "tcp6")
+        for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:])
+        if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
+    }
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # gone in the meantime, or not ours to read
+            link = os.readlink(file)
+            if link.startswith("socket:[") and link[8:-1] in listening:
+                return int(file.parts[2])
+    return None
+
+
+def command_of(process: int) -> str:
+    """Return the command line of a process; an empty one if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def kill_epmd(port: int) -> int | None:
+    """Kill the epmd that a node has started at a port; return its process number."""
+    process = process_at(port)
+    if process is not None:
+        assert "epmd" in command_of(process)
+        os.kill(process, signal.SIGKILL)
+        deadline = time.monotonic() + START_SECONDS
+        while process_at(port) == process:
+            assert time.monotonic() < deadline, f"the epmd {process} does not end"
+    return process
+
+
+BUSY = "7 ** 10**8"
+"""One call into C that keeps the interpreter for a minute."""
+
+
+def another_node(
+    name: str, port: int, then: str = "sys.stdin.read()", mode: str = "auto"
+) -> subprocess.Popen[str]:
+    """A Python that registers a node, says so, and does something without its event loop."""
+    source = f"""
+import asyncio, sys
+from snex_node.epmd import NodeInfo, Registrar
+async def main():
+    keeper = Registrar(NodeInfo({name!r}, 1), port={port}, mode={mode!r})
+    await keeper.start()
+    print("started" if keeper.started else "joined", flush=True)
+    {then}
+    await keeper.close()
+asyncio.run(main())
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a process says."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 class RealEpmd:

@@ -15,6 +15,8 @@ defmodule Snex.Beam do
     Process.sleep(:infinity)
     """
 
+    port = free_port()
+    ExUnit.Callbacks.on_exit(fn -> end_epmd(port) end)
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
     elixir = System.find_executable("elixir")
 
@@ -24,11 +26,22 @@ defmodule Snex.Beam do
       :stderr_to_stdout,
       line: 65_536,
       args: paths ++ ["-e", program],
-      env: [{~c"ERL_EPMD_PORT", Integer.to_charlist(free_port())}]
+      env: [{~c"ERL_EPMD_PORT", Integer.to_charlist(port)}]
     ])
   end
 
-  # With an epmd port of its own there is none there: the one in Python serves.
+  # With an epmd port of its own there is none there: Python starts one, and OTP's stays.
+  defp end_epmd(port) do
+    if epmd = System.find_executable("epmd") do
+      Snex.Case.wait_until(fn ->
+        options = [stderr_to_stdout: true]
+        {said, status} = System.cmd(epmd, ["-port", "#{port}", "-kill"], options)
+        # It refuses while a node is registered.
+        status == 0 or said =~ "Cannot connect"
+      end)
+    end
+  end
+
   defp free_port do
     {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
     {:ok, port} = :inet.port(socket)
