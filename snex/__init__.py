@@ -9,8 +9,6 @@ Every environment starts with this module as ``snex``, and with `Elixir`.
 ...     counts = await snex.Elixir.Enum.frequencies(["a", "b", "a"])
 """
 
-from __future__ import annotations
-
 from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.serde import (

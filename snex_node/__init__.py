@@ -17,7 +17,14 @@ links, monitors and mailboxes, generic servers, and calls functions on other nod
 ...         await asyncio.Event().wait()
 """
 
-from __future__ import annotations
+# This file and those of the other two packages hold nothing that an old Python cannot read.
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - pip is not the only way to get here
+    raise ImportError(
+        "snex-node needs Python 3.10 or later, and this is Python %d.%d (%s)"  # noqa: UP031
+        % (sys.version_info[0], sys.version_info[1], sys.executable)
+    )
 
 from snex_node.errors import (
     CallTimeoutError,
