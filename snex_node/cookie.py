@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from snex_node.errors import NodeError
@@ -21,6 +21,11 @@ VARIABLE = "SNEX_COOKIE"
 MAX_COOKIE = 255
 """Longest cookie, in characters: BEAM keeps it as an atom."""
 
+_REMEDY = (
+    f"Set HOME to a directory that you can write to, put the cookie in {VARIABLE}, or name a file "
+    "that holds it with --cookie-file"
+)
+
 _FILE = re.compile(r"([ -~]*)[\n\r ]*")  # as auth:check_cookie/2 reads it
 
 
@@ -28,20 +33,44 @@ class CookieError(NodeError):
     """There is no usable cookie; the message says where it was looked for."""
 
 
-def find_cookie(file: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+_taken: str | None = None  # what was in the variable
+
+
+def find_cookie(file: str | None = None, environ: MutableMapping[str, str] = os.environ) -> str:
     """The cookie: of ``file`` if one is named, else of ``SNEX_COOKIE``, else ``~/.erlang.cookie``.
 
     The last is made, as OTP makes it, when it is missing. Raises `CookieError`.
+
+    ``SNEX_COOKIE`` is taken out of ``environ``, so that no program that is started later, and no
+    code that prints its environment, has the cookie without having asked for it. What was in
+    `os.environ` is remembered for the next time.
     """
+    variable = take_variable(environ)
     if file is not None:
         return read_cookie(Path(file))
-    if environ.get(VARIABLE):
-        cookie = environ[VARIABLE].rstrip("\r\n")  # as a script that reads a file leaves it
+    if variable:
+        cookie = variable.rstrip("\r\n")  # as a script that reads a file leaves it
         return _checked(cookie, f"the environment variable {VARIABLE}")
     path = default_path(environ)
-    if not path.exists():
-        make_cookie(path)
-    return read_cookie(path)
+    try:
+        if not os.path.lexists(path):
+            make_cookie(path)
+        return read_cookie(path)
+    except CookieError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise CookieError(f"{error}. {_REMEDY}") from error.__cause__
+
+
+def take_variable(environ: MutableMapping[str, str] = os.environ) -> str | None:
+    """What ``SNEX_COOKIE`` held; it is there no more."""
+    global _taken  # noqa: PLW0603 - as there is one environment
+    value = environ.pop(VARIABLE, None)
+    if environ is not os.environ:
+        return value
+    if value is not None:
+        _taken = value
+    return _taken
 
 
 def default_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -51,8 +80,7 @@ def default_path(environ: Mapping[str, str] = os.environ) -> Path:
         return (Path(home) if home else Path.home()) / ".erlang.cookie"
     except RuntimeError:
         raise CookieError(
-            f"there is no home directory to look for .erlang.cookie in: set HOME or {VARIABLE}, "
-            "or name a file with --cookie-file"
+            f"there is no home directory to look for .erlang.cookie in. {_REMEDY}"
         ) from None
 
 

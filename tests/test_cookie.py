@@ -57,7 +57,7 @@ class TestOrder:
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(Path, "home", nowhere)
-        with pytest.raises(CookieError, match="set HOME or SNEX_COOKIE, or name a file"):
+        with pytest.raises(CookieError, match=r"Set HOME to .* SNEX_COOKIE, or name a file"):
             find_cookie(None, {})
 
 
@@ -123,6 +123,21 @@ class TestVariable:
     def test_line_ends_behind_it_are_not_meant(self) -> None:
         assert find_cookie(None, {"SNEX_COOKIE": "abc\r\n"}) == "abc"
 
+    @pytest.mark.parametrize("named", [False, True])
+    def test_it_is_taken_away(self, file: Path, named: bool) -> None:
+        environ = {"SNEX_COOKIE": "variable", "HOME": "/of/nobody"}
+        find_cookie(str(write(file, b"named")) if named else None, environ)
+        assert environ == {"HOME": "/of/nobody"}
+
+    def test_it_is_found_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two nodes of one program have the same cookie."""
+        monkeypatch.setattr("snex_node.cookie._taken", None)
+        monkeypatch.setenv("SNEX_COOKIE", "variable")
+        assert [find_cookie(), find_cookie()] == ["variable", "variable"]
+        assert "SNEX_COOKIE" not in os.environ
+        monkeypatch.setenv("SNEX_COOKIE", "another")
+        assert [find_cookie(), find_cookie()] == ["another", "another"]
+
     def test_only_line_ends(self) -> None:
         with pytest.raises(CookieError, match="the environment variable SNEX_COOKIE is empty"):
             find_cookie(None, {"SNEX_COOKIE": "\n"})
@@ -163,8 +178,15 @@ class TestMaking:
 
     def test_no_place_for_it(self, tmp_path: Path) -> None:
         home = tmp_path / "missing"
-        with pytest.raises(CookieError, match=r"cannot make the cookie file .*: No such file"):
+        with pytest.raises(CookieError, match=r"cannot make the cookie file .*: No such file") as e:
             find_cookie(None, {"HOME": str(home)})
+        for remedy in ("HOME", "--cookie-file", "SNEX_COOKIE"):
+            assert remedy in str(e.value)
+
+    def test_one_that_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / ".erlang.cookie").mkdir()
+        with pytest.raises(CookieError, match=r"cannot read .*: Is a directory\. Set HOME to"):
+            find_cookie(None, {"HOME": str(tmp_path)})
 
 
 @pytest.mark.interop
