@@ -30,7 +30,7 @@ from snex_node.errors import (
 from snex_node.etf import EncodeError
 from snex_node.node import Node
 from snex_node.terms import Atom
-from snex_runtime import child, demo, loops, serde
+from snex_runtime import child, demo, loops, search_path, serde
 from snex_runtime.server import Server, version
 
 DEFAULT_NAME = "py@127.0.0.1"
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _run(
     command: Callable[[argparse.Namespace], Awaitable[int]], args: argparse.Namespace
 ) -> int:
+    search_path.restore()
     return await command(args)
 
 

@@ -46,6 +46,27 @@ defmodule Snex.InterpreterTest do
       assert Snex.pyeval(interpreter, code) == {:ok, {"/", "is", 42}}
     end
 
+    test "starts with its own modules, whatever those in its directory are called" do
+      dir = Path.join(System.tmp_dir!(), "snex-#{System.unique_integer([:positive])}")
+      File.mkdir_p!(dir)
+      on_exit(fn -> File.rm_rf!(dir) end)
+      # Python 3.10 itself imports `types` from there, before anything of ours can prevent it.
+      {version, 0} =
+        System.cmd("python", ["-c", "import sys; print(sys.version_info >= (3, 11))"])
+
+      early = if version =~ "True", do: ["types", "snex", "snex_runtime"], else: []
+
+      for name <- ["logging", "asyncio", "uvloop", "enum", "stringprep" | early],
+          do: File.write!(Path.join(dir, name <> ".py"), "raise RuntimeError('the wrong one')")
+
+      File.write!(Path.join(dir, "of_mine.py"), "value = 42")
+      interpreter = start_interpreter!(cd: dir)
+      assert Snex.pyeval(interpreter, "import of_mine; return of_mine.value") == {:ok, 42}
+      # Programs that users start find their modules as ever.
+      code = "import os; return os.environ.get('PYTHONSAFEPATH')"
+      assert Snex.pyeval(interpreter, code) == {:ok, nil}
+    end
+
     test "runs what wrap_exec makes of the command" do
       wrap = fn python, args -> {"env", ["WRAPPED=yes", python | args]} end
       code = "import os; return os.environ['WRAPPED']"

@@ -59,8 +59,16 @@ defmodule Snex.Port do
     ours = Path.join(:code.priv_dir(:snex), "python")
     path = if theirs in [nil, ""], do: ours, else: ours <> ":" <> theirs
 
-    for {name, value} <- Map.put(environment, "PYTHONPATH", path),
+    for {name, value} <- Map.put(safe(environment), "PYTHONPATH", path),
         do: {to_charlist(name), to_charlist(value)}
+  end
+
+  # `python -m` looks for what it needs itself in the current directory first, so a `types.py` in
+  # the user's would be it. Python 3.11 and later leave that to us: see snex_runtime.search_path.
+  defp safe(environment) do
+    if System.get_env("PYTHONSAFEPATH") in [nil, ""],
+      do: Map.put_new(environment, "PYTHONSAFEPATH", "snex"),
+      else: environment
   end
 
   @doc "Tell Python what it is to be, and wait until it is: returns where it takes requests."
