@@ -36,6 +36,7 @@ from snex_node.node import Node
 from snex_node.terms import Atom, Pid
 from snex_runtime import serde
 from snex_runtime.server import Server
+from snex_runtime.stderr import StderrHandler
 
 PATIENCE: Final = 1.0
 """Seconds that code which blocks the event loop has to give it a turn, before it is interrupted."""
@@ -216,6 +217,7 @@ def _leave_logging_to_users() -> None:
         root.removeHandler(handler)
         for name in ("snex_node", "snex_runtime"):
             logging.getLogger(name).addHandler(handler)
+    logging.lastResort = StderrHandler(logging.WARNING)  # as Python's own, but for the waiting
     # Interpreters come and go, and with one of them epmd may; the others take its place.
     logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
 

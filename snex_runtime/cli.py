@@ -32,6 +32,7 @@ from snex_node.node import Node
 from snex_node.terms import Atom
 from snex_runtime import child, demo, loops, search_path, serde
 from snex_runtime.server import Server, version
+from snex_runtime.stderr import StderrHandler
 
 DEFAULT_NAME = "py@127.0.0.1"
 
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(
         level=args.log_level.upper(),
-        stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s",
+        handlers=[StderrHandler()],
     )
     command: Callable[[argparse.Namespace], Awaitable[int]] = args.run
     try:

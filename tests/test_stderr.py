@@ -1,0 +1,286 @@
+"""Logging to standard error that never holds up who logs."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snex_runtime import stderr
+from snex_runtime.stderr import MAX_RECORD, MAX_WAITING, StderrHandler
+from tests.support.child import ChildRuntime
+from tests.support.epmd import RealEpmd
+
+SECONDS = 20.0
+PIPE = 64 * 1024  # what a pipe takes that nobody reads, where nobody has set it to more
+
+
+class Pipe:
+    """A pipe, its writing end with a handler and a logger of its own."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        self.handler = StderrHandler(file=self.writer)
+        self.logger = logging.Logger("of this test")  # noqa: LOG001 - nobody else is to see it
+        self.logger.addHandler(self.handler)
+
+    def read(self, wanted: bytes) -> str:
+        """Read until ``wanted`` has come."""
+        data = b""
+        while wanted not in data:
+            assert select.select([self.reader], [], [], SECONDS)[0], f"no {wanted!r} in {data!r}"
+            data += os.read(self.reader, 65536)
+        return data.decode()
+
+    def close(self) -> None:
+        for file in (self.reader, self.writer):
+            try:
+                os.close(file)
+            except OSError:
+                pass
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+def test_a_record_is_written(pipe: Pipe) -> None:
+    pipe.logger.warning("a %s with %d", "text", 2)
+    assert pipe.read(b"\n") == "a text with 2\n"
+
+
+def test_in_order_from_one_thread(pipe: Pipe) -> None:
+    for number in range(500):
+        pipe.logger.info("line %d", number)
+    text = pipe.read(b"line 499\n")
+    assert text == "".join(f"line {number}\n" for number in range(500))
+    assert pipe.handler.dropped == 0
+
+
+def test_nobody_reads(pipe: Pipe) -> None:
+    """Who logs goes on at once; what there was no room for is counted, and told when there is."""
+    count = MAX_WAITING + 5_000
+
+    def log() -> None:
+        for number in range(count):
+            pipe.logger.info("%d %s", number, "x" * 100)
+
+    done = threading.Thread(target=log, daemon=True)
+    done.start()
+    done.join(SECONDS)
+    assert not done.is_alive(), "logging waits for the reader"
+    dropped = pipe.handler.dropped
+    assert 0 < dropped < count
+    text = pipe.read(b"were dropped")
+    lines = text.splitlines()
+    assert lines.pop() == f"{dropped} log records were dropped: nobody read standard error"
+    assert [int(line.split()[0]) for line in lines] == list(range(count - dropped))
+    pipe.logger.info("and on")
+    assert pipe.read(b"and on\n").endswith("and on\n")
+
+
+def test_dropped_ones_are_told_once(pipe: Pipe) -> None:
+    for number in range(MAX_WAITING + 2_000):
+        pipe.logger.info("%d %s", number, "x" * 200)
+    assert pipe.handler.dropped
+    pipe.read(b"were dropped: nobody read standard error\n")
+    pipe.logger.info("later")
+    assert pipe.read(b"later\n") == "later\n"
+
+
+def test_the_end_waits_for_who_reads(pipe: Pipe) -> None:
+    """However slowly: as long as something is read nothing is lost."""
+    line, count = "x" * 1000, 600
+    got: list[bytes] = []
+
+    def read_slowly() -> None:
+        while sum(map(len, got)) < count * (len(line) + 1):
+            time.sleep(0.01)
+            got.append(os.read(pipe.reader, 16384))
+
+    reader = threading.Thread(target=read_slowly, daemon=True)
+    reader.start()
+    for _ in range(count):
+        pipe.logger.info(line)
+    pipe.handler.flush()
+    os.close(pipe.writer)
+    reader.join(SECONDS)
+    assert b"".join(got) == f"{line}\n".encode() * count
+
+
+def test_the_end_does_not_wait_for_who_does_not(pipe: Pipe) -> None:
+    for _ in range(200):
+        pipe.logger.info("x" * 1000)
+    began = time.monotonic()
+    pipe.handler.flush()
+    assert stderr.PATIENCE <= time.monotonic() - began < 2.0 + 4 * stderr.PATIENCE
+
+
+def test_flush_with_nothing_logged(pipe: Pipe) -> None:
+    pipe.handler.flush()
+    pipe.handler.close()
+
+
+def test_the_reader_has_gone(pipe: Pipe, capfd: pytest.CaptureFixture[str]) -> None:
+    os.close(pipe.reader)
+    for number in range(100):
+        pipe.logger.info("line %d", number)
+    pipe.handler.flush()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    handler = StderrHandler()
+    handler.handle(logging.makeLogRecord({"msg": "x"}))
+    handler.flush()
+    assert handler.file is None
+
+
+def test_standard_error_by_default(capfd: pytest.CaptureFixture[str]) -> None:
+    handler = StderrHandler()
+    handler.handle(logging.makeLogRecord({"msg": "a line"}))
+    handler.flush()
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_a_descriptor_that_another_process_made_non_blocking(pipe: Pipe) -> None:
+    """A BEAM does that to its terminal, which may be ours too."""
+    flags = fcntl.fcntl(pipe.writer, fcntl.F_GETFL)
+    fcntl.fcntl(pipe.writer, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    count = 2 * PIPE // 500
+    for number in range(count):
+        pipe.logger.info("%d %s", number, "x" * 500)
+    text = pipe.read(f"\n{count - 1} {'x' * 500}\n".encode())
+    assert text.count("\n") == count
+
+
+def test_a_long_record_is_cut_off(pipe: Pipe) -> None:
+    pipe.logger.info("x" * (2 * MAX_RECORD))
+    text = pipe.read(b"\n")
+    assert len(text) == MAX_RECORD + 1
+    assert text.endswith("xxx ... (cut off)\n")
+
+
+class Evil:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize(
+    ("message", "argument"), [("%d", "no number"), ("%s", Evil()), (Evil(), None), ("%s %s", 1)]
+)
+def test_a_record_without_a_text(
+    pipe: Pipe, message: object, argument: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python's own handlers print that themselves, to a standard error that may not be read."""
+    record = logging.makeLogRecord(
+        {"msg": message, "args": (argument,), "pathname": "/a/b.py", "lineno": 7}
+    )
+    pipe.handler.handle(record)
+    pipe.handler.handle(logging.makeLogRecord({"msg": "the next"}))
+    text = pipe.read(b"the next\n")
+    assert text.startswith("the log record made at /a/b.py:7 has no text: Traceback (most recent")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_encoded(pipe: Pipe) -> None:
+    pipe.logger.info("\udc80 and \u00e9")
+    assert pipe.read(b"\n") == "\\udc80 and \u00e9\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_logs_what_is_its_own() -> None:
+    """It has no thread, and what waits is its parent's."""
+    program = """
+import logging, os, sys, warnings
+from snex_runtime.stderr import StderrHandler
+warnings.simplefilter("ignore")
+logger = logging.Logger("x")
+logger.addHandler(StderrHandler())
+for number in range(20): logger.info("parent %d", number)
+child = os.fork()
+if child == 0:
+    logger.info("child")
+    logging.shutdown()
+    os._exit(0)
+os.waitpid(child, 0)
+logger.info("parent 20")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        timeout=SECONDS,
+        text=True,
+        check=True,
+    )
+    assert sorted(re.findall(r"child|parent \d+", done.stderr)) == sorted(
+        ["child", *(f"parent {number}" for number in range(21))]
+    )
+
+
+def test_what_is_logged_last_is_not_lost() -> None:
+    program = """
+import atexit, logging
+from snex_runtime.stderr import StderrHandler
+logging.basicConfig(level=0, format='%(message)s', handlers=[StderrHandler()])
+atexit.register(logging.info, "in atexit")
+for number in range(900): logging.info("line %d", number)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        timeout=SECONDS,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "".join([f"line {n}\n" for n in range(900)]) + "in atexit\n"
+
+
+# More than a pipe takes, and than waits for it: by Python's own means, as any library would.
+FLOOD = (
+    "import logging\nfor n in range(6000): logging.getLogger('lib').warning('%d %s', n, 'x' * 200)"
+)
+
+
+async def test_a_child_whose_output_nobody_reads(epmd: RealEpmd) -> None:
+    """What its libraries log holds up neither its other callers nor its end."""
+    runtime = ChildRuntime(epmd, stderr=subprocess.PIPE)
+    try:
+        assert await runtime.eval(FLOOD) == ("ok", None)
+        assert await runtime.eval("return 42") == ("ok", 42)
+    finally:
+        began = time.monotonic()
+        runtime.end()
+    assert runtime.process.returncode == 0
+    assert time.monotonic() - began < 3.0
+
+
+async def test_a_child_s_last_words(epmd: RealEpmd) -> None:
+    runtime = ChildRuntime(epmd, stderr=subprocess.PIPE)
+    try:
+        code = "import logging, atexit\natexit.register(logging.getLogger('x').warning, 'at exit')"
+        assert await runtime.eval(code) == ("ok", None)
+        assert runtime.process.stdin is not None
+        runtime.process.stdin.close()
+        assert runtime.process.stderr is not None
+        assert runtime.process.stderr.read() == b"at exit\n"
+    finally:
+        runtime.end()
