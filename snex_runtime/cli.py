@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
+import contextlib
+import io
 import ipaddress
 import json
 import logging
+import math
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import tokenize
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from snex_node import epmd
 from snex_node.cookie import CookieError, find_cookie
@@ -39,6 +46,17 @@ DEFAULT_NAME = "py@127.0.0.1"
 GRACE = 5.0
 """Seconds that code which blocks the event loop has after SIGTERM or Ctrl-C to give it a turn."""
 
+MARGIN = 2.0
+"""Seconds beyond its limit within which a node tells that it has stopped what ran there: 0.25 s
+until it sees that the time is over, and 1 s for ``finally`` blocks that do not await."""
+
+LEAVE = 0.5
+"""Seconds that a command which is done waits for a thread that it cannot stop. A name server that
+does not answer keeps one for as long as the system asks it, 10 s and more."""
+
+LONGEST = 366 * 86400.0
+"""Seconds that an option may ask for: what is meant to be without a limit needs no more."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,34 +66,123 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 for a failure, 2 for wrong usage."""
-    parser = _parser()
     try:
-        args = parser.parse_args(argv)
+        args = _parse(_parser(), argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    if args.run is None:
-        parser.print_help()
-        return 2
+    except CommandError as error:
+        _complain(error)
+        return 1
     logging.basicConfig(
         level=args.log_level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
         handlers=[StderrHandler()],
     )
-    command: Callable[[argparse.Namespace], Awaitable[int]] = args.run
     try:
-        return loops.run(_run(command, args), args.loop)
+        with _leaving(args) as leave:
+            return loops.run(_run(args, leave), args.loop)
     except KeyboardInterrupt:
         return 130
-    except (CommandError, CookieError, NodeStartError, ConnectError, ValueError) as error:
-        print(f"snex-node: {error}", file=sys.stderr)
+    except ValueError as error:  # there is no such event loop
+        _complain(error)
         return 1
 
 
-async def _run(
-    command: Callable[[argparse.Namespace], Awaitable[int]], args: argparse.Namespace
-) -> int:
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Raises `SystemExit` when help was asked for, or is what is needed."""
+    try:
+        args = parser.parse_args(argv)
+        if args.run is None:
+            parser.print_help()
+            raise SystemExit(2)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        raise SystemExit(0) from None
+    finally:
+        _say()  # what argparse wrote: a reader that has gone is no failure
+    return args
+
+
+async def _run(args: argparse.Namespace, leave: Callable[[int], None]) -> int:
+    """Run the command that ``args`` hold. What comes after it is bounded by ``leave``."""
     search_path.restore()
-    return await command(args)
+    command: Callable[[argparse.Namespace], Awaitable[int]] = args.run
+    code = 130
+    try:
+        code = await command(args)
+    except (CommandError, CookieError, NodeStartError, ConnectError, ValueError) as error:
+        _complain(error)
+        code = 1
+    finally:
+        leave(code)
+    return code
+
+
+@contextlib.contextmanager
+def _leaving(args: argparse.Namespace) -> Iterator[Callable[[int], None]]:
+    """Gives what ends the process, `LEAVE` from then on, if this is not left until then.
+
+    It does nothing but for the commands that ask another node something and end.
+    """
+    timers: list[threading.Timer] = []
+
+    def leave(code: int) -> None:
+        if args.asks:
+            timers.append(threading.Timer(LEAVE, os._exit, (code,)))
+            timers[-1].daemon = True
+            timers[-1].start()
+
+    try:
+        yield leave
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+# --- what they print ----------------------------------------------------------------------------
+
+
+def _say(*lines: str) -> None:
+    """Print ``lines``, at once. A reader that has gone wants no more: that is no failure."""
+    if sys.stdout is None:
+        return
+    try:
+        for line in lines:
+            sys.stdout.write(_encodable(line, sys.stdout) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except OSError as error:
+        _discard(sys.stdout)
+        raise CommandError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _complain(what: object) -> None:
+    _to_stderr(f"snex-node: {what}\n")
+
+
+def _to_stderr(text: str) -> None:
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(_encodable(text, sys.stderr))
+        sys.stderr.flush()
+    except OSError:  # nobody is left to be told
+        _discard(sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """``text`` with what the stream cannot show written as Python would."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _discard(stream: TextIO) -> None:
+    """Have what is written from now on, and what waits already, go nowhere."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 # --- what the commands do -----------------------------------------------------------------------
@@ -88,9 +195,12 @@ async def _start(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> None:
     options = serde.merge_options(_pairs(args.encoding))
     name = full_name(args.name, args.sname)
+    cookie = find_cookie(args.cookie_file)
+    script = None if args.init_script is None else _read_script(Path(args.init_script))
+    _empty_standard_input()
     node = Node(
         name,
-        cookie=find_cookie(args.cookie_file),
+        cookie=cookie,
         listen=args.listen or default_listen(name),
         epmd=args.epmd,
         net_ticktime=args.net_ticktime,
@@ -99,20 +209,50 @@ async def _serve(args: argparse.Namespace) -> None:
         encoder=serde.encoder,
     )
     async with node:
+        _tell_address(node)
         server = Server(node, name=args.register_as, options=options)
-        if args.init_script is not None:
-            await _init(server, Path(args.init_script), args.init_script_timeout)
+        if script is not None:
+            await _init(server, script, args.init_script, args.init_script_timeout)
         for peer in args.connect:
             node.keep_connected(peer)
-        print(f"ready {node.name} {node.port}", flush=True)
+        _say(f"ready {node.name} {node.port}")
         try:
             await _forever()
         finally:
             _log.info("%s stops", node.name)
 
 
-async def _init(server: Server, path: Path, timeout: float | None) -> None:
-    failure = await server.init(_read_script(path), str(path), timeout=timeout)
+def _tell_address(node: Node) -> None:
+    """Log where the node listens, as a warning where more than this machine may reach it."""
+    assert node.address is not None
+    host, port = node.address
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        _log.info("%s listens on %s", node.name, _shown(host, port))
+        return
+    _log.warning(
+        "%s listens on %s: whoever can reach that and knows the cookie can run code here, and what "
+        "is sent is not encrypted (TLS is not supported yet). Between machines, use a network that "
+        "you trust or a tunnel",
+        node.name,
+        _shown(host, port),
+    )
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _empty_standard_input() -> None:
+    """Evaluated code that reads finds the end of its input, and not the terminal of whoever
+    started the node, which would keep everybody waiting."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    if nothing != 0:  # it is where there was no standard input at all
+        os.dup2(nothing, 0)
+        os.close(nothing)
+
+
+async def _init(server: Server, source: str, path: str, timeout: float | None) -> None:
+    failure = await server.init(source, path, timeout=timeout)
     if failure is not None:
         raise CommandError(f"the init script {path} failed: {failure.describe()}")
 
@@ -125,22 +265,41 @@ def _read_script(path: Path) -> str:
 
 
 async def _eval(args: argparse.Namespace) -> int:
+    code = _code(args)
     variables = dict(_variable(text) for text in args.var)
+    # The node's own limit: it stops what nobody waits for any more, and the other callers get on.
+    options = [(Atom("timeout"), math.ceil(args.timeout * 1000))]
     async with _client(args) as node:
-        request = (Atom("eval"), args.code, variables)
+        await _connect(node, args)
+        request = (Atom("eval"), code, variables, options)
         answer = await _ask(node, (args.register_as, args.node), request, args.timeout)
     if isinstance(answer, tuple) and len(answer) == 2 and answer[0] == "ok":
-        print(repr(answer[1]))
+        _print_value(answer[1], args)
         return 0
-    _print_failure(answer)
+    _print_failure(answer, args)
     return 1
 
 
-async def _ask(node: Node, to: tuple[str, str], request: object, timeout: float | None) -> object:
+async def _connect(node: Node, args: argparse.Namespace) -> None:
+    """Connect to the node of ``args`` within its timeout. Raises `ConnectError`, `CommandError`."""
+    connecting = asyncio.ensure_future(node.connect(args.node))
     try:
-        return await node.call(to, request, timeout=timeout)
+        done, _ = await asyncio.wait([connecting], timeout=args.timeout)
+    finally:
+        connecting.cancel()
+    if not done:
+        raise CommandError(f"{args.node} did not answer within {args.timeout:g} s")
+    await connecting
+
+
+async def _ask(node: Node, to: tuple[str, str], request: object, timeout: float) -> object:
+    try:
+        return await node.call(to, request, timeout=timeout + MARGIN)
     except CallTimeoutError:
-        raise CommandError(f"{to[1]} did not answer within {timeout} s") from None
+        raise CommandError(
+            f"{to[1]} did not answer within {timeout:g} s, nor did it say that the code was "
+            "stopped: that may still run, in C code that keeps the interpreter lock"
+        ) from None
     except ProcessExitError as error:
         if error.reason == "noproc":
             raise CommandError(
@@ -152,25 +311,97 @@ async def _ask(node: Node, to: tuple[str, str], request: object, timeout: float 
         raise CommandError(str(error)) from None
 
 
-def _print_failure(answer: object) -> None:
+def _print_value(value: object, args: argparse.Namespace) -> None:
+    if value is None and not _returns(args.source):
+        _complain("nothing was returned: say what you want to see, as in 'return 6 * 7'")
+    else:
+        _say(repr(value))
+
+
+def _returns(source: str) -> bool:
+    """Whether code has a ``return`` of its own, outside of the functions that it defines."""
+    try:
+        stack: list[ast.AST] = [ast.parse(source)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of another Python's grammar
+        return re.search(r"\breturn\b", source) is not None
+    while stack:
+        part = stack.pop()
+        if isinstance(part, ast.Return):
+            return True
+        if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            stack.extend(ast.iter_child_nodes(part))
+    return False
+
+
+def _code(args: argparse.Namespace) -> object:
+    """What is to be evaluated, as a request has it; ``args.source`` is its text from then on.
+
+    Raises `CommandError`.
+    """
+    if args.file is None and args.code != "-":
+        args.source = args.code
+        return args.code
+    if args.file in (None, "-"):
+        file, args.source = "<stdin>", _read_standard_input()
+    else:
+        file, args.source = args.file, _read_file(Path(args.file))
+    code = {"__struct__": Atom("Elixir.Snex.Code"), "src": args.source, "file": file, "line": 0}
+    return {Atom(name): value for name, value in code.items()}
+
+
+def _read_standard_input() -> str:
+    if sys.stdin is None:
+        raise CommandError("there is no standard input to read the code from")
+    return _source(sys.stdin.buffer.read(), "standard input")
+
+
+def _source(data: bytes, where: str) -> str:
+    """The text of code, in the encoding that it says, as Python has it. Raises `CommandError`."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        return io.TextIOWrapper(io.BytesIO(data), encoding).read()
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        raise CommandError(f"{where} is no Python code: {error}") from None
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return _source(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _print_failure(answer: object, args: argparse.Namespace) -> None:
     error = answer[1] if isinstance(answer, tuple) and len(answer) == 2 else answer
     if not isinstance(error, dict):
-        print(f"snex-node: unexpected answer: {answer!r}", file=sys.stderr)
+        _complain(f"unexpected answer: {answer!r}")
         return
     traceback = error.get("traceback")
     if isinstance(traceback, list) and traceback:
-        sys.stderr.write("".join(map(str, traceback)))
+        _to_stderr("".join(map(str, traceback)))
+    elif (error.get("code"), error.get("reason")) == ("cancelled", "timeout"):
+        _complain(
+            f"{args.node} did not answer within {args.timeout:g} s: the code was stopped there "
+            "(--timeout gives it more time)"
+        )
     else:
-        print(f"snex-node: {error.get('code')}: {error.get('reason')}", file=sys.stderr)
+        _complain(f"{error.get('code')}: {error.get('reason')}")
 
 
 async def _ping(args: argparse.Namespace) -> int:
+    began = asyncio.get_running_loop().time()
+    why = f"{args.node} did not answer within {args.timeout:g} s"
     async with _client(args) as node:
-        await node.connect(args.node)
-        if await node.ping(args.node, timeout=args.timeout):
-            print("pong")
-            return 0
-    print("pang")
+        try:
+            await _connect(node, args)
+            left = began + args.timeout - asyncio.get_running_loop().time()
+            if await node.ping(args.node, timeout=max(0.0, left)):
+                _say("pong")
+                return 0
+        except (CommandError, NodeError, ValueError) as error:
+            why = str(error)
+        _say("pang")
+        _complain(why)
     return 1
 
 
@@ -179,8 +410,7 @@ async def _names(args: argparse.Namespace) -> int:
         names = await epmd.names(args.host)
     except epmd.EpmdError as error:
         raise CommandError(str(error)) from None
-    for name, port in names:
-        print(f"{name} at port {port}")
+    _say(*(f"{name} at port {port}" for name, port in names))
     return 0
 
 
@@ -191,7 +421,7 @@ async def _epmd(args: argparse.Namespace) -> int:
 async def _serve_epmd(host: str | None, port: int | None) -> None:
     try:
         with epmd.EpmdServer(host, port) as server:
-            print("epmd", *(f"{host}:{port}" for host, port in server.addresses), flush=True)
+            _say(" ".join(["epmd", *(f"{host}:{port}" for host, port in server.addresses)]))
             await _forever()
     except epmd.EpmdError as error:
         raise CommandError(str(error)) from None
@@ -216,7 +446,7 @@ def _client(args: argparse.Namespace) -> AbstractAsyncContextManager[Node]:
 
 
 async def _until_signal(work: Coroutine[object, object, None]) -> int:
-    """Run ``work``; SIGTERM and Ctrl-C cancel it, wherever it is, and that is no failure.
+    """Run ``work``; SIGTERM, Ctrl-C and SIGHUP cancel it, wherever it is: that is no failure.
 
     The handlers are Python's own, not the loop's, because those run only when the loop has a
     turn: code that blocks it has `GRACE` seconds, or until the second signal.
@@ -235,7 +465,7 @@ async def _until_signal(work: Coroutine[object, object, None]) -> int:
         watchdog.start()
         loop.call_soon_threadsafe(task.cancel)
 
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, on_signal) for number in _ending_signals()}
     try:
         await task
     except asyncio.CancelledError:
@@ -246,6 +476,15 @@ async def _until_signal(work: Coroutine[object, object, None]) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return 0
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """Those that ask a command to end. ``nohup`` has SIGHUP ignored: so it stays."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    return numbers
 
 
 async def _forever() -> None:
@@ -264,7 +503,7 @@ def full_name(long: str | None, short: str | None) -> str:
             raise CommandError(f"--sname takes a host without dots, not {host}: use --name")
         return f"{alive}@{host}"
     alive, at, host = (long or DEFAULT_NAME).partition("@")
-    host = host if at else socket.getfqdn()
+    host = host if at else "127.0.0.1"
     if "." not in host:
         raise CommandError(
             f"--name takes a host with a dot, not {host or 'none'}: an address such as 127.0.0.1 "
@@ -308,6 +547,15 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of seconds from 0.001 to {LONGEST:g}"
+        )
+    return seconds
+
+
 def _variable(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -342,7 +590,7 @@ def _parser() -> argparse.ArgumentParser:
         "users of the machine could read.",
     )
     parser.add_argument("--version", action="version", version=f"snex-node {version()}")
-    parser.set_defaults(run=None, loop="auto", log_level="warning")
+    parser.set_defaults(run=None, loop="auto", log_level="warning", asks=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_start(commands)
     _add_eval(commands)
@@ -351,6 +599,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_client(ping)
     names = _add(commands, "names", _names, "list the nodes that the epmd of a host knows")
     names.add_argument("host", metavar="HOST", nargs="?", default="127.0.0.1", help="%(default)s")
+    names.set_defaults(asks=True, loop="asyncio")
     server = _add(commands, "epmd", _epmd, "run epmd, for machines without Erlang, until stopped")
     server.add_argument(
         "--listen",
@@ -394,12 +643,20 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         commands,
         "start",
         _start,
-        "start a node; it prints 'ready NAME PORT' when it can be called, and runs until SIGTERM "
-        "or Ctrl-C",
+        "start a node; it prints 'ready NAME PORT' when it can be called, and runs until SIGTERM, "
+        "SIGHUP or Ctrl-C",
     )
     names = start.add_mutually_exclusive_group()
-    names.add_argument("--name", metavar="NAME[@HOST]", help=f"long name (default: {DEFAULT_NAME})")
-    names.add_argument("--sname", metavar="NAME[@HOST]", help="short name, a host without dots")
+    names.add_argument(
+        "--name",
+        metavar="NAME[@HOST]",
+        help=f"long name; without a host it is 127.0.0.1 (default: {DEFAULT_NAME})",
+    )
+    names.add_argument(
+        "--sname",
+        metavar="NAME[@HOST]",
+        help="short name, a host without dots; without a host it is this machine",
+    )
     _add_cookie(start)
     start.add_argument(
         "--listen",
@@ -425,7 +682,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     start.add_argument("--init-script", metavar="FILE", help="Python code to run before all else")
     start.add_argument(
         "--init-script-timeout",
-        type=float,
+        type=_seconds,
         default=60.0,
         metavar="SECONDS",
         help="time the init script may take (default: %(default)s)",
@@ -468,7 +725,11 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         commands, "eval", _eval, "evaluate Python on a node, and print the value it returns"
     )
     evaluate.add_argument("node", metavar="NODE", help="full name of the node")
-    evaluate.add_argument("code", metavar="CODE", help="such as 'return 6 * x'")
+    code = evaluate.add_mutually_exclusive_group(required=True)
+    code.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as 'return 6 * x'; - for standard input"
+    )
+    code.add_argument("--file", metavar="FILE", help="file with the code; - for standard input")
     evaluate.add_argument(
         "--var",
         action="append",
@@ -488,10 +749,12 @@ def _add_cookie(parser: argparse.ArgumentParser) -> None:
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
     _add_cookie(parser)
+    parser.set_defaults(asks=True, loop="asyncio")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=5.0,
         metavar="SECONDS",
-        help="how long to wait for an answer (default: %(default)s)",
+        help="how long to wait for an answer; code that runs longer is stopped "
+        "(default: %(default)s)",
     )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import socket
 import stat
@@ -44,15 +45,22 @@ Command = Callable[..., Output]
 class Running:
     """A command that runs on, in a process of its own."""
 
-    def __init__(self, arguments: Sequence[str], environ: dict[str, str], grace: float) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: dict[str, str],
+        grace: float,
+        stdin: int = subprocess.DEVNULL,
+        before: str = "",
+    ) -> None:
         program = (
-            "import sys; from snex_runtime import cli; "
+            f"import sys; from snex_runtime import cli; {before}; "
             f"cli.GRACE = {grace}; sys.exit(cli.main(sys.argv[1:]))"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             env=environ,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -89,7 +97,8 @@ class Running:
 
 @pytest.fixture
 def environ(epmd: RealEpmd, tmp_path: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ERL_", "SNEX_COOKIE"))}
+    mine = ("ERL_", "SNEX_COOKIE", "PYTHON")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
     return {
         **kept,
         "HOME": str(tmp_path),
@@ -109,6 +118,7 @@ def command(
     def run(*arguments: str, **changes: str | None) -> Output:
         for name in (*(n for n in os.environ if n.startswith("ERL_")), "SNEX_COOKIE"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("snex_node.cookie._taken", None)  # as in a process of its own
         for name, value in {**environ, **changes}.items():
             if name.startswith(("ERL_", "HOME", "SNEX_")):
                 if value is None:
@@ -131,9 +141,14 @@ def starter(environ: dict[str, str]) -> Iterator[Starter]:
     with contextlib.ExitStack() as stack:
 
         def start(
-            *arguments: str, ready: bool = True, grace: float = 5.0, **changes: str
+            *arguments: str,
+            ready: bool = True,
+            grace: float = 5.0,
+            stdin: int = subprocess.DEVNULL,
+            before: str = "pass",
+            **changes: str,
         ) -> Running:
-            running = Running(arguments, {**environ, **changes}, grace)
+            running = Running(arguments, {**environ, **changes}, grace, stdin, before)
             stack.callback(running.end)
             if ready and not running.read_line():
                 raise AssertionError(running.wait().err)
@@ -210,7 +225,18 @@ class TestHelp:
             (["start", "--listen", "127.0.0.1:99999"], "is not HOST:PORT"),
             (["start", "--epmd", "maybe"], "invalid choice: 'maybe'"),
             (["start", "--net-ticktime", "soon"], "invalid float value: 'soon'"),
-            (["eval", "py@127.0.0.1"], "required: CODE"),
+            (["eval", "py@127.0.0.1"], "one of the arguments CODE --file is required"),
+            (
+                ["eval", "py@127.0.0.1", "1", "--file", "f"],
+                "--file: not allowed with argument CODE",
+            ),
+            (["eval", "py@127.0.0.1", "1", "--timeout", "0"], "0 is no number of seconds from"),
+            (["eval", "py@127.0.0.1", "1", "--timeout", "-1"], "-1 is no number of seconds from"),
+            (["eval", "py@127.0.0.1", "1", "--timeout", "nan"], "nan is no number of seconds from"),
+            (["ping", "py@127.0.0.1", "--timeout", "inf"], "inf is no number of seconds from"),
+            (["ping", "py@127.0.0.1", "--timeout", "1e400"], "1e400 is no number of seconds from"),
+            (["ping", "py@127.0.0.1", "--timeout", "soon"], "invalid _seconds value: 'soon'"),
+            (["start", "--init-script-timeout", "nan"], "nan is no number of seconds from"),
             (["ping"], "required: NODE"),
         ],
     )
@@ -225,7 +251,8 @@ class TestEval:
         ("code", "printed"),
         [
             ("return 6 * 7", "42"),
-            ("x = 1", "None"),
+            ("return", "None"),
+            ("if False: return 1", "None"),
             ("return 'text', [1.5, None], {'k': b'v'}", "('text', [1.5, None], {'k': 'v'})"),
             ("return {1}", "{1}"),
             ("import asyncio\nreturn await asyncio.sleep(0, 'a')", "'a'"),
@@ -269,11 +296,130 @@ class TestEval:
             "ZeroDivisionError: division by zero\n"
         )
 
-    def test_no_answer_in_time(self, command: Command, node: Running) -> None:
-        code = "import asyncio\nawait asyncio.sleep(60)"
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "while True: pass",
+            "import time\ntime.sleep(60)",
+            "import asyncio\nawait asyncio.sleep(60)",
+            "import asyncio\nawait asyncio.sleep(0)\nwhile True: pass",
+            "try:\n  while True: pass\nfinally:\n  import time; time.sleep(0.3)",
+        ],
+    )
+    def test_no_answer_in_time(self, command: Command, node: Running, code: str) -> None:
+        """What nobody waits for any more does not run on, and the others get on."""
         output = command("eval", node.name, code, "--timeout", "0.2")
+        assert (output.code, output.out) == (1, "")
+        assert output.err == (
+            f"snex-node: {node.name} did not answer within 0.2 s: the code was stopped there "
+            "(--timeout gives it more time)\n"
+        )
+        assert command("eval", node.name, "return 1", "--timeout", "2").out == "1\n"
+
+    def test_what_cannot_be_stopped(self, command: Command, start: Starter) -> None:
+        running = start("start", "--name", unique())
+        began = time.monotonic()
+        output = command("eval", running.name, "sum(range(10 ** 13))", "--timeout", "0.2")
+        assert time.monotonic() - began < 0.2 + cli.MARGIN + 2.0
+        assert (output.code, output.out) == (1, "")
+        assert f"{running.name} did not answer within 0.2 s, nor did it say" in output.err
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_caller_that_is_stopped(
+        self, start: Starter, node: Running, tmp_path: Path, number: int
+    ) -> None:
+        mark = tmp_path / "mark"
+        code = (
+            "import asyncio, pathlib\npath = pathlib.Path(mark)\npath.write_text('begun')\n"
+            "try:\n  await asyncio.sleep(60)\nfinally:\n  path.write_text('ended')"
+        )
+        arguments = ["--var", f'mark="{mark}"', "--timeout", "60"]
+        client = start("eval", node.name, code, *arguments, ready=False)
+        wait_for(lambda: mark.exists() and mark.read_text() == "begun")
+        client.signal(number)
+        output = client.wait()
+        assert (output.code, output.out, output.err) == (
+            130 if number == signal.SIGINT else -number,
+            "",
+            "",
+        )
+        wait_for(lambda: mark.read_text() == "ended")
+
+    @pytest.mark.parametrize("code", ["6 * 7", "x = 1", "def f():\n  return 1\nf()", "", "pass"])
+    def test_nothing_is_returned(self, command: Command, node: Running, code: str) -> None:
+        output = command("eval", node.name, code)
+        assert (output.code, output.out) == (0, "")
+        assert output.err == (
+            "snex-node: nothing was returned: say what you want to see, as in 'return 6 * 7'\n"
+        )
+
+    def test_a_file(self, command: Command, node: Running, tmp_path: Path) -> None:
+        file = tmp_path / "code.py"
+        file.write_text("x += 1\nreturn x * '\u00e9'", encoding="utf-8")
+        arguments = ["--file", str(file), "--var", "x=1"]
+        assert command("eval", node.name, *arguments).out == "'\u00e9\u00e9'\n"
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            b"\xef\xbb\xbfreturn '\xc3\xa9'",
+            b"# -*- coding: latin-1 -*-\r\nreturn '\xe9'\r\n",
+            b"#!/usr/bin/python\n# vim: set fileencoding=iso-8859-15 :\nreturn '\xe9'",
+        ],
+    )
+    def test_a_file_in_another_encoding(
+        self, command: Command, node: Running, tmp_path: Path, source: bytes
+    ) -> None:
+        (tmp_path / "code.py").write_bytes(source)
+        output = command("eval", node.name, "--file", str(tmp_path / "code.py"))
+        assert (output.code, output.out, output.err) == (0, "'\u00e9'\n", "")
+
+    def test_a_traceback_names_the_file(
+        self, command: Command, node: Running, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "code.py"
+        file.write_text("x = 1\n1 / 0")
+        output = command("eval", node.name, "--file", str(file))
         assert output.code == 1
-        assert output.err == f"snex-node: {node.name} did not answer within 0.2 s\n"
+        assert f'File "{file}", line 2, in <module>\n' in output.err
+        assert "ZeroDivisionError" in output.err
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "cannot read {}: No such file"),
+            (b"\xff\xfe", "{} is no Python code: invalid or missing encoding declaration"),
+            (b"# coding: nope\n", "{} is no Python code: unknown encoding"),
+            (b"x = 1\n\n'\xff'", "{} is no Python code: 'utf-8' codec can't decode"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read(
+        self, command: Command, node: Running, tmp_path: Path, content: bytes | None, message: str
+    ) -> None:
+        file = tmp_path / "code.py"
+        if content is not None:
+            file.write_bytes(content)
+        output = command("eval", node.name, "--file", str(file))
+        assert (output.code, output.out) == (1, "")
+        assert output.err.startswith("snex-node: " + message.format(file))
+
+    @pytest.mark.parametrize("arguments", [["-"], ["--file", "-"], ["--file", "/dev/stdin"]])
+    def test_standard_input(
+        self, environ: dict[str, str], node: Running, arguments: list[str]
+    ) -> None:
+        done = run("eval", node.name, *arguments, environ=environ, input=b"x = 42\nreturn x\n")
+        assert (done.code, done.out, done.err) == (0, "42\n", "")
+
+    def test_a_traceback_names_standard_input(self, environ: dict[str, str], node: Running) -> None:
+        done = run("eval", node.name, "-", environ=environ, input=b"\n1 / 0")
+        assert done.code == 1
+        assert 'File "<stdin>", line 2, in <module>' in done.err
+
+    def test_no_standard_input(self, environ: dict[str, str], node: Running) -> None:
+        done = run("eval", node.name, "-", environ=environ, shell="exec {} <&-")
+        assert done.code in (0, 1)
+        assert done.out == ""
+        assert re.search("there is no standard input to read|nothing was returned", done.err)
 
     def test_nothing_registered_under_that_name(self, command: Command, node: Running) -> None:
         output = command("eval", node.name, "return 1", "--register-as", "other")
@@ -302,7 +448,7 @@ class TestPing:
 
     def test_a_name_that_epmd_does_not_know(self, command: Command, node: Running) -> None:
         output = command("ping", "nobody@127.0.0.1")
-        assert output.code == 1
+        assert (output.code, output.out) == (1, "pang\n")
         assert output.err.startswith("snex-node: ")
         assert "nobody" in output.err
 
@@ -310,7 +456,7 @@ class TestPing:
     def test_another_cookie(self, command: Command, node: Running, subcommand: list[str]) -> None:
         arguments = [text.format(node.name) for text in subcommand]
         output = command(*arguments, SNEX_COOKIE="not-that-cookie")
-        assert (output.code, output.out) == (1, "")
+        assert (output.code, output.out) == (1, "pang\n" if subcommand[0] == "ping" else "")
         assert "cookie" in output.err
         assert "not-that-cookie" not in output.err
         assert COOKIE not in output.err
@@ -319,21 +465,203 @@ class TestPing:
     def test_no_epmd(self, command: Command, node: Running) -> None:
         port = str(free_port())
         output = command("ping", node.name, ERL_EPMD_PORT=port)
-        assert output.code == 1
+        assert (output.code, output.out) == (1, "pang\n")
         assert port in output.err
         assert "epmd" in output.err
 
-    def test_a_host_that_does_not_resolve(self, command: Command) -> None:
-        output = command("ping", "py@no-such-host.invalid")
-        assert output.code == 1
-        assert "no-such-host.invalid" in output.err
+    @pytest.mark.parametrize(
+        "host", ["no-such-host.invalid", "a..b", "x" * 70 + ".invalid", "256.0.0.1"]
+    )
+    def test_a_host_that_does_not_resolve(self, command: Command, host: str) -> None:
+        output = command("ping", f"py@{host}")
+        assert (output.code, output.out) == (1, "pang\n")
+        assert output.err.startswith("snex-node: ")
         assert "Traceback" not in output.err
+
+    @pytest.mark.parametrize("subcommand", [["ping", "{}"], ["eval", "{}", "return 1"]])
+    def test_a_node_that_is_silent(
+        self, command: Command, start: Starter, subcommand: list[str]
+    ) -> None:
+        running = start("start", "--name", unique())
+        running.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        arguments = [text.format(running.name) for text in subcommand]
+        output = command(*arguments, "--timeout", "0.5")
+        assert 0.5 <= time.monotonic() - began < 2.5
+        assert (output.code, output.out) == (1, "pang\n" if subcommand[0] == "ping" else "")
+        assert output.err == f"snex-node: {running.name} did not answer within 0.5 s\n"
+
+    def test_an_epmd_that_is_silent(self, command: Command) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = str(silent.getsockname()[1])
+            began = time.monotonic()
+            output = command("ping", "py@127.0.0.1", "--timeout", "0.5", ERL_EPMD_PORT=port)
+        assert 0.5 <= time.monotonic() - began < 2.5
+        assert (output.code, output.out) == (1, "pang\n")
+
+    @pytest.mark.parametrize("subcommand", [["ping", "{}"], ["eval", "{}", "return 1"]])
+    def test_a_name_server_that_is_silent(self, start: Starter, subcommand: list[str]) -> None:
+        """It is asked by a thread, and a thread cannot be stopped."""
+        slow = "import socket, time; socket.getaddrinfo = lambda *a, **k: time.sleep(60)"
+        arguments = [text.format("py@host.example") for text in subcommand]
+        began = time.monotonic()
+        client = start(*arguments, "--timeout", "0.5", ready=False, before=slow)
+        output = client.wait()
+        assert time.monotonic() - began < 0.5 + cli.LEAVE + 3.0  # Python starts in that too
+        assert (output.code, output.out) == (1, "pang\n" if subcommand[0] == "ping" else "")
+        assert output.err == "snex-node: py@host.example did not answer within 0.5 s\n"
+
+    def test_no_cookie_is_no_answer(self, command: Command, node: Running) -> None:
+        output = command("ping", node.name, "--cookie-file", "/no/such/file")
+        assert (output.code, output.out) == (1, "")
 
     @pytest.mark.parametrize("name", ["py", "py@", "@host", "a@b@c", ""])
     def test_what_is_no_node_name(self, command: Command, name: str) -> None:
         output = command("ping", name)
-        assert output.code == 1
+        assert (output.code, output.out) == (1, "pang\n")
         assert output.err.startswith("snex-node: ")
+
+
+def run(
+    *arguments: str,
+    environ: dict[str, str],
+    input: bytes = b"",  # noqa: A002 - as subprocess calls it
+    shell: str = "exec {}",
+) -> Output:
+    """Run a command in a process of its own, by the shell."""
+    quoted = " ".join(map(shlex.quote, [sys.executable, "-m", "snex_runtime", *arguments]))
+    done = subprocess.run(
+        ["sh", "-c", shell.format(quoted)],
+        input=input,
+        env=environ,
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return Output(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class TestOutput:
+    """Whatever becomes of what a command writes, there is no traceback."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "code"),
+        [
+            (["eval", "{}", "return 'x' * 100000"], 0),
+            (["eval", "{}", "1 / 0"], 1),
+            (["ping", "{}"], 0),
+            (["ping", "nobody@127.0.0.1"], 1),
+            (["names"], 0),
+            (["--help"], 0),
+            (["start", "--help"], 0),
+            (["--version"], 0),
+            ([], 2),
+        ],
+    )
+    @pytest.mark.parametrize("how", ["gone", "closed"])
+    def test_nobody_reads_it(
+        self, environ: dict[str, str], node: Running, arguments: list[str], code: int, how: str
+    ) -> None:
+        command = [text.format(node.name) for text in arguments]
+        done = self.run_without_output(command, environ, how)
+        assert done.returncode == code
+        assert b"Traceback" not in done.stderr.replace(
+            b"Traceback (most recent call last):", b"", 1
+        )
+        assert b"BrokenPipe" not in done.stderr
+        assert b"Exception ignored" not in done.stderr
+
+    def run_without_output(
+        self, command: list[str], environ: dict[str, str], how: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        arguments = [sys.executable, "-m", "snex_runtime", *command]
+        if how == "closed":
+            return subprocess.run(
+                ["sh", "-c", 'exec "$@" >&-', "sh", *arguments],
+                env=environ,
+                stderr=subprocess.PIPE,
+                timeout=SECONDS,
+                check=False,
+            )
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            return subprocess.run(
+                arguments,
+                env=environ,
+                stdout=writer,
+                stderr=subprocess.PIPE,
+                timeout=SECONDS,
+                check=False,
+            )
+        finally:
+            os.close(writer)
+
+    @pytest.mark.parametrize("arguments", [["eval", "{}", "return 1"], ["names"]])
+    def test_a_full_disk(
+        self, environ: dict[str, str], node: Running, arguments: list[str]
+    ) -> None:
+        command = [text.format(node.name) for text in arguments]
+        done = run(*command, environ=environ, shell="exec {} >/dev/full")
+        assert (done.code, done.out) == (1, "")
+        assert done.err == ("snex-node: cannot write to standard output: No space left on device\n")
+
+    @pytest.mark.parametrize("how", ["2>&-", "2>/dev/full"])
+    def test_no_standard_error(self, environ: dict[str, str], node: Running, how: str) -> None:
+        done = run("ping", "nobody@127.0.0.1", environ=environ, shell=f"exec {{}} {how}")
+        assert (done.code, done.out) == (1, "pang\n")
+
+    def test_an_encoding_that_lacks_a_character(
+        self, environ: dict[str, str], node: Running
+    ) -> None:
+        ascii_only = {**environ, "PYTHONIOENCODING": "ascii"}
+        done = run("eval", node.name, "return '\u00e9'", environ=ascii_only)
+        assert (done.code, done.out, done.err) == (0, "'\\xe9'\n", "")
+
+    def test_a_node_serves_all_the_same(
+        self, environ: dict[str, str], command: Command, start: Starter
+    ) -> None:
+        name = unique()
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snex_runtime", "start", "--name", name],
+            env=environ,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        )
+        os.close(writer)
+        try:
+            wait_for(lambda: command("ping", name).out == "pong\n")
+            assert command("eval", name, "print('x', flush=True)\nreturn 1").out == "1\n"
+            process.terminate()
+            assert process.communicate(timeout=SECONDS)[1] == b""
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+    def test_a_log_that_nobody_reads(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique())
+        flood = "import logging\nfor n in range(6000): logging.warning('%d %s', n, 'x' * 200)"
+        assert command("eval", running.name, flood + "\nreturn 1", "--timeout", "10").out == "1\n"
+        assert command("eval", running.name, "return 2").out == "2\n"
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert output.code == 0
+        dropped = re.findall(r"(\d+) log records were dropped", output.err)
+        lines = output.err.count(" WARNING ")
+        assert lines + sum(map(int, dropped)) in (lines, 6000)
+
+    def test_a_log_is_written_to_its_end(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique())
+        flood = "import logging\nfor n in range(900): logging.warning('%d %s', n, 'x' * 200)"
+        assert command("eval", running.name, flood + "\nreturn 1").out == "1\n"
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert output.code == 0
+        numbers = re.findall(r"WARNING (\d+) x{200}\n", output.err)
+        assert [int(number) for number in numbers] == list(range(900))
 
 
 class TestNames:
@@ -432,6 +760,64 @@ class TestStart:
         name = unique()
         start("start", "--name", name, "--epmd", "none")
         assert name.partition("@")[0] not in command("names").out
+
+    @pytest.mark.parametrize(
+        ("code", "error"),
+        [
+            ("return input()", "EOFError"),
+            ("breakpoint()", "BdbQuit"),
+            ("import sys\nreturn sys.stdin.read() + 'end'", None),
+            ("import subprocess\nreturn subprocess.check_output('cat').decode() + 'end'", None),
+        ],
+    )
+    def test_standard_input_is_empty(
+        self, start: Starter, command: Command, code: str, error: str | None
+    ) -> None:
+        """It may be a terminal, where code that reads would wait for ever, and all with it."""
+        running = start("start", "--name", unique(), stdin=subprocess.PIPE)
+        output = command("eval", running.name, code)
+        if error is None:
+            assert (output.code, output.out) == (0, "'end'\n")
+        else:
+            assert output.code == 1
+            assert error in output.err
+
+    def test_an_init_script_from_standard_input(self, start: Starter, command: Command) -> None:
+        running = start(
+            *("start", "--name", unique(), "--init-script", "/dev/stdin"),
+            stdin=subprocess.PIPE,
+            ready=False,
+        )
+        assert running.process.stdin is not None
+        running.process.stdin.write(b"base = 40")
+        running.process.stdin.close()
+        running.process.stdin = None
+        assert running.read_line().startswith("ready ")
+        assert command("eval", running.name, "return base + 2").out == "42\n"
+
+    @pytest.mark.parametrize("listen", ["0.0.0.0:0", ":0", "[::]:0"])
+    def test_it_warns_where_more_than_this_machine_reaches_it(
+        self, start: Starter, listen: str
+    ) -> None:
+        running = start("start", "--name", unique(), "--listen", listen)
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert output.code == 0
+        host = "0.0.0.0" if "[" not in listen else "[::]"
+        (line,) = output.err.splitlines()
+        assert (
+            f" WARNING {running.name} listens on {host}:{running.port}: whoever can reach" in line
+        )
+        assert "not encrypted" in line
+
+    @pytest.mark.parametrize("listen", [[], ["--listen", "localhost:0"]])
+    def test_it_does_not_warn_on_loopback(self, start: Starter, listen: list[str]) -> None:
+        running = start("start", "--name", unique(), "--log-level", "info", *listen)
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert "WARNING" not in output.err
+        where = rf"(127\.0\.0\.1|\[::1\]):{running.port}"
+        assert re.search(rf" INFO {running.name} listens on {where}\n", output.err)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -569,13 +955,26 @@ class TestInitScript:
 
 
 class TestStopping:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal(self, start: Starter, command: Command, number: int) -> None:
         running = start("start", "--name", unique())
         running.signal(number)
         output = running.wait()
         assert (output.code, output.out, output.err) == (0, "", "")
         assert running.name.partition("@")[0] not in command("names").out
+
+    def test_nohup(self, start: Starter, command: Command) -> None:
+        ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+        running = start("start", "--name", unique(), before=ignored)
+        running.signal(signal.SIGHUP)
+        assert command("ping", running.name).out == "pong\n"
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_an_epmd(self, start: Starter, number: int) -> None:
+        running = start("epmd", "--listen", "127.0.0.1:0")
+        running.signal(number)
+        output = running.wait()
+        assert (output.code, output.out, output.err) == (0, "", "")
 
     def test_what_runs_is_cancelled(
         self, start: Starter, environ: dict[str, str], tmp_path: Path
@@ -700,6 +1099,33 @@ class TestCookie:
             assert secret not in output.out + output.err
             assert COOKIE not in output.out + output.err
 
+    @pytest.mark.parametrize("file", [False, True])
+    def test_it_is_not_in_the_environment_of_what_is_evaluated(
+        self, start: Starter, command: Command, tmp_path: Path, file: bool
+    ) -> None:
+        arguments = []
+        if file:
+            (tmp_path / "cookie").write_text(COOKIE)
+            (tmp_path / "cookie").chmod(0o400)
+            arguments = ["--cookie-file", str(tmp_path / "cookie")]
+        running = start("start", "--name", unique(), *arguments)
+        code = (
+            "import os, subprocess\n"
+            "return 'SNEX_COOKIE' in os.environ, b'SNEX_COOKIE' in subprocess.check_output('env')"
+        )
+        assert command("eval", running.name, code).out == "(False, False)\n"
+
+    @pytest.mark.parametrize("subcommand", [["start"], ["ping", "py@127.0.0.1"]])
+    @pytest.mark.parametrize("home", ["/nonexistent", "/proc", "/dev/null", "/" + "x" * 300])
+    def test_no_place_for_one(self, command: Command, subcommand: list[str], home: str) -> None:
+        output = command(*subcommand, SNEX_COOKIE=None, HOME=home)
+        assert (output.code, output.out) == (1, "")
+        assert output.err.startswith(
+            f"snex-node: cannot make the cookie file {home}/.erlang.cookie: "
+        )
+        for remedy in ("HOME", "--cookie-file", "SNEX_COOKIE"):
+            assert remedy in output.err
+
     def test_a_file_is_made_in_the_home_directory(
         self, start: Starter, command: Command, environ: dict[str, str]
     ) -> None:
@@ -739,6 +1165,7 @@ class TestNamesAndAddresses:
             ("a@127.0.0.1", None, "a@127.0.0.1"),
             ("a@host.example", None, "a@host.example"),
             (None, "a@host", "a@host"),
+            ("py2", None, "py2@127.0.0.1"),
         ],
     )
     def test_full_names(self, long: str | None, short: str | None, expected: str) -> None:
@@ -746,8 +1173,6 @@ class TestNamesAndAddresses:
 
     def test_the_host_is_this_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket, "gethostname", lambda: "here.example.org")
-        monkeypatch.setattr(socket, "getfqdn", lambda: "here.example.org")
-        assert cli.full_name("a", None) == "a@here.example.org"
         assert cli.full_name(None, "a") == "a@here"
 
     def test_a_loopback_address_is_listened_on(self) -> None:
