@@ -217,7 +217,8 @@ def _leave_logging_to_users() -> None:
         root.removeHandler(handler)
         for name in ("snex_node", "snex_runtime"):
             logging.getLogger(name).addHandler(handler)
-    logging.lastResort = StderrHandler(logging.WARNING)  # as Python's own, but for the waiting
+    last = logging.lastResort = StderrHandler(logging.WARNING)  # Python's own would wait
+    last.take_reports()
     # Interpreters come and go, and with one of them epmd may; the others take its place.
     logging.getLogger("snex_node.epmd").setLevel(logging.ERROR)
 

@@ -67,29 +67,35 @@ class CommandError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 for a failure, 2 for wrong usage."""
     try:
-        args = _parse(_parser(), argv)
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 2
-    except CommandError as error:
+        code = _main(argv)
+        _say()  # what others printed: nothing of it may fail when the interpreter ends
+    except (CommandError, ValueError) as error:  # the latter: there is no such event loop
         _complain(error)
         return 1
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parse(argv)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    args.log = StderrHandler()
     logging.basicConfig(
         level=args.log_level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[StderrHandler()],
+        handlers=[args.log],
     )
     try:
         with _leaving(args) as leave:
             return loops.run(_run(args, leave), args.loop)
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:  # there is no such event loop
-        _complain(error)
-        return 1
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. Raises `SystemExit` when help was asked for, or is what is needed."""
+    parser = _parser()
     try:
         args = parser.parse_args(argv)
         if args.run is None:
@@ -98,8 +104,6 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     except BrokenPipeError:
         _discard(sys.stdout)
         raise SystemExit(0) from None
-    finally:
-        _say()  # what argparse wrote: a reader that has gone is no failure
     return args
 
 
@@ -144,7 +148,7 @@ def _leaving(args: argparse.Namespace) -> Iterator[Callable[[int], None]]:
 
 def _say(*lines: str) -> None:
     """Print ``lines``, at once. A reader that has gone wants no more: that is no failure."""
-    if sys.stdout is None:
+    if sys.stdout is None or sys.stdout.closed:
         return
     try:
         for line in lines:
@@ -189,7 +193,11 @@ def _discard(stream: TextIO) -> None:
 
 
 async def _start(args: argparse.Namespace) -> int:
-    return await _until_signal(_serve(args))
+    undo = args.log.take_reports()
+    try:
+        return await _until_signal(_serve(args))
+    finally:
+        undo()
 
 
 async def _serve(args: argparse.Namespace) -> None:

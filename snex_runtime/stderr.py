@@ -14,9 +14,11 @@ import select
 import sys
 import threading
 import traceback
+import warnings
 import weakref
+from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, TextIO
 
 MAX_WAITING: Final = 1_000
 """Records that wait to be written; beyond it they are counted as dropped. A stranger who has us log
@@ -80,18 +82,59 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have a record written, or count it."""
-        if self.file is None:
-            return
-        if self._waiting.qsize() >= MAX_WAITING:
-            self._dropped += 1
+        if not self._has_place():
             return
         try:
             text = self.format(record)
         except Exception:  # its arguments do not fit its message, for example
             where = f"{record.pathname}:{record.lineno}"
             text = f"the log record made at {where} has no text: {traceback.format_exc()}"
+        self._put(text)
+
+    def _has_place(self) -> bool:
+        if self.file is not None and self._waiting.qsize() >= MAX_WAITING:
+            self._dropped += 1
+            return False
+        return self.file is not None
+
+    def _put(self, text: str) -> None:
         self._waiting.put(_line(text.encode(self._encoding, "backslashreplace")))
         self._start()
+
+    def take_reports(self) -> Callable[[], None]:
+        """Write warnings, and exceptions that nobody can be told of, as well: Python itself would
+        wait for the reader of standard error.
+
+        Those of code that has another ``sys.stderr`` go there. Returns what undoes it.
+        """
+        stream, before = sys.stderr, (warnings.showwarning, sys.unraisablehook)
+
+        def show_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if file is not None or sys.stderr is not stream:
+                before[0](message, category, filename, lineno, file, line)
+            elif self._has_place():
+                text = warnings.formatwarning(message, category, filename, lineno, line)
+                self._put(text.rstrip("\n"))
+
+        def report(unraisable: sys.UnraisableHookArgs) -> None:
+            if sys.stderr is not stream:
+                before[1](unraisable)
+            elif self._has_place():
+                self._put(_unraisable_text(unraisable))
+
+        def undo() -> None:
+            warnings.showwarning, sys.unraisablehook = before
+
+        warnings.showwarning = show_warning
+        sys.unraisablehook = report
+        return undo
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -156,6 +199,17 @@ class StderrHandler(logging.Handler):
             return bool(select.select([], [self.file], [], seconds)[1])
         except (OSError, ValueError):  # closed: writing says so
             return True
+
+
+def _unraisable_text(unraisable: sys.UnraisableHookArgs) -> str:
+    """As Python writes it. A ``repr`` that fails is no reason to say nothing."""
+    try:
+        what = repr(unraisable.object)
+    except Exception:
+        what = "<object repr() failed>"
+    error = unraisable.exc_value or unraisable.exc_type()
+    lines = traceback.format_exception(type(error), error, unraisable.exc_traceback)
+    return f"{unraisable.err_msg or 'Exception ignored in'}: {what}\n{''.join(lines)}".rstrip("\n")
 
 
 def _line(data: bytes) -> bytes:

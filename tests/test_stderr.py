@@ -273,6 +273,67 @@ async def test_a_child_whose_output_nobody_reads(epmd: RealEpmd) -> None:
     assert time.monotonic() - began < 3.0
 
 
+WARNINGS = "import warnings\nfor n in range(6000): warnings.warn('x' * 200 + str(n))"
+UNRAISABLE = """
+class A:
+    def __del__(self): raise ValueError('x' * 200)
+for n in range(2000): A()
+"""
+UNAWAITED = """
+async def nothing(): pass
+import warnings
+warnings.simplefilter('always')
+for n in range(3000): nothing()
+"""
+
+
+@pytest.mark.parametrize("code", [WARNINGS, UNRAISABLE, UNAWAITED])
+async def test_what_python_itself_reports(epmd: RealEpmd, code: str) -> None:
+    runtime = ChildRuntime(epmd, stderr=subprocess.PIPE)
+    try:
+        assert await runtime.eval(code) == ("ok", None)
+        assert await runtime.eval("return 42") == ("ok", 42)
+    finally:
+        runtime.end()
+    assert runtime.process.returncode == 0
+
+
+class TestReports:
+    """Warnings, and exceptions that cannot be raised, are written as Python writes them."""
+
+    def run(self, code: str, reports: bool) -> str:
+        program = "import sys, warnings\nfrom snex_runtime.stderr import StderrHandler\n"
+        program += "undo = StderrHandler().take_reports()\n" if reports else "\n"
+        return subprocess.run(
+            [sys.executable, "-c", program + code],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            timeout=SECONDS,
+            text=True,
+            check=True,
+        ).stderr
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "warnings.warn('a warning')",
+            "warnings.warn(DeprecationWarning('old'))",
+            "class A:\n    def __del__(self): 1 / 0\nA()",
+            "import io, contextlib\n"
+            "with contextlib.redirect_stderr(io.StringIO()) as text: warnings.warn('kept')\n"
+            "print(text.getvalue(), file=sys.stderr)",
+            "warnings.showwarning('text', UserWarning, 'f', 1, file=sys.stderr)",
+        ],
+    )
+    def test_the_same_text(self, code: str) -> None:
+        ours, pythons = (re.sub("0x[0-9a-f]+", "0x", self.run(code, how)) for how in (True, False))
+        assert ours == pythons != ""
+
+    def test_undoing_it(self) -> None:
+        code = "undo()\nassert warnings.showwarning.__module__ == 'warnings'"
+        assert self.run(code, True) == ""
+
+
 async def test_a_child_s_last_words(epmd: RealEpmd) -> None:
     runtime = ChildRuntime(epmd, stderr=subprocess.PIPE)
     try:
