@@ -556,7 +556,10 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds <= LONGEST:
         raise argparse.ArgumentTypeError(
             f"{text} is no number of seconds from 0.001 to {LONGEST:g}"

@@ -42,7 +42,10 @@ def hide() -> None:
 
     if os.environ.get("PYTHONSAFEPATH") == SAFE:
         del os.environ["PYTHONSAFEPATH"]  # it is not for the programs that users start
-        given.insert(0, os.getcwd())
+        try:
+            given.insert(0, os.getcwd())
+        except OSError:  # it has been deleted: nothing is there to be imported
+            pass
     library = os.path.dirname(os.__file__)
     sys.path.sort(key=lambda entry: not _is_of(library, entry))
     _given = given

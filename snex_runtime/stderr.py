@@ -109,6 +109,10 @@ class StderrHandler(logging.Handler):
         """
         stream, before = sys.stderr, (warnings.showwarning, sys.unraisablehook)
 
+        def is_ours() -> bool:
+            # When the interpreter goes the thread has gone already.
+            return sys.stderr is stream and not sys.is_finalizing()
+
         def show_warning(
             message: Warning | str,
             category: type[Warning],
@@ -117,14 +121,14 @@ class StderrHandler(logging.Handler):
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if file is not None or sys.stderr is not stream:
+            if file is not None or not is_ours():
                 before[0](message, category, filename, lineno, file, line)
             elif self._has_place():
                 text = warnings.formatwarning(message, category, filename, lineno, line)
                 self._put(text.rstrip("\n"))
 
         def report(unraisable: sys.UnraisableHookArgs) -> None:
-            if sys.stderr is not stream:
+            if not is_ours():
                 before[1](unraisable)
             elif self._has_place():
                 self._put(_unraisable_text(unraisable))

@@ -129,6 +129,14 @@ async def test_modules_of_the_user_are_there(
     assert await runtimes[0].eval(code) == ("ok", (20, None))
 
 
+async def test_a_folder_that_has_been_deleted(
+    epmd: RealEpmd, folder: Path, runtimes: list[ChildRuntime]
+) -> None:
+    """As where a deployment was replaced under a running BEAM."""
+    runtimes.append(ChildRuntime(epmd, cwd=folder, before='rmdir "$PWD"', PYTHONSAFEPATH="snex"))
+    assert await runtimes[0].eval("return 42") == ("ok", 42)
+
+
 async def test_a_user_s_path_is_kept_in_its_order(
     epmd: RealEpmd, folder: Path, tmp_path: Path, runtimes: list[ChildRuntime]
 ) -> None:

@@ -23,18 +23,25 @@ SECONDS = 30.0
 class ChildRuntime:
     """``snex_runtime child`` in a process of its own, ready to take requests.
 
-    ``cwd`` is where it is started, ``environ`` is added to the environment. Its standard error is a
-    pipe that nobody reads when ``stderr`` is `subprocess.PIPE`. Who starts it calls `end`.
+    ``cwd`` is where it is started, after the shell ran ``before`` there. ``environ`` is added to
+    the environment. Its standard error is a pipe that nobody reads when ``stderr`` is
+    `subprocess.PIPE`. Who starts it calls `end`.
     """
 
     def __init__(
-        self, epmd: RealEpmd, *, cwd: Path | None = None, stderr: int | None = None, **environ: str
+        self,
+        epmd: RealEpmd,
+        *,
+        cwd: Path | None = None,
+        stderr: int | None = None,
+        before: str = ":",
+        **environ: str,
     ) -> None:
         self.name = f"child_{secrets.token_hex(5)}@127.0.0.1"
         self.cookie = secrets.token_hex(10)
         self.epmd = epmd
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "snex_runtime", "child"],
+            ["sh", "-c", f'{before}; exec "$0" -m snex_runtime child', sys.executable],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
