@@ -54,8 +54,8 @@ LEAVE = 0.5
 """Seconds that a command which is done waits for a thread that it cannot stop. A name server that
 does not answer keeps one for as long as the system asks it, 10 s and more."""
 
-LONGEST = 366 * 86400.0
-"""Seconds that an option may ask for: what is meant to be without a limit needs no more."""
+LONGEST = 4_294_967.0
+"""Seconds that an option may ask for: 49 days, the longest time limit of Erlang (2^32 ms)."""
 
 _log = logging.getLogger(__name__)
 
