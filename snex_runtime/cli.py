@@ -562,7 +562,7 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= LONGEST:
         raise argparse.ArgumentTypeError(
-            f"{text} is no number of seconds from 0.001 to {LONGEST:g}"
+            f"{text} is no number of seconds from 0.001 to {LONGEST:.0f}"
         )
     return seconds
 
