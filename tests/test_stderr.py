@@ -301,11 +301,13 @@ async def test_what_python_itself_reports(epmd: RealEpmd, code: str) -> None:
 class TestReports:
     """Warnings, and exceptions that cannot be raised, are written as Python writes them."""
 
-    def run(self, code: str, reports: bool) -> str:
+    def run(self, folder: Path, code: str, reports: bool) -> str:
         program = "import sys, warnings\nfrom snex_runtime.stderr import StderrHandler\n"
         program += "undo = StderrHandler().take_reports()\n" if reports else "\n"
+        (folder / "program.py").write_text(program + code)
         return subprocess.run(
-            [sys.executable, "-c", program + code],
+            [sys.executable, "program.py"],
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             capture_output=True,
             timeout=SECONDS,
@@ -325,13 +327,15 @@ class TestReports:
             "warnings.showwarning('text', UserWarning, 'f', 1, file=sys.stderr)",
         ],
     )
-    def test_the_same_text(self, code: str) -> None:
-        ours, pythons = (re.sub("0x[0-9a-f]+", "0x", self.run(code, how)) for how in (True, False))
+    def test_the_same_text(self, code: str, tmp_path: Path) -> None:
+        texts = (self.run(tmp_path, code, how) for how in (True, False))
+        # Where in a line it was, Python's own C code does not always show.
+        ours, pythons = (re.sub("0x[0-9a-f]+|\n *[~^]+\n", "\n", text) for text in texts)
         assert ours == pythons != ""
 
-    def test_undoing_it(self) -> None:
+    def test_undoing_it(self, tmp_path: Path) -> None:
         code = "undo()\nassert warnings.showwarning.__module__ == 'warnings'"
-        assert self.run(code, True) == ""
+        assert self.run(tmp_path, code, True) == ""
 
 
 async def test_a_child_s_last_words(epmd: RealEpmd) -> None:
