@@ -16,11 +16,18 @@ defmodule Snex.MixProject do
       consolidate_protocols: Mix.env() != :test,
       start_permanent: Mix.env() == :prod,
       deps: [],
+      aliases: aliases(),
       package: [
         licenses: ["Apache-2.0"],
-        files: ~w(lib c_src priv/python mix.exs mix_compilers.exs .formatter.exs)
+        files: ~w(lib c_src python mix.exs mix_compilers.exs .formatter.exs README.md)
       ]
     ]
+  end
+
+  # A package takes its Python from this folder; see mix_compilers.exs.
+  defp aliases do
+    package = fn _args -> Snex.PythonSources.package() end
+    ["hex.build": [package, "hex.build"], "hex.publish": [package, "hex.publish"]]
   end
 
   def application do

@@ -28,10 +28,13 @@ defmodule Snex.WithoutCompilerTest do
   test "compiling says so, and environments live as long as their makers" do
     folder = Path.join(System.tmp_dir!(), "snex-without-compiler-#{System.pid()}")
     on_exit(fn -> File.rm_rf!(folder) end)
-    File.mkdir_p!(Path.join(folder, "priv"))
+    File.mkdir_p!(folder)
 
-    for name <- ~w(lib c_src priv/python mix.exs mix_compilers.exs),
+    for name <- ~w(lib c_src mix.exs mix_compilers.exs),
         do: File.cp_r!(name, Path.join(folder, name))
+
+    # As a published package has it.
+    File.cp_r!(Application.app_dir(:snex, "priv/python"), Path.join(folder, "python"))
 
     {output, status} =
       System.cmd("mix", ["run", "-e", @program],

@@ -2,14 +2,27 @@ defmodule Snex.Nif do
   @moduledoc false
   # Handles of environments, made in C where the project was compiled with a C compiler.
 
+  require Logger
+
   @on_load :load
 
   @doc false
   def load do
     path = :filename.join(:code.priv_dir(:snex), ~c"snex_nif")
-    :persistent_term.put(__MODULE__, :erlang.load_nif(path, 0) == :ok)
+    loaded = :erlang.load_nif(path, 0)
+    :persistent_term.put(__MODULE__, loaded == :ok)
     # Without it the client works too; see `loaded?/0`.
+    with {:error, {_, text}} <- loaded, true <- File.exists?("#{path}.so"), do: warn(path, text)
     :ok
+  end
+
+  # Compiling replaces it where it does not fit; it may have come here with a build.
+  defp warn(path, text) do
+    Logger.warning(
+      "snex: environments are freed when the process that made them ends, and not when they are " <>
+        "garbage collected, because #{path} cannot be loaded: #{text}. If it was built for " <>
+        "another Erlang/OTP: mix deps.compile snex --force"
+    )
   end
 
   @doc "Whether handles can be made."
