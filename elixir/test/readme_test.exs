@@ -10,65 +10,65 @@ defmodule Snex.ReadmeTest do
       do: Snex.Serde.object("datetime", "date", [d.year, d.month, d.day])
   end
 
-  # Where there is no uv, or no network for it, SNEX_TEST_WITHOUT_UV leaves out what needs them.
-  if System.get_env("SNEX_TEST_WITHOUT_UV") == nil do
-    describe "with NumPy" do
-      test "quick example" do
-        inp = start_supervised!({SnexTest.NumpyInterpreter, init_script: "import numpy as np"})
+  describe "with NumPy" do
+    @describetag :uv
 
-        assert {:ok, 6.0} =
-                 Snex.pyeval(
-                   inp,
-                   """
-                   width, height = await Elixir.Enum.map([3, 3], mapper)
-                   matrix = np.fromfunction(lambda i, j: (-1) ** (i + j), (width, height), dtype=int)
+    test "quick example" do
+      inp = start_supervised!({SnexTest.NumpyInterpreter, init_script: "import numpy as np"})
 
-                   return np.linalg.norm(matrix)
-                   """,
-                   %{"mapper" => &(&1 * 2)}
-                 )
-      end
+      assert {:ok, 6.0} =
+               Snex.pyeval(
+                 inp,
+                 """
+                 width, height = await Elixir.Enum.map([3, 3], mapper)
+                 matrix = np.fromfunction(lambda i, j: (-1) ** (i + j), (width, height), dtype=int)
 
-      test "custom interpreter, pyeval" do
-        {:ok, interpreter} = SnexTest.NumpyInterpreter.start_link()
-        assert {:ok, "hello world!"} = Snex.pyeval(interpreter, "return 'hello world!'")
-
-        assert {:ok, 6.0} =
-                 Snex.pyeval(interpreter, """
-                 import numpy as np
-                 matrix = np.fromfunction(lambda i, j: (-1) ** (i + j), (6, 6), dtype=int)
                  return np.linalg.norm(matrix)
-                 """)
-
-        assert SnexTest.NumpyInterpreter.os_pid(interpreter) == Interpreter.os_pid(interpreter)
-        assert SnexTest.NumpyInterpreter.stop(interpreter) == :ok
-      end
-
-      test "initialization script" do
-        inp =
-          start_supervised!(
-            {SnexTest.NumpyInterpreter,
-             init_script: """
-             import numpy as np
-             my_var = 42
-             """}
-          )
-
-        {:ok, env} = Snex.make_env(inp)
-        assert {:ok, 42} = Snex.pyeval(env, "return int(np.array([my_var])[0])")
-      end
+                 """,
+                 %{"mapper" => &(&1 * 2)}
+               )
     end
 
-    test "use your in-repo project" do
-      inp = start_supervised!(SnexTest.MyProject)
-      {:ok, env} = Snex.make_env(inp)
+    test "custom interpreter, pyeval" do
+      {:ok, interpreter} = SnexTest.NumpyInterpreter.start_link()
+      assert {:ok, "hello world!"} = Snex.pyeval(interpreter, "return 'hello world!'")
 
-      assert {:ok, "hi from bar"} =
-               Snex.pyeval(env, """
-               import foo
-               return foo.bar()
+      assert {:ok, 6.0} =
+               Snex.pyeval(interpreter, """
+               import numpy as np
+               matrix = np.fromfunction(lambda i, j: (-1) ** (i + j), (6, 6), dtype=int)
+               return np.linalg.norm(matrix)
                """)
+
+      assert SnexTest.NumpyInterpreter.os_pid(interpreter) == Interpreter.os_pid(interpreter)
+      assert SnexTest.NumpyInterpreter.stop(interpreter) == :ok
     end
+
+    test "initialization script" do
+      inp =
+        start_supervised!(
+          {SnexTest.NumpyInterpreter,
+           init_script: """
+           import numpy as np
+           my_var = 42
+           """}
+        )
+
+      {:ok, env} = Snex.make_env(inp)
+      assert {:ok, 42} = Snex.pyeval(env, "return int(np.array([my_var])[0])")
+    end
+  end
+
+  @tag :uv
+  test "use your in-repo project" do
+    inp = start_supervised!(SnexTest.MyProject)
+    {:ok, env} = Snex.make_env(inp)
+
+    assert {:ok, "hi from bar"} =
+             Snex.pyeval(env, """
+             import foo
+             return foo.bar()
+             """)
   end
 
   test "environments" do

@@ -1,80 +1,80 @@
-if System.get_env("SNEX_TEST_WITHOUT_UV") == nil do
-  defmodule Snex.ReleaseTest do
-    @moduledoc "A release of a project that uses Snex, built, moved and run."
-    use Snex.Case, async: true
+defmodule Snex.ReleaseTest do
+  @moduledoc "A release of a project that uses Snex, built, moved and run."
+  use Snex.Case, async: true
 
-    setup do
-      folder = Path.join(System.tmp_dir!(), "snex-release-#{System.pid()}")
-      File.mkdir_p!(Path.join(folder, "lib"))
-      on_exit(fn -> File.rm_rf!(folder) end)
+  @moduletag :uv
 
-      File.write!(Path.join(folder, "mix.exs"), """
-      defmodule Demo.MixProject do
-        use Mix.Project
+  setup do
+    folder = Path.join(System.tmp_dir!(), "snex-release-#{System.pid()}")
+    File.mkdir_p!(Path.join(folder, "lib"))
+    on_exit(fn -> File.rm_rf!(folder) end)
 
-        def project do
-          [
-            app: :demo,
-            version: "0.1.0",
-            deps: [{:snex, path: #{inspect(File.cwd!())}}],
-            releases: [demo: [steps: [:assemble, &Snex.Release.after_assemble/1]]]
-          ]
-        end
+    File.write!(Path.join(folder, "mix.exs"), """
+    defmodule Demo.MixProject do
+      use Mix.Project
 
-        def application, do: [extra_applications: [:logger]]
+      def project do
+        [
+          app: :demo,
+          version: "0.1.0",
+          deps: [{:snex, path: #{inspect(File.cwd!())}}],
+          releases: [demo: [steps: [:assemble, &Snex.Release.after_assemble/1]]]
+        ]
       end
-      """)
 
-      File.write!(Path.join(folder, "lib/demo.ex"), """
-      defmodule Demo do
-        use Snex.Interpreter,
-          pyproject_toml: \"\"\"
-          [project]
-          name = "demo"
-          version = "0.0.0"
-          requires-python = ">=3.10"
-          dependencies = ["colorama==0.4.6"]
-          \"\"\",
-          managed_python: false
-
-        def run do
-          {:ok, _} = Application.ensure_all_started(:snex)
-          {:ok, python} = start_link()
-          {:ok, answer} = Snex.pyeval(python, "import colorama; return colorama.__file__")
-          IO.puts("answer " <> answer)
-        end
-      end
-      """)
-
-      {:ok, folder: folder}
+      def application, do: [extra_applications: [:logger]]
     end
+    """)
 
-    test "a release has what is used, and runs after it was moved", %{folder: folder} do
-      mix(folder, ["compile"])
-      build = Path.join(folder, "_build/prod/snex/projects")
-      # What a module left that does not exist any more.
-      File.cp_r!(Path.join(build, "Demo"), Path.join(build, "Demo.Gone"))
-      mix(folder, ["release", "--quiet"])
-      moved = Path.join(folder, "moved")
-      File.rename!(Path.join(folder, "_build/prod/rel/demo"), moved)
-      File.rm_rf!(Path.join(folder, "_build"))
-      assert File.ls!(Path.join(moved, "snex/projects")) == ["Demo"]
+    File.write!(Path.join(folder, "lib/demo.ex"), """
+    defmodule Demo do
+      use Snex.Interpreter,
+        pyproject_toml: \"\"\"
+        [project]
+        name = "demo"
+        version = "0.0.0"
+        requires-python = ">=3.10"
+        dependencies = ["colorama==0.4.6"]
+        \"\"\",
+        managed_python: false
 
-      {output, 0} =
-        System.cmd(Path.join(moved, "bin/demo"), ["eval", "Demo.run()"], stderr_to_stdout: true)
-
-      assert output =~ "answer #{moved}/snex/projects/Demo/venv/"
-    end
-
-    defp mix(folder, args) do
-      case System.cmd("mix", args,
-             cd: folder,
-             env: [{"MIX_ENV", "prod"}, {"MIX_TARGET", nil}],
-             stderr_to_stdout: true
-           ) do
-        {_, 0} -> :ok
-        {output, status} -> flunk("mix #{hd(args)} failed with status #{status}:\n#{output}")
+      def run do
+        {:ok, _} = Application.ensure_all_started(:snex)
+        {:ok, python} = start_link()
+        {:ok, answer} = Snex.pyeval(python, "import colorama; return colorama.__file__")
+        IO.puts("answer " <> answer)
       end
+    end
+    """)
+
+    {:ok, folder: folder}
+  end
+
+  test "a release has what is used, and runs after it was moved", %{folder: folder} do
+    mix(folder, ["compile"])
+    build = Path.join(folder, "_build/prod/snex/projects")
+    # What a module left that does not exist any more.
+    File.cp_r!(Path.join(build, "Elixir.Demo"), Path.join(build, "Elixir.Demo.Gone"))
+    mix(folder, ["release", "--quiet"])
+    moved = Path.join(folder, "moved")
+    File.rename!(Path.join(folder, "_build/prod/rel/demo"), moved)
+    File.rm_rf!(Path.join(folder, "_build"))
+    assert File.ls!(Path.join(moved, "snex/projects")) == ["Elixir.Demo"]
+
+    {output, 0} =
+      System.cmd(Path.join(moved, "bin/demo"), ["eval", "Demo.run()"], stderr_to_stdout: true)
+
+    assert output =~ "answer #{moved}/snex/projects/Elixir.Demo/venv/"
+  end
+
+  defp mix(folder, args) do
+    case System.cmd("mix", args,
+           cd: folder,
+           env: [{"MIX_ENV", "prod"}, {"MIX_TARGET", nil}],
+           stderr_to_stdout: true
+         ) do
+      {_, 0} -> :ok
+      {output, status} -> flunk("mix #{hd(args)} failed with status #{status}:\n#{output}")
     end
   end
 end

@@ -1,4 +1,13 @@
 # Tests of two nodes need this one to listen, and a node's name cannot change. What happens on a node
 # that is not distributed is tested in BEAMs of their own.
 Snex.Peer.listen()
-ExUnit.start(capture_log: true, assert_receive_timeout: 5_000)
+
+without =
+  if System.get_env("SNEX_TEST_WITHOUT_UV") do
+    IO.puts("SNEX_TEST_WITHOUT_UV is set: tests that need uv are excluded")
+    [:uv]
+  else
+    []
+  end
+
+ExUnit.start(capture_log: true, assert_receive_timeout: 5_000, exclude: without)

@@ -3,8 +3,8 @@ defmodule Snex.Project do
   # Python projects of modules that `use Snex.Interpreter`: an environment each, made with uv when
   # the module is compiled.
   #
-  #     _build/$MIX_ENV/snex/python/                      Pythons that uv has fetched
-  #     _build/$MIX_ENV/snex/projects/My.Interpreter/     pyproject.toml, uv.lock, venv, stamp
+  #     _build/$MIX_ENV/snex/python/                             Pythons that uv has fetched
+  #     _build/$MIX_ENV/snex/projects/Elixir.My.Interpreter/     pyproject.toml, uv.lock, venv, stamp
   #
   # The folder can be moved, a release moves it: links inside it are relative, and so is the path of
   # its Python in pyvenv.cfg, which Python takes from the project's folder.
@@ -19,11 +19,16 @@ defmodule Snex.Project do
           managed_python: boolean()
         }
 
+  @options [:pyproject_toml, :project_path, :uv, :managed_python]
   @files ["pyproject.toml", "uv.lock"]
+
+  # What uv is told beside the files. Another number makes every environment anew.
+  @recipe 2
 
   @doc "Make the environment of `module`, unless it is there."
   @spec build!(module(), keyword()) :: t()
   def build!(module, opts) do
+    opts = Enum.reject(opts, fn {name, value} -> name in @options and value == nil end)
     {uv, opts} = Keyword.pop(opts, :uv, "uv")
     {managed, opts} = Keyword.pop(opts, :managed_python, true)
     source = source!(opts)
@@ -65,7 +70,10 @@ defmodule Snex.Project do
 
   defp stamp(source, managed) do
     contents = Enum.map(@files, &read(source, &1))
-    :sha256 |> :crypto.hash(:erlang.term_to_binary({contents, managed})) |> Base.encode16()
+
+    :sha256
+    |> :crypto.hash(:erlang.term_to_binary({contents, managed, @recipe}))
+    |> Base.encode16()
   end
 
   defp read({:text, text}, "pyproject.toml"), do: text
@@ -84,9 +92,9 @@ defmodule Snex.Project do
   @spec root() :: Path.t()
   def root, do: :snex |> :code.lib_dir() |> Path.join("../../snex") |> Path.expand()
 
-  @doc "The folder of a module's project."
+  @doc "The folder of a module's project, which has the module's whole name: `Elixir.My.Module`."
   @spec folder(module()) :: Path.t()
-  def folder(module), do: Path.join([root(), "projects", inspect(module)])
+  def folder(module), do: Path.join([root(), "projects", Atom.to_string(module)])
 
   defp venv(module), do: Path.join(folder(module), "venv")
   defp python(module), do: Path.join(venv(module), "bin/python")
@@ -96,17 +104,21 @@ defmodule Snex.Project do
   @spec start_options(module(), keyword()) :: keyword()
   def start_options(module, opts) do
     find_python(module)
-    path = Path.join(venv(module), "bin") <> ":" <> (System.get_env("PATH") || "")
 
     opts
     |> Keyword.put_new(:python, python(module))
     |> Keyword.put_new(:cd, folder(module))
     |> Keyword.put_new(:label, module)
-    |> Keyword.update(:environment, %{}, & &1)
-    |> Keyword.update!(
-      :environment,
-      &Map.merge(%{"VIRTUAL_ENV" => venv(module), "PATH" => path}, &1)
-    )
+    |> Keyword.put(:environment, environment(module, opts[:environment] || %{}))
+  end
+
+  # As in an activated environment, whatever else the caller wants in it.
+  defp environment(module, theirs) do
+    bin = Path.join(venv(module), "bin")
+    others = Map.get(theirs, "PATH") || System.get_env("PATH")
+    # An empty entry would stand for the working directory.
+    path = if others in [nil, ""], do: bin, else: bin <> ":" <> others
+    Map.merge(theirs, %{"VIRTUAL_ENV" => venv(module), "PATH" => path})
   end
 
   # Python finds its library from pyvenv.cfg. A relative path there is good as long as Python starts
@@ -162,7 +174,8 @@ defmodule Snex.Project do
     python = if project.managed_python, do: "--managed-python", else: "--no-managed-python"
     common = ["--project", folder, "--no-progress", python]
     run!(executable, ["venv", "--relocatable", "--clear" | common] ++ [venv(project.module)])
-    run!(executable, ["sync", "--no-install-project" | common])
+    # Groups are for those who work on the project; what it needs to run are its dependencies.
+    run!(executable, ["sync", "--no-install-project", "--no-default-groups" | common])
     make_links_relative(Path.join(venv(project.module), "bin"), root())
     make_home_relative(Path.join(venv(project.module), "pyvenv.cfg"))
     File.write!(stamp_file(project.module), project.stamp)

@@ -35,7 +35,7 @@ defmodule Snex.Release do
   end
 
   defp used?(module, path) do
-    [path, "lib/*/ebin/Elixir.#{module}.beam"]
+    [path, "lib/*/ebin/#{module}.beam"]
     |> Path.join()
     |> Path.wildcard()
     |> Enum.any?(fn beam ->

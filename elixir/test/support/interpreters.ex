@@ -1,6 +1,7 @@
 # The interpreters of the README. What differs: tests take the Python that is there.
 #
-# Where there is no uv, or no network for it, SNEX_TEST_WITHOUT_UV leaves out what needs them.
+# Where there is no uv, or no network for it, SNEX_TEST_WITHOUT_UV leaves them out, and the tests that
+# are tagged with :uv.
 if System.get_env("SNEX_TEST_WITHOUT_UV") == nil do
   defmodule SnexTest.NumpyInterpreter do
     use Snex.Interpreter,
@@ -10,6 +11,17 @@ if System.get_env("SNEX_TEST_WITHOUT_UV") == nil do
       version = "0.0.0"
       requires-python = ">=3.10"
       dependencies = ["numpy>=2"]
+      """,
+      managed_python: false
+  end
+
+  defmodule SnexTest.PlainProject do
+    use Snex.Interpreter,
+      pyproject_toml: """
+      [project]
+      name = "plain"
+      version = "0.0.0"
+      requires-python = ">=3.10"
       """,
       managed_python: false
   end
