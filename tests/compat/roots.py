@@ -21,19 +21,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 import urllib.parse
 import xml.etree.ElementTree
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 
-SUITES = ("bookworm", "trixie", "sid")
+
+class Versions(NamedTuple):
+    """Where a root's versions come from: a Debian release, and the name of a Python in it."""
+
+    suite: str
+    python: str = "python3"
+
+
+ROOTS = {
+    "bookworm": Versions("bookworm"),
+    "trixie": Versions("trixie"),
+    "sid": Versions("sid"),
+    "sid-3.15": Versions("sid", "python3.15"),
+}
 
 BEAM_PACKAGES = (
     "elixir",
@@ -50,14 +65,16 @@ BEAM_PACKAGES = (
     "erlang-tools",
     "erlang-xmerl",
 )
-PYTHON_PACKAGES = ("python3", "python3-dev", "python3-venv")
 TOOL_PACKAGES = ("gcc", "git", "iproute2", "libc6-dev", "make", "procps")
-PACKAGES = (*BEAM_PACKAGES, *PYTHON_PACKAGES, *TOOL_PACKAGES)
+
+# The tests of the client make environments with uv.
+UV = "uv>=0.6.8"
 
 # Paths inside a root.
 COPY = "/srv/snex-node"
 VENV = "/srv/venv"
 LOGS = "/srv/logs"
+UV_FILES = "/srv/uv"
 PATH = f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 HOSTS = "127.0.0.1 localhost\n127.0.0.1 snex-compat\n::1 localhost ip6-localhost\n"
@@ -67,9 +84,15 @@ SUITE_LIMIT_S = 3600  # the suite takes minutes; past an hour something hangs
 
 APT_OPTION = re.compile(r"Acquire::(https?|ftp|Retries|Check-|ForceIPv|Allow)", re.IGNORECASE)
 PASSED_ON = re.compile(
-    r"PIP_\w+|SSL_CERT_(FILE|DIR)|(REQUESTS_CA|CURL_CA)_BUNDLE|(https?|ftp|no|all)_proxy",
+    r"PIP_\w+|UV_\w*(INDEX|LINKS|HOST|TIMEOUT|TLS|CERTS)\w*"
+    r"|SSL_CERT_(FILE|DIR)|(REQUESTS_CA|CURL_CA)_BUNDLE|(https?|ftp|no|all)_proxy",
     re.IGNORECASE,
 )
+# A heredoc of an Elixir test that is a pyproject.toml; in a text within a text its quotes are
+# escaped.
+PYPROJECT = re.compile(r'((?:\\?"){3})\n( *\[project\]\n.*?)\n *\1', re.DOTALL)
+# What ExUnit says at its end: "5 doctests, 12 tests, 1 failure, 2 excluded, 3 skipped".
+EXUNIT = re.compile(r"^(?:\d+ \w+, )*(\d+) tests?, (\d+) failures?(.*)$", re.MULTILINE)
 # Prints the requirements of an installed distribution that apply here with its extra `dev`.
 LIST_REQUIREMENTS = """
 import importlib.metadata, sys
@@ -90,21 +113,35 @@ class StepError(Exception):
 class Root:
     """A Debian release installed below the cache directory, and where its files lie."""
 
-    suite: str
+    name: str
     cache: Path
 
     @property
+    def suite(self) -> str:
+        return ROOTS[self.name].suite
+
+    @property
+    def python(self) -> str:
+        """The command that makes the virtual environment."""
+        return ROOTS[self.name].python
+
+    @property
+    def packages(self) -> list[str]:
+        python = (self.python, f"{self.python}-dev", f"{self.python}-venv")
+        return [*BEAM_PACKAGES, *python, *TOOL_PACKAGES]
+
+    @property
     def directory(self) -> Path:
-        return self.cache / self.suite
+        return self.cache / self.name
 
     @property
     def partial(self) -> Path:
         """Where the root is built; it gets its name when it is complete."""
-        return self.cache / f"{self.suite}.partial"
+        return self.cache / f"{self.name}.partial"
 
     @property
     def logs(self) -> Path:
-        return self.cache / "logs" / self.suite
+        return self.cache / "logs" / self.name
 
     @property
     def recipe(self) -> Path:
@@ -118,13 +155,14 @@ class Root:
 
 @dataclass
 class Row:
-    """One line of the closing table: the versions found in a root and what the tests did there."""
+    """One line of the closing table: the versions found in a root and what tests did there."""
 
-    suite: str
+    root: str
     built: str = "-"
     otp: str = "-"
     elixir: str = "-"
     python: str = "-"
+    tests: str = "-"
     passed: int = 0
     failed: int = 0
     skipped: int = 0
@@ -332,9 +370,9 @@ def network_binds(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 # --- building a root --------------------------------------------------------------------------
 
 
-def recipe() -> str:
+def recipe(root: Root) -> str:
     """What a root is built from; a root with another recipe is built anew."""
-    return "\n".join(PACKAGES) + "\n"
+    return "\n".join(root.packages) + "\n"
 
 
 def remove(directory: Path) -> None:
@@ -362,11 +400,11 @@ def build(root: Root, mirror: str) -> None:
     configure(root.partial)
     binds = network_binds(os.environ, Path.home())
     environment = {**passed_on(os.environ), "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "--yes", *PACKAGES]):
+    for command in (["apt-get", "update"], ["apt-get", "install", "--yes", *root.packages]):
         line = inside(root.partial, command, sealed=False, binds=binds, env=environment)
         step(" ".join(command[:2]), line, log)
     shutil.rmtree(root.partial / "var/cache/apt/archives", ignore_errors=True)
-    (root.partial / "srv/recipe").write_text(recipe())
+    (root.partial / "srv/recipe").write_text(recipe(root))
     remove(root.directory)
     root.partial.rename(root.directory)
 
@@ -390,7 +428,7 @@ def configure(directory: Path) -> None:
 
 
 def up_to_date(root: Root) -> bool:
-    return root.recipe.is_file() and root.recipe.read_text() == recipe()
+    return root.recipe.is_file() and root.recipe.read_text() == recipe(root)
 
 
 # --- the project in a root --------------------------------------------------------------------
@@ -422,26 +460,27 @@ def copy_project(root: Root) -> None:
 
 
 def install_project(root: Root) -> list[str]:
-    """Install the project and its `dev` extra in the root's virtual environment.
+    """Install the project, its `dev` extra and uv in the root's virtual environment.
 
-    Nothing is done while ``pyproject.toml`` is the same. Returns the requirements that cannot be
-    had for the root's Python; a new Python is ahead of the wheels for it.
+    Nothing is done while these are the same. Returns the requirements that cannot be had for the
+    root's Python; a new Python is ahead of the wheels for it.
     """
-    pyproject = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes() + UV.encode()).hexdigest()
     stamp = root.below(VENV) / "installed.json"
     if stamp.is_file():
         done = json.loads(stamp.read_text())
-        if done["pyproject"] == pyproject:
+        if done["pyproject"] == wanted:
             return [str(name) for name in done["missing"]]
     log = root.logs / "install.log"
     log.unlink(missing_ok=True)
-    in_root(root, "making a virtual environment", ["python3", "-m", "venv", "--clear", VENV], log)
+    command = [root.python, "-m", "venv", "--clear", VENV]
+    in_root(root, "making a virtual environment", command, log)
     try:
-        pip(root, "-e", f"{COPY}[dev]", log=log)
+        pip(root, "-e", f"{COPY}[dev]", UV, log=log)
         missing = []
     except StepError:
         missing = install_one_by_one(root, log)
-    stamp.write_text(json.dumps({"pyproject": pyproject, "missing": missing}))
+    stamp.write_text(json.dumps({"pyproject": wanted, "missing": missing}))
     return missing
 
 
@@ -456,7 +495,7 @@ def install_one_by_one(root: Root, log: Path) -> list[str]:
         inside(root.directory, command, sealed=False), check=True, capture_output=True, text=True
     ).stdout
     missing = []
-    for requirement in listing.splitlines():
+    for requirement in [*listing.splitlines(), UV]:
         try:
             pip(root, requirement, log=log)
         except StepError:
@@ -471,22 +510,88 @@ def pip(root: Root, *arguments: str, log: Path) -> None:
     in_root(root, f"pip install {' '.join(arguments)}", install, log)
 
 
-def in_root(root: Root, what: str, command: Sequence[str], log: Path) -> None:
+def in_root(
+    root: Root,
+    what: str,
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+) -> None:
     """Run a step of the preparation in the root, with the machine's network."""
     binds = network_binds(os.environ, Path.home())
-    environment = passed_on(os.environ)
+    environment = {**passed_on(os.environ), **(env or {})}
     line = inside(root.directory, command, sealed=False, binds=binds, env=environment)
     step(what, line, log)
+
+
+def pyprojects(directory: Path) -> dict[str, bytes]:
+    """The Python projects below a directory of Elixir tests: texts in them, and files.
+
+    Each is a directory for uv; this maps the files to put there to their content. Texts that Elixir
+    completes (``#{...}``) name packages which the test makes.
+    """
+    found = {}
+    for path in sorted(directory.rglob("*.ex*")):
+        texts = (match for match in PYPROJECT.finditer(path.read_text()) if "#{" not in match[2])
+        for number, match in enumerate(texts):
+            found[f"{path.stem}-{number}/pyproject.toml"] = textwrap.dedent(match[2]).encode()
+    for path in sorted(directory.rglob("pyproject.toml")):
+        for file in (path, path.with_name("uv.lock")):
+            if file.is_file():
+                found[f"{path.parent.name}/{file.name}"] = file.read_bytes()
+    return found
+
+
+def fill_uv_cache(root: Root) -> bool:
+    """Have uv fetch what the client's tests install, as they run without a network.
+
+    Nothing is done while these are the same. Returns whether all could be fetched.
+    """
+    files = pyprojects(PROJECT / "elixir/test")
+    wanted = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+    stamp = root.below(VENV) / "uv.stamp"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return True
+    projects = root.below(UV_FILES) / "projects"
+    shutil.rmtree(projects, ignore_errors=True)
+    for name, content in files.items():
+        (projects / name).parent.mkdir(parents=True, exist_ok=True)
+        (projects / name).write_bytes(content)
+    log = root.logs / "uv.log"
+    log.unlink(missing_ok=True)
+    try:
+        for project in sorted(path.name for path in projects.iterdir()):
+            sync = [f"{VENV}/bin/uv", "sync", "--no-install-project", "--no-managed-python"]
+            command = [*sync, "--project", f"{UV_FILES}/projects/{project}"]
+            in_root(root, f"uv sync of {project}", command, log, uv_variables(offline=False))
+    except StepError as failure:
+        say(f"{root.name}: {failure}")
+        return False
+    stamp.write_text(wanted)
+    return True
+
+
+def uv_variables(*, offline: bool) -> dict[str, str]:
+    """Where uv keeps what it has fetched, and whether that has to be enough."""
+    variables = {"UV_CACHE_DIR": f"{UV_FILES}/cache", "UV_LINK_MODE": "copy"}
+    return {**variables, "UV_OFFLINE": "1"} if offline else variables
 
 
 # --- the tests --------------------------------------------------------------------------------
 
 
-def sealed(root: Root, command: Sequence[str]) -> list[str]:
+def sealed(
+    root: Root,
+    command: Sequence[str],
+    directory: str = COPY,
+    env: Mapping[str, str] | None = None,
+) -> list[str]:
     """The command line that runs *command* in the root as the tests run, in the copy."""
-    binds = {str(root.below(COPY)): COPY, str(root.logs): LOGS}
-    change = ["sh", "-c", f'cd {COPY} && exec "$@"', "sh"]
-    return inside(root.directory, [*change, *command], sealed=True, binds=binds)
+    writable = (COPY, UV_FILES)
+    binds = {str(root.below(path)): path for path in writable} | {str(root.logs): LOGS}
+    change = ["sh", "-c", f'cd {directory} && exec "$@"', "sh"]
+    environment = {**uv_variables(offline=True), **(env or {})}
+    return inside(root.directory, [*change, *command], sealed=True, binds=binds, env=environment)
 
 
 def find_versions(root: Root, row: Row) -> None:
@@ -512,7 +617,7 @@ def ask(root: Root, command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def run_tests(root: Root, arguments: Sequence[str], row: Row) -> None:
+def run_pytest(root: Root, arguments: Sequence[str], row: Row) -> None:
     """Run pytest in the root, on the terminal and in its log, and count what it did."""
     report = root.logs / "junit.xml"
     report.unlink(missing_ok=True)
@@ -538,16 +643,45 @@ def count(report: Path, row: Row) -> None:
         row.seconds += float(suite.get("time", "0"))
 
 
+def run_mix_test(root: Root, arguments: Sequence[str], row: Row, *, uv: bool) -> None:
+    """Run the tests of the Elixir client in the root, on the terminal and in its log."""
+    directory = f"{COPY}/elixir"
+    env = {"MIX_ENV": "test"} if uv else {"MIX_ENV": "test", "SNEX_TEST_WITHOUT_UV": "1"}
+    log = root.logs / "mix-test.log"
+    started = time.monotonic()
+    with log.open("wb") as output:
+        for command in (["mix", "compile", "--warnings-as-errors"], ["mix", "test", *arguments]):
+            line = sealed(root, command, directory, env)
+            status = stream(line, output, echo=True, limit_s=SUITE_LIMIT_S)
+            if status != 0:
+                break
+    row.seconds = time.monotonic() - started
+    count_exunit(log.read_text(errors="replace"), row)
+    if status != 0 and row.failed == 0:
+        row.problems.append(f"{' '.join(command[:2])} ended with status {status}; log: {log}")
+
+
+def count_exunit(output: str, row: Row) -> None:
+    """Take over what ExUnit counted; excluded tests count as skipped."""
+    for total, failures, others in EXUNIT.findall(output):
+        skipped = sum(int(number) for number in re.findall(r"(\d+) (?:excluded|skipped)", others))
+        row.failed += int(failures)
+        row.skipped += skipped
+        row.passed += int(total) - int(failures) - skipped
+
+
 def table(rows: Iterable[Row]) -> str:
     """The closing table, one line per root, problems and notes below it."""
-    head = ("root", "built", "OTP", "Elixir", "Python", "passed", "failed", "skipped", "time", "")
-    lines = [head]
+    versions_head = ("root", "built", "OTP", "Elixir", "Python")
+    lines: list[tuple[str, ...]] = [
+        (*versions_head, "tests", "passed", "failed", "skipped", "time", "")
+    ]
     remarks = []
     for row in rows:
         counts = (str(row.passed), str(row.failed), str(row.skipped), f"{row.seconds:.0f} s")
-        versions = (row.suite, row.built, row.otp, row.elixir, row.python)
-        lines.append((*versions, *counts, "ok" if row.good else "FAILED"))
-        remarks += [f"{row.suite}: {text}" for text in (*row.problems, *row.notes)]
+        versions = (row.root, row.built, row.otp, row.elixir, row.python)
+        lines.append((*versions, row.tests, *counts, "ok" if row.good else "FAILED"))
+        remarks += [f"{row.root}: {text}" for text in (*row.problems, *row.notes)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     return "\n".join([*padded, *remarks])
@@ -560,11 +694,11 @@ def table(rows: Iterable[Row]) -> str:
 def locked(root: Root) -> Iterator[None]:
     """Keep a second run out of the root, waiting for the first one if need be."""
     root.logs.mkdir(parents=True, exist_ok=True)
-    with (root.cache / f"{root.suite}.lock").open("w") as lock:
+    with (root.cache / f"{root.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{root.suite}: another run uses this root, waiting for it")
+            say(f"{root.name}: another run uses this root, waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -580,26 +714,39 @@ def prepare(root: Root, *, refresh: bool) -> list[str]:
     """
     if refresh or not up_to_date(root):
         mirror = machine_mirror()
-        say(f"{root.suite}: installing it from {mirror}")
+        say(f"{root.name}: installing it from {mirror}")
         build(root, mirror)
     copy_project(root)
-    say(f"{root.suite}: installing the project where it changed")
+    root.below(UV_FILES).mkdir(exist_ok=True)
+    say(f"{root.name}: installing the project where it changed")
     return install_project(root)
 
 
-def examine(root: Root, arguments: Sequence[str], *, refresh: bool) -> Row:
-    """Prepare one root and run the tests in it."""
-    row = Row(root.suite)
+def examine(
+    root: Root, pytest: Sequence[str] | None, mix: Sequence[str] | None, *, refresh: bool
+) -> list[Row]:
+    """Prepare one root; run pytest and `mix test` in it, each with its arguments or not at all."""
+    first = Row(root.name)
+    rows = []
     try:
-        row.notes += [f"without {name}" for name in prepare(root, refresh=refresh)]
-        find_versions(root, row)
-        versions = f"OTP {row.otp}, Elixir {row.elixir}, Python {row.python}"
-        say(f"{root.suite}: {versions}; logs in {root.logs}")
-        run_tests(root, arguments, row)
+        first.notes += [f"without {name}" for name in prepare(root, refresh=refresh)]
+        find_versions(root, first)
+        versions = f"OTP {first.otp}, Elixir {first.elixir}, Python {first.python}"
+        say(f"{root.name}: {versions}; logs in {root.logs}")
+        if pytest is not None:
+            rows.append(replace(first, tests="pytest"))
+            run_pytest(root, pytest, rows[-1])
+        if mix is not None:
+            rows.append(replace(first, tests="mix test", problems=[], notes=[]))
+            uv = fill_uv_cache(root)
+            if not uv:
+                rows[-1].notes.append("mix test without what needs uv")
+            run_mix_test(root, mix, rows[-1], uv=uv)
     except StepError as failure:
-        say(f"{root.suite}: {failure}")
-        row.problems.append(str(failure).splitlines()[0])
-    return row
+        say(f"{root.name}: {failure}")
+        rows = rows or [first]
+        rows[-1].problems.append(str(failure).splitlines()[0])
+    return rows
 
 
 def shell(root: Root, *, refresh: bool) -> int:
@@ -625,23 +772,34 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="tests/compat/run",
         description="Run the tests in Debian roots with other versions of OTP, Elixir and Python.",
-        epilog="What follows -- goes to pytest, for example: run trixie -- -k ping",
+        epilog="pytest and `mix test` run. With what follows -- one of them runs: pytest, or with "
+        "--client `mix test`. For example: run trixie -- -k ping",
     )
     parser.add_argument("--refresh", action="store_true", help="install the roots anew first")
+    parser.add_argument("--client", action="store_true", help="run `mix test` alone")
     parser.add_argument("--shell", action="store_true", help="open a shell in one root instead")
     parser.add_argument(
         "roots",
         nargs="*",
         metavar="ROOT",
-        help=f"of {', '.join(SUITES)} (default: all)",
+        help=f"of {', '.join(ROOTS)} (default: all)",
     )
     options = parser.parse_args(ours)
-    options.roots = options.roots or list(SUITES)
-    if unknown := set(options.roots) - set(SUITES):
-        parser.error(f"no such root: {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    options.roots = options.roots or list(ROOTS)
+    if unknown := set(options.roots) - set(ROOTS):
+        parser.error(f"no such root: {', '.join(sorted(unknown))}; there are {', '.join(ROOTS)}")
     if options.shell and len(options.roots) != 1:
         parser.error("--shell needs the name of one root")
     return options, theirs
+
+
+def what_runs(
+    options: argparse.Namespace, arguments: list[str]
+) -> tuple[list[str] | None, list[str] | None]:
+    """The arguments of pytest and those of `mix test`; None for the one that does not run."""
+    if options.client:
+        return None, arguments
+    return arguments, None if arguments else []
 
 
 def end_by_signal(number: int, _frame: object) -> None:
@@ -657,13 +815,14 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_by_signal)
     cache = cache_directory(os.environ, Path.home())
+    pytest, mix = what_runs(options, arguments)
     rows = []
-    for suite in options.roots:
-        root = Root(suite, cache)
+    for name in options.roots:
+        root = Root(name, cache)
         with locked(root):
             if options.shell:
                 return shell(root, refresh=options.refresh)
-            rows.append(examine(root, arguments, refresh=options.refresh))
+            rows += examine(root, pytest, mix, refresh=options.refresh)
     print(f"\n{table(rows)}")
     return 0 if all(row.good for row in rows) else 1
 

@@ -78,7 +78,9 @@ def test_home_configuration_of_pip_moves_to_the_home_of_the_root(tmp_path: Path)
 
 def test_only_what_reaches_the_mirrors_is_passed_on() -> None:
     kept = {"PIP_INDEX_URL": "a", "https_proxy": "b", "NO_PROXY": "c", "SSL_CERT_FILE": "d"}
-    assert roots.passed_on({**kept, "HOME": "/x", "PYTHONPATH": "/y", "MY_PIP_TOKEN": "z"}) == kept
+    kept |= {"UV_DEFAULT_INDEX": "e", "UV_NATIVE_TLS": "f"}
+    others = {"HOME": "/x", "PYTHONPATH": "/y", "MY_PIP_TOKEN": "z", "UV_CACHE_DIR": "/u"}
+    assert roots.passed_on({**kept, **others}) == kept
 
 
 def test_count_adds_up_the_report(tmp_path: Path) -> None:
@@ -105,10 +107,11 @@ def test_a_root_is_good_when_tests_ran_and_all_went_well(row: roots.Row, good: b
 
 
 def test_table_shows_versions_and_remarks() -> None:
-    row = roots.Row("sid", "2030-01-02", "29", "1.20.4", "3.14.1", passed=7, notes=["without x"])
+    row = roots.Row("sid", "2030-01-02", "29", "1.20.4", "3.14.1", "pytest", passed=7)
+    row.notes.append("without x")
     head, line, note = roots.table([row]).splitlines()
-    assert head.split()[:5] == ["root", "built", "OTP", "Elixir", "Python"]
-    assert line.split()[:6] == ["sid", "2030-01-02", "29", "1.20.4", "3.14.1", "7"]
+    assert head.split()[:6] == ["root", "built", "OTP", "Elixir", "Python", "tests"]
+    assert line.split()[:7] == ["sid", "2030-01-02", "29", "1.20.4", "3.14.1", "pytest", "7"]
     assert line.endswith("ok")
     assert head.index("Python") == line.index("3.14.1")
     assert note == "sid: without x"
@@ -120,8 +123,58 @@ def test_arguments_behind_the_dashes_go_to_pytest() -> None:
     assert arguments == ["-k", "ping", "--", "x"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "runs"),
+    [
+        ([], ([], [])),
+        (["--", "-k", "ping"], (["-k", "ping"], None)),
+        (["--client"], (None, [])),
+        (["--client", "sid", "--", "test/env_test.exs"], (None, ["test/env_test.exs"])),
+    ],
+)
+def test_both_suites_run_unless_one_is_chosen(argv: list[str], runs: object) -> None:
+    assert roots.what_runs(*roots.parse(argv)) == runs
+
+
 def test_all_roots_when_none_is_named() -> None:
-    assert roots.parse([])[0].roots == list(roots.SUITES)
+    assert roots.parse([])[0].roots == list(roots.ROOTS)
+
+
+def test_a_root_has_the_python_that_it_is_named_after(tmp_path: Path) -> None:
+    root = roots.Root("sid-3.15", tmp_path)
+    assert (root.suite, root.python) == ("sid", "python3.15")
+    assert {"python3.15", "python3.15-dev", "python3.15-venv"} <= set(root.packages)
+    assert root.directory != roots.Root("sid", tmp_path).directory
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"),
+    [
+        ("Finished in 0.1 seconds\n12 tests, 0 failures\n", (12, 0, 0)),
+        ("1 doctest, 12 tests, 2 failures, 3 excluded, 1 skipped\n", (6, 2, 4)),
+        ("1 test, 1 failure\n", (0, 1, 0)),
+        ("** (CompileError) 3 tests, of which\n", (0, 0, 0)),
+    ],
+)
+def test_what_exunit_says_is_counted(said: str, counts: tuple[int, int, int]) -> None:
+    row = roots.Row("sid")
+    roots.count_exunit(said, row)
+    assert (row.passed, row.failed, row.skipped) == counts
+
+
+def test_projects_for_uv_are_found_in_the_tests_of_the_client() -> None:
+    files = roots.pyprojects(roots.PROJECT / "elixir/test")
+    assert "my_python_proj/pyproject.toml" in files
+    texts = b"".join(files.values())
+    assert b'dependencies = ["numpy>=2"]' in texts
+    assert b'dependencies = ["colorama==0.4.6"]' in texts
+    assert b"#{" not in texts
+
+
+def test_a_project_within_a_text_is_found(tmp_path: Path) -> None:
+    inner = '\\"\\"\\"\n      [project]\n      name = "a"\n      \\"\\"\\"'
+    (tmp_path / "x_test.exs").write_text(f'"""\n  use Snex.Interpreter, text: {inner}\n"""\n')
+    assert roots.pyprojects(tmp_path) == {"x_test-0/pyproject.toml": b'[project]\nname = "a"'}
 
 
 @pytest.mark.parametrize("argv", [["potato"], ["--shell"], ["--shell", "sid", "trixie"]])
@@ -142,9 +195,9 @@ def test_a_root_with_another_recipe_is_out_of_date(tmp_path: Path) -> None:
     root = roots.Root("sid", tmp_path)
     assert not roots.up_to_date(root)
     root.recipe.parent.mkdir(parents=True)
-    root.recipe.write_text(roots.recipe())
+    root.recipe.write_text(roots.recipe(root))
     assert roots.up_to_date(root)
-    root.recipe.write_text(roots.recipe() + "another-package\n")
+    root.recipe.write_text(roots.recipe(root) + "another-package\n")
     assert not roots.up_to_date(root)
 
 
