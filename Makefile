@@ -17,7 +17,7 @@ help:
 	@echo "make test     linters, types and every test; installs what they need"
 	@echo "make format   write the formatting that 'make test' checks"
 	@echo "make elixir   the tests of the Elixir client"
-	@echo "make compat   the interop tests on other OTP, Elixir and Python releases (root, Debian)"
+	@echo "make compat   every test on other OTP, Elixir and Python releases (root, Debian)"
 	@echo "make bench    benchmarks"
 	@echo "make dist     source distribution and wheel, in dist/"
 	@echo "make clean    remove what these commands made"

@@ -98,6 +98,55 @@ def test_commands_and_options_of_the_readme_exist() -> None:
     assert {option for option in options if option not in helps} == set()
 
 
+QUICK_STARTS = ["README.md", "elixir/README.md", "elixir/lib/snex/interpreter.ex"]
+
+
+@pytest.mark.parametrize("document", QUICK_STARTS)
+def test_examples_bound_the_python_that_they_require(document: str) -> None:
+    """Without a bound uv takes the newest Python, which packages may not be built for yet."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    required = re.findall(r'requires-python = "(.+)"', text)
+    assert required
+    assert [one for one in required if "==" not in one and "<" not in one] == []
+
+
+@pytest.mark.parametrize("document", QUICK_STARTS[:2])
+def test_installing_from_git_is_shown(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert re.search(r'\{:snex, git: "\S+", subdir: "elixir"\}', text)
+
+
+@pytest.mark.parametrize("document", QUICK_STARTS[:2])
+def test_the_names_of_variables_are_told_of(document: str) -> None:
+    """The contract takes atoms too, the client does not: both say so."""
+    text = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    assert re.search(r"client takes binary ones alone|Names of variables are strings", text)
+
+
+def test_sections_of_the_readme_that_the_code_names_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ (.+)$", readme, re.M))
+    code = [*ROOT.glob("elixir/lib/**/*.ex"), *ROOT.glob("snex*/**/*.py")]
+    named = {
+        name
+        for path in code
+        # "in the README of Snex" is the original's.
+        for name in re.findall(
+            r'"([\w ]+)" in the\s+README(?! of Snex)', path.read_text(encoding="utf-8")
+        )
+    }
+    assert named
+    assert named <= headings
+
+
+def test_every_python_of_the_classifiers_is_promised() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    minors = [int(minor) for minor in re.findall(r'"Programming .* :: 3\.(\d+)"', pyproject)]
+    assert minors == list(range(10, 16))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"CPython 3.{minors[0]} to 3.{minors[-1]}," in readme
+
+
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/architecture.md"])
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document

@@ -2,8 +2,8 @@ defmodule Snex.Serde do
   @moduledoc """
   How Elixir terms become Python objects.
 
-  See "Serialization" in the README for the table. The functions here choose another Python type
-  than a term's usual one.
+  See "Values" in the README of snex-node for the table. The functions here choose another Python
+  type than a term's usual one.
   """
 
   defmodule Binary do
