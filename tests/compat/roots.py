@@ -93,7 +93,8 @@ PASSED_ON = re.compile(
 # escaped.
 PYPROJECT = re.compile(r'((?:\\?"){3})\n( *\[project\]\n.*?)\n *\1', re.DOTALL)
 # What ExUnit says at its end: "5 doctests, 12 tests, 1 failure, 2 excluded, 3 skipped", and from
-# Elixir 1.20 on "Result: 11/12 passed, 3 skipped, 2 excluded", or without the 12 when all passed.
+# Elixir 1.20 on "Result: 11/12 passed (4 doctests, 7 tests), 3 skipped, 2 excluded", or without the
+# 12 when all passed.
 EXUNIT = re.compile(r"^((?:\d+ \w+, )+)(\d+) failures?(.*)$", re.MULTILINE)
 EXUNIT_1_20 = re.compile(r"^Result: (\d+)(?:/(\d+))? passed(.*)$", re.MULTILINE)
 # Prints the requirements of an installed distribution that apply here with its extra `dev`.
@@ -667,11 +668,11 @@ def run_mix_test(root: Root, arguments: Sequence[str], row: Row, *, uv: bool) ->
 def count_exunit(output: str, row: Row) -> None:
     """Take over what ExUnit counted; excluded tests count as skipped."""
     if found := EXUNIT.search(output):
-        skipped = add_up(found[3])
+        skipped = count_skipped(found[3])
         failed = int(found[2])
-        passed = add_up(found[1]) - failed - skipped
+        passed = sum(map(int, re.findall(r"\d+", found[1]))) - failed - skipped
     elif found := EXUNIT_1_20.search(output):
-        skipped = add_up(found[3])
+        skipped = count_skipped(found[3])
         passed = int(found[1])
         failed = int(found[2] or passed) - passed
     else:
@@ -681,9 +682,8 @@ def count_exunit(output: str, row: Row) -> None:
     row.skipped += skipped
 
 
-def add_up(text: str) -> int:
-    """The sum of the numbers in a text like "1 doctest, 12 tests"."""
-    return sum(map(int, re.findall(r"\d+", text)))
+def count_skipped(text: str) -> int:
+    return sum(int(number) for number in re.findall(r"(\d+) (?:excluded|skipped)", text))
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -154,6 +154,7 @@ def test_a_root_has_the_python_that_it_is_named_after(tmp_path: Path) -> None:
         ("1 doctest, 12 tests, 2 failures, 3 excluded, 1 skipped\n", (7, 2, 4)),
         ("1 test, 1 failure\n", (0, 1, 0)),
         ("\nResult: 12 passed\n", (12, 0, 0)),
+        ("\nResult: 102 passed (4 doctests, 98 tests)\n", (102, 0, 0)),
         ("\nResult: 1/3 passed, 1 skipped, 4 excluded\nFailed: 2 tests\n", (1, 2, 5)),
         ("\nResult: 0/3 passed\nFailed: 3 tests\n", (0, 3, 0)),
         ("** (CompileError) 3 tests, of which\n", (0, 0, 0)),
