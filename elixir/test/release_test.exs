@@ -43,8 +43,31 @@ defmodule Snex.ReleaseTest do
         {:ok, python} = start_link()
         {:ok, answer} = Snex.pyeval(python, "import colorama; return colorama.__file__")
         IO.puts("answer " <> answer)
+        {:ok, python} = Demo.Project.start_link([])
+        {:ok, answer} = Snex.pyeval(python, "import own; return own.__file__")
+        IO.puts("own " <> answer)
       end
     end
+
+    defmodule Demo.Project do
+      use Snex.Interpreter, project_path: "priv/my_project", managed_python: false
+
+      def start_link(opts) do
+        path = Application.app_dir(:demo, "priv/my_project")
+        opts |> Keyword.put(:environment, %{"PYTHONPATH" => path}) |> super()
+      end
+    end
+    """)
+
+    project = Path.join(folder, "priv/my_project")
+    File.mkdir_p!(project)
+    File.write!(Path.join(project, "own.py"), "")
+
+    File.write!(Path.join(project, "pyproject.toml"), """
+    [project]
+    name = "my-project"
+    version = "0.0.0"
+    requires-python = ">=3.10"
     """)
 
     {:ok, folder: folder}
@@ -59,12 +82,15 @@ defmodule Snex.ReleaseTest do
     moved = Path.join(folder, "moved")
     File.rename!(Path.join(folder, "_build/prod/rel/demo"), moved)
     File.rm_rf!(Path.join(folder, "_build"))
-    assert File.ls!(Path.join(moved, "snex/projects")) == ["Elixir.Demo"]
+
+    assert Enum.sort(File.ls!(Path.join(moved, "snex/projects"))) ==
+             ["Elixir.Demo", "Elixir.Demo.Project"]
 
     {output, 0} =
       System.cmd(Path.join(moved, "bin/demo"), ["eval", "Demo.run()"], stderr_to_stdout: true)
 
     assert output =~ "answer #{moved}/snex/projects/Elixir.Demo/venv/"
+    assert output =~ "own #{moved}/lib/demo-0.1.0/priv/my_project/own.py"
   end
 
   defp mix(folder, args) do

@@ -23,6 +23,9 @@ defmodule Snex.Interpreter do
   Options of `use`: either `:pyproject_toml`, the text of that file, or `:project_path`, a folder
   with a `pyproject.toml` and, if you like, a `uv.lock`; `:uv`, where uv is (default `"uv"`); and
   `:managed_python` - false takes the Pythons of the system, by default uv fetches what is required.
+  What `dependencies` names is installed, dependency groups are not; the files of a `:project_path` are
+  not copied (`PYTHONPATH` in `:environment` makes them importable).
+
   The module gets `start_link/1`, `child_spec/1`, `os_pid/1` and `stop/1,2,3`; the first two can be
   overridden.
 
