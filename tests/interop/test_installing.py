@@ -98,14 +98,42 @@ def test_a_sparse_checkout_says_what_to_write_instead(repository: Path, tmp_path
     assert 'with git, say `subdir: "elixir"` instead of `sparse: "elixir"`' in output
 
 
+APPLICATION = """\
+defmodule Demo.Application do
+  use Application
+
+  def start(_type, _args) do
+    check = fn ->
+      Demo.check()
+      System.halt(0)
+    end
+
+    {:ok, spawn_link(check)}
+  end
+end
+"""
+
+
 def test_a_release(app: Path, tmp_path: Path) -> None:
+    project = (app / "mix.exs").read_text()
+    project = project.replace(
+        "extra_applications:", "mod: {Demo.Application, []}, extra_applications:"
+    )
+    write(app, {"mix.exs": project, "lib/demo_application.ex": APPLICATION})
     run(app, "mix", "release", "--quiet", env={"MIX_ENV": "prod"})
     release = tmp_path / "moved"
     (app / "_build/prod/rel/demo").rename(release)
     shutil.rmtree(app)
-    output = run(tmp_path, str(release / "bin/demo"), "eval", "Demo.check()")
     [snex] = release.glob("lib/snex-*")
-    check(output, snex)
+    env = {"RELEASE_DISTRIBUTION": "none"}
+    check(run(tmp_path, str(release / "bin/demo"), "start", env=env), snex)
+    check(run(tmp_path, str(release / "bin/demo"), "eval", "Demo.check()", env=env), snex)
+
+    # Its NIF is loaded while it boots, before there is anything to log with.
+    (snex / "priv/snex_nif.so").write_bytes(b"built by nobody")
+    output = run(tmp_path, str(release / "bin/demo"), "start", env=env)
+    assert answer(output, "nif") == "false"
+    assert f"{snex / 'priv/snex_nif'} cannot be loaded" in output
 
 
 def test_an_umbrella(clone: Path, tmp_path: Path) -> None:

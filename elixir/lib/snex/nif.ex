@@ -6,23 +6,30 @@ defmodule Snex.Nif do
 
   @on_load :load
 
+  # In a release it runs while the BEAM boots: there are neither files nor a logger yet.
   @doc false
   def load do
     path = :filename.join(:code.priv_dir(:snex), ~c"snex_nif")
     loaded = :erlang.load_nif(path, 0)
+    :persistent_term.put({__MODULE__, :load}, {path, loaded})
     :persistent_term.put(__MODULE__, loaded == :ok)
     # Without it the client works too; see `loaded?/0`.
-    with {:error, {_, text}} <- loaded, true <- File.exists?("#{path}.so"), do: warn(path, text)
     :ok
   end
 
-  # Compiling replaces it where it does not fit; it may have come here with a build.
-  defp warn(path, text) do
-    Logger.warning(
-      "snex: environments are freed when the process that made them ends, and not when they are " <>
-        "garbage collected, because #{path} cannot be loaded: #{text}. If it was built for " <>
-        "another Erlang/OTP: mix deps.compile snex --force"
-    )
+  @doc "Tell of a library that is there and does not fit, as one that came to this machine with a build."
+  @spec warn_if_refused() :: :ok
+  def warn_if_refused do
+    with {path, {:error, {_, text}}} <- :persistent_term.get({__MODULE__, :load}, nil),
+         true <- File.exists?("#{path}.so") do
+      Logger.warning(
+        "snex: environments are freed when the process that made them ends, and not when they are " <>
+          "garbage collected, because #{path} cannot be loaded: #{text}. If it was built for " <>
+          "another Erlang/OTP: mix deps.compile snex --force"
+      )
+    end
+
+    :ok
   end
 
   @doc "Whether handles can be made."
