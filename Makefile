@@ -88,12 +88,13 @@ $(VENV)/.stamp-uv: $(VENV)/.stamp-dev
 	@$(PIP) install 'uv>=0.6.8'
 	@touch $@
 
-# Tests talk to a real erl, elixir and epmd.
+# Tests talk to a real erl, elixir and epmd, and install the client from a clone.
 system-packages:
 	@for program in erl epmd elixir mix; do \
 		command -v $$program >/dev/null || { \
 			tests/support/install-system-packages erlang-base erlang-dev elixir; exit; }; \
 	done
 	@command -v cc >/dev/null || tests/support/install-system-packages gcc libc6-dev
+	@command -v git >/dev/null || tests/support/install-system-packages git
 	@test -e "$$(erl -noshell -eval 'io:put_chars(code:root_dir()), halt().')/usr/include/erl_nif.h" || \
 		tests/support/install-system-packages erlang-dev
