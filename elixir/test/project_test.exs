@@ -164,6 +164,9 @@ defmodule Snex.ProjectTest do
       dev-dependencies = ["legacy @ #{wheel!(root, "legacy")}"]
       """
 
+      # Whoever develops the project may have asked for them everywhere.
+      System.put_env("UV_DEV", "1")
+      on_exit(fn -> System.delete_env("UV_DEV") end)
       Project.build!(Some.Module, pyproject_toml: text, project_path: nil, managed_python: false)
 
       installed =

@@ -175,7 +175,8 @@ defmodule Snex.Project do
     common = ["--project", folder, "--no-progress", python]
     run!(executable, ["venv", "--relocatable", "--clear" | common] ++ [venv(project.module)])
     # Groups are for those who work on the project; what it needs to run are its dependencies.
-    run!(executable, ["sync", "--no-install-project", "--no-default-groups" | common])
+    # UV_DEV alone has uv install one in spite of --no-default-groups.
+    run!(executable, ["sync", "--no-install-project", "--no-default-groups", "--no-dev" | common])
     make_links_relative(Path.join(venv(project.module), "bin"), root())
     make_home_relative(Path.join(venv(project.module), "pyvenv.cfg"))
     File.write!(stamp_file(project.module), project.stamp)
