@@ -42,6 +42,23 @@ def app(clone: Path, tmp_path: Path) -> Path:
     return make_app(tmp_path / "app", '{:snex, path: "../snex-node/elixir"}')
 
 
+@pytest.fixture(scope="module")
+def built(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a project beside its clone, built once; a test changes a copy."""
+    directory = tmp_path_factory.mktemp("built")
+    mix.clone(repository, directory / "snex-node")
+    app = make_app(directory / "app", '{:snex, path: "../snex-node/elixir"}')
+    run(app, "mix", "compile")
+    return directory
+
+
+@pytest.fixture
+def built_app(built: Path, tmp_path: Path) -> Path:
+    """A copy of it; the clone is beside it."""
+    shutil.copytree(built, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy/app"
+
+
 def make_app(directory: Path, dependency: str) -> Path:
     write(
         directory,
@@ -218,8 +235,8 @@ def test_files_that_others_keep_in_priv_stay(app: Path, clone: Path) -> None:
     assert (clone / "elixir/priv/notes.txt").read_text() == "mine"
 
 
-def test_a_build_follows_its_sources(app: Path, clone: Path) -> None:
-    run(app, "mix", "compile")
+def test_a_build_follows_its_sources(built_app: Path) -> None:
+    app, clone = built_app, built_app.parent / "snex-node"
     built = app / "_build/dev/lib/snex/priv/python/snex_runtime"
     write(clone, {"snex_runtime/added.py": "x = 1\n", "snex_runtime/server.py": "x = 2\n"})
     (clone / "snex_runtime/demo.py").unlink()
@@ -262,44 +279,43 @@ def another_otp(directory: Path) -> dict[str, str]:
     return {"PATH": f"{script.parent}:{os.environ['PATH']}"}
 
 
-def test_a_nif_of_another_otp_is_built_anew(app: Path, tmp_path: Path) -> None:
+def test_a_nif_of_another_otp_is_built_anew(built_app: Path, tmp_path: Path) -> None:
+    first = nif_of(built_app).stat().st_ino
+    run(built_app, "mix", "compile")
+    assert nif_of(built_app).stat().st_ino == first, "for the same one it is not"
     env = another_otp(tmp_path / "another")
-    run(app, "mix", "compile", env=env)
-    first = nif_of(app).stat().st_ino
-    run(app, "mix", "compile", env=env)
-    assert nif_of(app).stat().st_ino == first, "the same one is not built again"
-    check(run(app, "mix", "run", "-e", "Demo.check()"), app / "_build/dev/lib/snex")
-    assert nif_of(app).stat().st_ino != first
+    output = run(built_app, "mix", "run", "-e", "Demo.check()", env=env)
+    check(output, built_app / "_build/dev/lib/snex")
+    assert nif_of(built_app).stat().st_ino != first
 
 
-def test_a_nif_that_came_from_elsewhere_is_built_anew(app: Path) -> None:
-    run(app, "mix", "compile")
-    nif_of(app).write_bytes(b"built by nobody")
-    check(run(app, "mix", "run", "-e", "Demo.check()"), app / "_build/dev/lib/snex")
+def test_a_nif_that_came_from_elsewhere_is_built_anew(built_app: Path) -> None:
+    nif_of(built_app).write_bytes(b"built by nobody")
+    output = run(built_app, "mix", "run", "-e", "Demo.check()")
+    check(output, built_app / "_build/dev/lib/snex")
 
 
-def test_a_nif_that_cannot_be_built_anew_is_removed(app: Path, tmp_path: Path) -> None:
-    run(app, "mix", "compile", env=another_otp(tmp_path / "another"))
-    output = run(app, "mix", "run", "-e", "Demo.check()", env={"CC": "false"})
+def test_a_nif_that_cannot_be_built_anew_is_removed(built_app: Path, tmp_path: Path) -> None:
+    env = {**another_otp(tmp_path / "another"), "CC": "false"}
+    output = run(built_app, "mix", "run", "-e", "Demo.check()", env=env)
     assert "environments are freed when the process that made them ends" in output
     assert answer(output, "nif") == "false"
-    assert not nif_of(app).exists()
+    assert not nif_of(built_app).exists()
 
 
-def test_a_nif_that_cannot_be_loaded_is_told_of(app: Path) -> None:
+def test_a_nif_that_cannot_be_loaded_is_told_of(built_app: Path) -> None:
     """It came to another machine with its build; nothing is compiled there."""
-    run(app, "mix", "compile")
-    nif_of(app).write_bytes(b"built by nobody")
-    output = run(app, "mix", "run", "--no-compile", "--no-deps-check", "-e", "Demo.check()")
+    nif_of(built_app).write_bytes(b"built by nobody")
+    output = run(built_app, "mix", "run", "--no-compile", "--no-deps-check", "-e", "Demo.check()")
     assert answer(output, "nif") == "false"
-    assert f"{nif_of(app).with_suffix('')} cannot be loaded" in output
+    assert f"{nif_of(built_app).with_suffix('')} cannot be loaded" in output
     assert "mix deps.compile snex --force" in output
 
 
-def test_builds_of_one_clone_do_not_share_a_nif(app: Path, clone: Path, tmp_path: Path) -> None:
-    other = make_app(tmp_path / "other", '{:snex, path: "../snex-node/elixir"}')
-    run(app, "mix", "compile")
-    first = nif_of(app).stat().st_ino
+def test_builds_of_one_clone_do_not_share_a_nif(built_app: Path, tmp_path: Path) -> None:
+    other = make_app(built_app.parent / "other", '{:snex, path: "../snex-node/elixir"}')
+    first = nif_of(built_app).stat().st_ino
     run(other, "mix", "compile", env=another_otp(tmp_path / "another"))
-    run(app, "mix", "compile")
-    assert nif_of(app).stat().st_ino == first
+    assert nif_of(other).exists()
+    run(built_app, "mix", "compile")
+    assert nif_of(built_app).stat().st_ino == first
