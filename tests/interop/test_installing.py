@@ -16,10 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import mix
-from tests.support.epmd import executable
+from tests.support.epmd import RealEpmd, executable
 from tests.support.mix import answer, run, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * mix.SECONDS)]
+
+
+@pytest.fixture(autouse=True)
+def own_epmd(epmd: RealEpmd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes are known to the epmd of the tests, which ends with them."""
+    monkeypatch.setenv("ERL_EPMD_PORT", str(epmd.port))
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.epmd import executable
-from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150.0
@@ -82,10 +82,11 @@ def run(
 ) -> str:
     """Run a program of Elixir as users do, and return what it says.
 
-    Nothing of the tests' own environment decides what is built, or which Python code is found.
+    Nothing of the tests' own environment decides what is built, or which Python code is found. Of
+    Erlang's variables the port of an epmd stays: without one the client starts OTP's, which stays.
     """
-    ours = ("ERL_", "ELIXIR_", "MIX_", "PYTHON")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    ours = re.compile(r"ERL_(?!EPMD_PORT$)|ELIXIR_|MIX_|PYTHON")
+    inherited = {name: value for name, value in os.environ.items() if not ours.match(name)}
     done = subprocess.run(
         [executable(command[0]), *command[1:]],
         check=False,
@@ -93,7 +94,6 @@ def run(
         env={
             **inherited,
             "DEMO_PYTHON": PYTHON,
-            "ERL_EPMD_PORT": str(free_port()),
             "MIX_HOME": os.environ.get("MIX_HOME", str(Path.home() / ".mix")),
             **(env or {}),
         },
