@@ -6,7 +6,6 @@ import argparse
 import ast
 import asyncio
 import contextlib
-import io
 import ipaddress
 import json
 import logging
@@ -18,7 +17,6 @@ import signal
 import socket
 import sys
 import threading
-import tokenize
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -39,6 +37,7 @@ from snex_node.node import Node
 from snex_node.terms import Atom
 from snex_runtime import child, demo, loops, search_path, serde
 from snex_runtime.server import Server, version
+from snex_runtime.sources import decode_script, read_script
 from snex_runtime.stderr import StderrHandler
 
 DEFAULT_NAME = "py@127.0.0.1"
@@ -267,8 +266,8 @@ async def _init(server: Server, source: str, path: str, timeout: float | None) -
 
 def _read_script(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_script(path)
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise CommandError(f"cannot read the init script {path}: {error}") from error
 
 
@@ -366,9 +365,8 @@ def _read_standard_input() -> str:
 def _source(data: bytes, where: str) -> str:
     """The text of code, in the encoding that it says, as Python has it. Raises `CommandError`."""
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return io.TextIOWrapper(io.BytesIO(data), encoding).read()
-    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        return decode_script(data)
+    except (SyntaxError, UnicodeDecodeError) as error:
         raise CommandError(f"{where} is no Python code: {error}") from None
 
 

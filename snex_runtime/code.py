@@ -24,11 +24,15 @@ from __future__ import annotations
 import ast
 import dis
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from types import CodeType
 from typing import Any, Final, final
+
+from snex_runtime import sources
+from snex_runtime.sources import VIRTUAL_FILE
 
 __all__ = [
     "MAX_KEPT_SOURCE",
@@ -49,9 +53,6 @@ MAX_KEPT_SOURCE: Final = 256 * 1024
 MAX_LINE: Final = 1_000_000
 """Largest ``line``: each costs a blank line to parse, 15 ms for the largest."""
 
-VIRTUAL_FILE: Final = "<Snex.Code>"
-"""The file of code that names none. In angle brackets, so that no source is looked for."""
-
 _MODULE: Final = "<module>"
 # The function around a snippet. No source can hold such an identifier, so nothing of the user's is
 # meant when it is cut off the qualified names of what is defined inside.
@@ -62,6 +63,9 @@ _TOO_COMPLEX: Final = (
     "too complex for Python's compiler: nested too deeply, or too long an expression; "
     "split it into several statements"
 )
+
+# What outlives the snippet, so that somebody may ask for its source.
+_DEFINITION: Final = re.compile(r"\b(?:def|class|lambda)\b")
 
 # From 3.14 on a module's annotations are evaluated when somebody asks for them (PEP 649).
 _LAZY_ANNOTATIONS: Final = sys.version_info >= (3, 14)
@@ -109,7 +113,7 @@ def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:
     """Compile a snippet, or find it among the `MAX_SNIPPETS` used last.
 
     ``file`` is where tracebacks say that it is, ``line`` the number of lines before it in that
-    file. Safe to call from any thread.
+    file. A byte order mark in front is passed over, as in a file. Safe to call from any thread.
 
     Raises ``SyntaxError``, with file and line, for whatever the compiler refuses, and for null
     bytes, lone surrogates, source that is nested too deeply, and a ``line`` that is negative or
@@ -127,10 +131,17 @@ def _compile(source: str, file: str, line: int) -> Code:
     if not 0 <= line <= MAX_LINE:
         reason = f"code cannot start {line} lines into its file: it must be 0 to {MAX_LINE:,}"
         raise _syntax_error(reason, file, 1)
+    source = source.removeprefix("\ufeff")
     _check_characters(source, file, line)
+    # The compiler too reads lines of the file, for its errors and warnings.
+    openable = sources.VirtualFile(file) if file == VIRTUAL_FILE else sources.openable(file)
     # Blank lines in front place everything, syntax errors too, and cost less than walking the tree.
     try:
-        return Code(_compile_snippet("\n" * line + source, file, line + 1))
+        return Code(_compile_snippet("\n" * line + source, openable, line + 1))
+    except SyntaxError as error:
+        if error.filename == openable:
+            error.filename = file
+        raise
     except (RecursionError, MemoryError):
         raise _syntax_error(_TOO_COMPLEX, file, line + 1) from None
 
@@ -166,6 +177,8 @@ def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
     if _DEPTH_UNCHECKED and len(text) > _SURELY_SHALLOW:
         _check_depth(text, file)
     tree = _parse(text, file)
+    if isinstance(file, sources.VirtualFile) and _DEFINITION.search(text):
+        sources.keep(file, text, _classes_in(tree))
     futures = _future_imports(tree.body)
     rewriter = _Rewriter(annotations_are_text=_imports_annotations(futures))
     rewriter.rewrite(tree)
@@ -175,6 +188,15 @@ def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
     module = compile(tree, file, "exec", dont_inherit=True)
     [code] = (const for const in module.co_consts if isinstance(const, CodeType))
     return _as_module_code(code, rewriter.stars)
+
+
+def _classes_in(tree: ast.Module) -> list[tuple[str, int]]:
+    """The names of the classes that are defined anywhere in it, and their first lines."""
+    return [
+        (node.name, min([node.lineno, *(each.lineno for each in node.decorator_list)]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
 
 
 def _check_depth(text: str, file: str) -> None:
@@ -294,16 +316,18 @@ def _blocks(tree: ast.Module) -> Iterator[list[ast.stmt]]:
         block = blocks.pop()
         yield block
         for statement in block:
-            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                continue
-            for part in (
-                statement,
-                *getattr(statement, "handlers", ()),
-                *getattr(statement, "cases", ()),
-            ):
-                for field in ("body", "orelse", "finalbody"):
-                    if nested := getattr(part, field, None):
-                        blocks.append(nested)
+            blocks.extend(_nested_blocks(statement))
+
+
+def _nested_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """The lists of statements in ``statement`` that are in its own scope."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    handlers, cases = getattr(statement, "handlers", ()), getattr(statement, "cases", ())
+    for part in (statement, *handlers, *cases):
+        for field in ("body", "orelse", "finalbody"):
+            if nested := getattr(part, field, None):
+                yield nested
 
 
 _SETUP_ANNOTATIONS: Final = "try: __annotations__\nexcept NameError: __annotations__ = {}"

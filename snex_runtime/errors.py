@@ -21,6 +21,7 @@ from typing import Final, Literal, TypeAlias
 import snex_node
 from snex_node.etf import EncodeError
 from snex_node.terms import Atom
+from snex_runtime import sources
 
 __all__ = [
     "MAX_CHAIN",
@@ -177,13 +178,15 @@ def format_traceback(error: BaseException, *, user_frames_only: bool = True) -> 
     """What ``traceback.format_exception`` gives for ``error``, bounded and fit for UTF-8.
 
     With ``user_frames_only`` without the frames of this library, and without those of asyncio
-    above the user's. Columns are marked (``^^^^``) only in files of Python: elsewhere code is
-    embedded, and indented, in its file. Never raises.
+    above the user's. Lines are shown of files that can be read within bounds. Columns are marked
+    (``^^^^``) only in files of Python: elsewhere code is embedded, and indented, in its file. Never
+    raises.
     """
+    files = _Files()
     try:
         exceptions = list(islice(_related(error), MAX_CHAIN + 1))
         if len(exceptions) > MAX_CHAIN:
-            return _bounded_lines(_format_alone(error, user_frames_only))
+            return _bounded_lines(_format_alone(error, user_frames_only, files))
         told = traceback.TracebackException(
             type(error),
             error,
@@ -193,11 +196,13 @@ def format_traceback(error: BaseException, *, user_frames_only: bool = True) -> 
             compact=True,
         )
         for each in _told_with(told):
-            each.stack[:] = _frames_to_show(each.stack, user_frames_only)
+            each.stack[:] = _frames_to_show(each.stack, user_frames_only, files)
             _shorten(each)
         return _bounded_lines(told.format())
     except BaseException:  # methods of the user's exception run in there, and may raise anything
         return [_bounded(_last_line(error))]
+    finally:
+        sources.forget_lines(files.unread)
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
@@ -225,19 +230,38 @@ def _told_with(told: traceback.TracebackException) -> Iterator[traceback.Traceba
 
 
 def _frames_to_show(
-    stack: Iterable[traceback.FrameSummary], user_frames_only: bool
+    stack: Iterable[traceback.FrameSummary], user_frames_only: bool, files: _Files
 ) -> list[traceback.FrameSummary]:
     frames = list(stack)
     if user_frames_only:
         called = list(dropwhile(lambda frame: frame.filename.startswith(_CALLERS), frames))
         # Where none is the user's, asyncio's were not above the user's.
         frames = [each for each in called or frames if not each.filename.startswith(_OWN)]
-    if sys.version_info >= (3, 11):
-        for frame in frames:
-            if not frame.filename.endswith(".py"):
-                frame.colno = frame.end_colno = None
-                frame.end_lineno = frame.lineno
-    return frames
+    return [_as_shown(frame, files) for frame in frames]
+
+
+class _Files(dict[str, bool]):
+    """Whether lines of a file are shown, by its name; ``unread`` are those not read before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread: list[str] = []
+
+    def __missing__(self, file: str) -> bool:
+        self[file] = bounded = file != sources.VIRTUAL_FILE and sources.is_bounded(file)
+        if bounded and not sources.is_read(file):
+            self.unread.append(file)
+        return bounded
+
+
+def _as_shown(frame: traceback.FrameSummary, files: _Files) -> traceback.FrameSummary:
+    file = sources.shown(frame.filename)
+    if file != frame.filename or not files[file]:
+        return traceback.FrameSummary(file, frame.lineno, frame.name, lookup_line=False, line="")
+    if sys.version_info >= (3, 11) and not file.endswith(".py"):
+        frame.colno = frame.end_colno = None
+        frame.end_lineno = frame.lineno
+    return frame
 
 
 def _shorten(told: traceback.TracebackException) -> None:
@@ -252,11 +276,11 @@ def _shorten(told: traceback.TracebackException) -> None:
         setattr(told, "__notes__", cut)  # noqa: B010 - unknown to the types of 3.10
 
 
-def _format_alone(error: BaseException, user_frames_only: bool) -> Iterator[str]:
+def _format_alone(error: BaseException, user_frames_only: bool, files: _Files) -> Iterator[str]:
     stack = traceback.StackSummary.extract(
         traceback.walk_tb(error.__traceback__), limit=-MAX_FRAMES, lookup_lines=False
     )
-    stack[:] = _frames_to_show(stack, user_frames_only)
+    stack[:] = _frames_to_show(stack, user_frames_only, files)
     yield f"[more than {MAX_CHAIN} chained exceptions are left out]\n"
     if stack:
         yield "Traceback (most recent call last):\n"

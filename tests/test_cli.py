@@ -949,6 +949,19 @@ class TestInitScript:
         assert output.code == 1
         assert "cannot read the init script /no/such/init.py" in output.err
 
+    @pytest.mark.parametrize(
+        "data",
+        ["\ufeffword = 'é'".encode(), "# coding: latin-1\nword = 'é'".encode("latin-1")],
+        ids=["byte order mark", "coding cookie"],
+    )
+    def test_it_is_read_as_python_reads_files(
+        self, start: Starter, command: Command, tmp_path: Path, data: bytes
+    ) -> None:
+        script = tmp_path / "init.py"
+        script.write_bytes(data)
+        running = start("start", "--name", unique(), "--init-script", str(script))
+        assert command("eval", running.name, "return ord(word)").out == "233\n"
+
     def test_it_is_no_text(self, command: Command, tmp_path: Path) -> None:
         (tmp_path / "init.py").write_bytes(b"\xff\xfe")
         output = command("start", "--name", unique(), "--init-script", str(tmp_path / "init.py"))
