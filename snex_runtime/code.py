@@ -180,6 +180,7 @@ def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
     if isinstance(file, sources.VirtualFile) and _DEFINITION.search(text):
         sources.keep(file, text, _classes_in(tree))
     futures = _future_imports(tree.body)
+    imports = _Imports(tree, file)
     rewriter = _Rewriter(annotations_are_text=_imports_annotations(futures))
     rewriter.rewrite(tree)
     scope = _Scope(tree, file)
@@ -187,7 +188,7 @@ def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
     tree.body = [*futures, _wrapper(tree.body, scope, first_line)]
     module = compile(tree, file, "exec", dont_inherit=True)
     [code] = (const for const in module.co_consts if isinstance(const, CodeType))
-    return _as_module_code(code, rewriter.stars)
+    return _as_module_code(imports.as_in_a_module(code), rewriter.stars)
 
 
 def _classes_in(tree: ast.Module) -> list[tuple[str, int]]:
@@ -328,6 +329,84 @@ def _nested_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
         for field in ("body", "orelse", "finalbody"):
             if nested := getattr(part, field, None):
                 yield nested
+
+
+def _import_kinds() -> tuple[int, int, int]:
+    """How the compiler marks an import: as lazy, as any in a module, and as one in a function.
+
+    From Python 3.15 on (PEP 810) the last is always eager, and the one before it eager unless the
+    interpreter or the module is told otherwise. Where all are alike there is nothing to do.
+    """
+    if "is_lazy" not in ast.Import._fields:
+        return 0, 0, 0
+    snippets = ("lazy import a", "import a", "def f(): import a")
+    codes = [compile(each, _WRAPPER, "exec", dont_inherit=True) for each in snippets]
+    [codes[2]] = [const for const in codes[2].co_consts if isinstance(const, CodeType)]
+    lazy, usual, eager = (
+        next(code.co_code[at + 1] for at in _imports_in(code.co_code)) for code in codes
+    )
+    return lazy, usual, eager
+
+
+def _imports_in(bytecode: bytes) -> list[int]:
+    """Where the instructions are that import; each instruction takes two bytes."""
+    return [at for at in range(0, len(bytecode), 2) if bytecode[at] == _IMPORT_NAME]
+
+
+_TRY: Final = (ast.Try, getattr(ast, "TryStar", ast.Try))  # `except*` is new in 3.11
+_IMPORT_NAME: Final = dis.opmap["IMPORT_NAME"]
+_LAZY, _USUAL, _EAGER = _import_kinds()
+
+
+class _Imports:
+    """Imports that are marked in a module as in no function: lazy ones, or ones that may be.
+
+    Raises ``SyntaxError`` for lazy ones where a module does not allow them.
+    """
+
+    def __init__(self, tree: ast.Module, file: str) -> None:
+        self._file = file
+        self._marks: dict[tuple[int, int], int] = {}
+        blocks = [(tree.body, False)] if _LAZY != _EAGER else []
+        while blocks:
+            block, tried = blocks.pop()
+            for statement in block:
+                if isinstance(statement, ast.Import | ast.ImportFrom):
+                    self._found(statement, tried=tried)
+                inside = tried or isinstance(statement, _TRY)
+                blocks.extend((nested, inside) for nested in _nested_blocks(statement))
+
+    def _found(self, statement: ast.Import | ast.ImportFrom, *, tried: bool) -> None:
+        lazy = bool(getattr(statement, "is_lazy", 0))
+        if lazy:
+            self._check(statement, tried=tried)
+        if not tried:
+            # Only then the compiler takes it in a function; the mark says later what it was.
+            setattr(statement, "is_lazy", 0)  # noqa: B010 - unknown before 3.15
+            self._marks[statement.lineno, statement.col_offset] = _LAZY if lazy else _USUAL
+
+    def _check(self, statement: ast.Import | ast.ImportFrom, *, tried: bool) -> None:
+        kind = "import" if isinstance(statement, ast.Import) else "from ... import"
+        if tried:
+            reason = f"lazy {kind} not allowed inside try/except blocks"
+        elif statement.names[0].name == "*":
+            reason = f"lazy {kind} * is not allowed"
+        else:
+            return
+        raise _syntax_error(reason, self._file, statement.lineno, statement.col_offset + 1)
+
+    def as_in_a_module(self, code: CodeType) -> CodeType:
+        """``code``, of the function around the snippet, with these marks."""
+        if not self._marks:
+            return code
+        bytecode = bytearray(code.co_code)
+        places: list[Any] = list(getattr(code, "co_positions")())  # noqa: B009 - not in 3.10
+        for at in _imports_in(code.co_code):
+            line, _, column, _ = places[at // 2]
+            mark = self._marks.get((line or 0, column or 0))
+            if mark is not None:
+                bytecode[at + 1] ^= _EAGER ^ mark
+        return code.replace(co_code=bytes(bytecode))
 
 
 _SETUP_ANNOTATIONS: Final = "try: __annotations__\nexcept NameError: __annotations__ = {}"

@@ -1042,3 +1042,89 @@ def test_builtins_are_found_where_the_environment_names_none() -> None:
     env: Env = {}
     assert run("return len([1])", env) == 1
     assert env["__builtins__"] in (builtins, vars(builtins))
+
+
+# --- imports that are lazy (PEP 810) --------------------------------------------------------------
+
+has_lazy_imports = pytest.mark.skipif(sys.version_info < (3, 15), reason="new in Python 3.15")
+
+LAZY = [
+    "lazy import {m}\nreturn [loaded(), {m}.x, loaded()]",
+    "lazy import {m} as other\nreturn [loaded(), other.x, loaded()]",
+    "lazy from {m} import x\nreturn [loaded(), x, loaded()]",
+    "if True:\n  lazy import {m}\nreturn [loaded(), {m}.x, loaded()]",
+    "for _ in [1]:\n  lazy import {m}\nreturn [loaded(), {m}.x, loaded()]",
+    "import sys; lazy import {m}, os\nreturn [loaded(), {m}.x, loaded()]",
+    "lazy import {m}\ndef f(): return {m}.x\nreturn [loaded(), f(), loaded()]",
+    "__lazy_modules__ = ['{m}']\nimport {m}\nreturn [loaded(), {m}.x, loaded()]",
+    "lazy import {m}\nimport asyncio\nawait asyncio.sleep(0)\nreturn [loaded(), {m}.x, loaded()]",
+]
+NOT_LAZY = [
+    "import {m}\nreturn [loaded(), {m}.x, loaded()]",
+    "__lazy_modules__ = ['{m}']\ntry:\n  import {m}\nfinally: pass\n"
+    "return [loaded(), {m}.x, loaded()]",
+    "__lazy_modules__ = ['{m}']\ndef f():\n  import {m}\n  return {m}\n"
+    "return [f() and loaded(), f().x, loaded()]",
+]
+
+
+@has_lazy_imports
+@pytest.mark.parametrize(
+    ("source", "before"), [(each, False) for each in LAZY] + [(each, True) for each in NOT_LAZY]
+)
+@pytest.mark.parametrize("many_names", [False, True], ids=["few names", "many names"])
+def test_a_lazy_import_is_one(
+    source: str,
+    before: bool,
+    many_names: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = f"lazy_{abs(hash((source, many_names)))}"
+    (tmp_path / f"{module}.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env: Env = {"__name__": "__snex__", "loaded": lambda: module in sys.modules}
+    names = "\n".join(f"name{i} = {i}" for i in range(300)) + "\n" if many_names else ""
+    assert value_of(names + source.format(m=module), env) == [before, 1, True]
+    sys.modules.pop(module, None)
+
+
+def value_of(source: str, env: Env) -> object:
+    code = compile_code(source)
+    result = code.run(env)
+    return asyncio.run(result) if code.is_async else result  # type: ignore[arg-type]
+
+
+@has_lazy_imports
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n  lazy import a\nfinally: pass",
+        "try: pass\nexcept: lazy import a",
+        "try: pass\nexcept: pass\nelse:\n  if x:\n    lazy from a import b",
+        "try: pass\nexcept* ValueError: lazy import a",
+        "try:\n  lazy from a import *\nfinally: pass",
+        "x = 1; lazy from a import *",
+        "lazy from __future__ import annotations",
+        "def f():\n  lazy import a",
+        "class A:\n  lazy import a",
+    ],
+)
+def test_a_lazy_import_is_refused_where_a_module_refuses_it(source: str) -> None:
+    with pytest.raises(SyntaxError) as pythons:
+        compile(source, "<file>", "exec")
+    with pytest.raises(SyntaxError) as ours:
+        compile_code(source, "<file>")
+    assert ours.value.args[0] == pythons.value.args[0]
+    assert (ours.value.lineno, ours.value.offset) == (pythons.value.lineno, pythons.value.offset)
+
+
+@has_lazy_imports
+def test_a_lazy_import_that_fails_tells_where_it_stands() -> None:
+    lines = formatted("x = 1\nlazy import no_such_module_anywhere as m\nm.x", file="/some/file.ex")
+    assert any('File "/some/file.ex", line 2' in line for line in lines)
+    assert any('File "/some/file.ex", line 3' in line for line in lines)
+
+
+def test_code_without_lazy_imports_is_left_as_it_is() -> None:
+    assert value_of("lazy = 5\nimport os\nreturn lazy, os.sep", {}) == (5, "/")
