@@ -7,6 +7,7 @@ Source: "Distributed Erlang" in the Erlang reference manual. The node is hidden:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import os
@@ -119,6 +120,8 @@ class Node:
         self._connector = Connector(self, cookie, epmd_port, self._make_connection)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        # What our tasks run in: whoever made us dial would be in the context of all that arrives.
+        self._context = contextvars.Context()
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._registrar: Registrar | None = None
@@ -160,6 +163,7 @@ class Node:
             raise NodeStartError(f"{self.name} has been started already")
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._context = contextvars.copy_context()
         listener: socket.socket | None = None
         try:
             if self._listen is not None:
@@ -254,7 +258,7 @@ class Node:
         if self._loop is None:
             work.close()
             raise self._not_running()
-        task = self._loop.create_task(work)
+        task = self._context.copy().run(self._loop.create_task, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

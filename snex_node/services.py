@@ -13,6 +13,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Final
 
 from snex_node.control import SpawnReply, SpawnRequest
@@ -204,7 +205,8 @@ class _Job(BaseProcess):
         called: Callable[..., object] | None = None
         try:
             called = _find(resolver, module, function)
-            value = called(*args)
+            # In a context of its own, so that it leaves nothing to others.
+            value = copy_context().run(called, *args)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # `sys.exit` in it ends what runs it, not this node

@@ -6,31 +6,52 @@ ends or its node goes down; when it is destroyed, killed or stopped; and when th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snex_node.gen import From, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.terms import Atom, Pid, Reference
+from snex_runtime import contexts
 from snex_runtime.errors import BadRequest
+from snex_runtime.namespace import Variables, here
 
 if TYPE_CHECKING:
     from snex_node.remote import RemoteNode
     from snex_runtime.server import Server
 
-Variables = dict[str, object]
+T = TypeVar("T")
 
 
 class Environment(BaseProcess):
-    """One environment. ``variables`` are the globals and locals of the code that runs in it."""
+    """One environment. ``variables`` are the globals and locals of the code that runs in it, and
+    ``context`` holds its context variables.
+    """
 
-    __slots__ = ("handle", "server", "variables")
+    __slots__ = ("_entered", "context", "handle", "server", "variables")
 
-    def __init__(self, server: Server, variables: Variables) -> None:
+    def __init__(self, server: Server, variables: Variables, context: Context) -> None:
         super().__init__(server.node)
         self.server = server
         self.variables = variables
+        self.context = context
         self.handle: Pid | None = None
+        self._entered = False
+
+    def enter(self, function: Callable[..., T], *args: Any) -> T:
+        """Call ``function`` in the context of this environment.
+
+        While code there runs the event loop itself, as nest_asyncio has it, what else comes for it
+        runs in a copy: no context can be entered twice.
+        """
+        if self._entered:
+            return self.context.copy().run(function, *args)
+        self._entered = True
+        try:
+            return self.context.run(function, *args)
+        finally:
+            self._entered = False
 
     def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take a request to run code here."""
@@ -55,6 +76,25 @@ class Environment(BaseProcess):
         self.server.environments.removed(self)
 
 
+class Root(Environment):
+    """The root environment, of which others are copies; none of users."""
+
+    __slots__ = ("mutable",)
+
+    def __init__(self, server: Server, variables: Variables) -> None:
+        super().__init__(server, variables, copy_context())
+        self.mutable: tuple[ContextVar[Any], ...] = ()
+        """Of its context: what copies must not share. `contexts.copied` takes it."""
+        self.enter(here.set, variables)
+
+    def enter(self, function: Callable[..., T], *args: Any) -> T:
+        """See `Environment.enter`."""
+        try:
+            return super().enter(function, *args)
+        finally:
+            self.mutable = contexts.mutable_in(self.context)
+
+
 class Environments:
     """All environments of a runtime, and the handles that keep them.
 
@@ -75,7 +115,7 @@ class Environments:
 
     def make(self, variables: Variables, handle: Pid | None) -> Environment:
         """Make an environment around ``variables`` that lives as long as ``handle``."""
-        environment = Environment(self._server, variables)
+        environment = Environment(self._server, variables, self._server.new_context())
         self._all.add(environment)
         self.set_handle(environment, handle)
         return environment

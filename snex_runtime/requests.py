@@ -11,8 +11,8 @@ from typing import Any, Final
 from snex_node.etf import DecodeError, Decoder
 from snex_node.terms import Atom, Pid
 from snex_runtime import serde
-from snex_runtime.environments import Variables
 from snex_runtime.errors import BadRequest, Failure
+from snex_runtime.namespace import Variables
 
 _u32 = Struct(">I").unpack_from
 

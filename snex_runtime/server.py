@@ -15,7 +15,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from importlib import import_module
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - its own name says too little
@@ -28,13 +29,13 @@ from snex_node.gen import From, parse_call, parse_cast, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.terms import Atom, Pid
-from snex_runtime import interface, serde
+from snex_runtime import contexts, interface, namespace, serde, threads
 from snex_runtime.code import Code, compile_code
 from snex_runtime.environments import (
     Environment,
     Environments,
+    Root,
     Source,
-    Variables,
     copy_into,
     names_in,
 )
@@ -45,7 +46,8 @@ from snex_runtime.errors import (
     cancelled,
     from_exception,
 )
-from snex_runtime.interrupts import Deadline, Interrupted, Interrupter, current
+from snex_runtime.interrupts import Deadline, Interrupted, Interrupter
+from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
     NO_OPTIONS,
@@ -85,13 +87,29 @@ _u32 = Struct(">I").unpack_from
 
 _bytes: Final = Decoder()
 
+# Public for those who implement event loops; 0.15 us together.
+_enter_task: Final[Callable[..., None]] = asyncio.tasks._enter_task
+_leave_task: Final[Callable[..., None]] = asyncio.tasks._leave_task
+
 _log = logging.getLogger(__name__)
 
 
 class Call(Deadline):
-    """A request under way that has suspended."""
+    """A request under way that has suspended: ``work``, in the context of ``enter``."""
 
-    __slots__ = ("begun", "caller", "continues", "remote", "sender", "stopped", "task", "timer")
+    __slots__ = (
+        "begun",
+        "caller",
+        "continues",
+        "enter",
+        "remote",
+        "sender",
+        "stopped",
+        "task",
+        "timeout",
+        "timer",
+        "work",
+    )
 
     def __init__(
         self,
@@ -99,11 +117,18 @@ class Call(Deadline):
         caller: From | None,
         remote: RemoteNode,
         options: EvalOptions,
+        work: Coroutine[Any, Any, object],
     ) -> None:
         super().__init__(options.timeout)
         self.sender = sender
         self.caller = caller
         self.remote = remote
+        self.timeout = options.timeout
+        self.work = work
+        # Of what is thrown away the context that this is made in is no other's, but entered yet.
+        self.enter: contexts.Enter = (
+            sender.enter if isinstance(sender, Environment) else copy_context().run
+        )
         self.continues = options.continues
         self.begun = False
         self.stopped: str | None = None
@@ -146,8 +171,9 @@ class Server(BaseProcess):
         self._max_reply = max_reply
         self.environments = Environments(self)
         self.options = options
-        self._builtin: Variables = {"__builtins__": builtins, "__name__": "__snex__"}
-        self.root: Variables = dict(self._builtin)
+        self._builtin: Variables = {"__builtins__": builtins, "__name__": namespace.NAME}
+        self._module = namespace.Namespace()
+        self.root: Variables = namespace.root_of(self._module)
         self._decoder = serde.decoder(options)
         self._codes: dict[bytes, Code] = {}
         self._calls: dict[bytes, Call] = {}
@@ -155,7 +181,10 @@ class Server(BaseProcess):
         self._guarded: set[Deadline] = set()  # what the guardian looks at: work with a time limit
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
-        self._root = Environment(self, self.root)  # what `init` runs in; no environment of users
+        self._root = Root(self, self.root)
+        self._loop = asyncio.get_running_loop()
+        self._closing = asyncio.Event()
+        self._standing_by = self._stand_by()
         self._requests = {
             b"eval": self._eval,
             b"init": self._init_root,
@@ -178,6 +207,8 @@ class Server(BaseProcess):
         )
         self._interrupter = Interrupter(self._guarded, [f.__code__ for f in boundaries])
         self._interrupter.install()
+        namespace.install(self._module)
+        threads.install()
         node.guardian.add_check(self._interrupter.check)
         self.register(name)
 
@@ -185,6 +216,11 @@ class Server(BaseProcess):
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
         self._builtin.update(names)
         self.root.update(self._builtin)
+
+    def new_context(self) -> Context:
+        """A copy of the context of the root environment."""
+        root = self._root
+        return contexts.copied(root.context, root.mutable) if root.mutable else root.context.copy()
 
     async def init(self, source: str, file: str, *, timeout: float | None = None) -> Failure | None:
         """Run the init script in the root environment; returns what went wrong, if anything.
@@ -194,7 +230,7 @@ class Server(BaseProcess):
         limit = Deadline(timeout)
         try:
             code = compile_code(source, file)
-            result = self._interrupter.run(limit, lambda: code.run(self.root))
+            result = self._root.enter(self._interrupter.run, limit, lambda: code.run(self.root))
             if code.is_async:
                 await self._init_async(result, limit, timeout)
         except Interrupted:
@@ -211,15 +247,16 @@ class Server(BaseProcess):
     async def _init_async(self, work: Any, limit: Deadline, timeout: float | None) -> None:
         limit.over = False
         self._guarded.add(limit)
-        token = current.set(limit)
         try:
-            error = await asyncio.wait_for(_error_of(work), timeout)
+            error = await asyncio.wait_for(self._init_in_steps(work, limit), timeout)
         finally:
             limit.over = True
-            current.reset(token)
             self._guarded.discard(limit)
         if error is not None:
             raise error
+
+    async def _init_in_steps(self, work: Any, limit: Deadline) -> BaseException | None:
+        return await contexts.in_steps(self._root.enter, limit, None, _error_of(work))
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -251,14 +288,37 @@ class Server(BaseProcess):
         call = parse_call(data, offset)
         if call is not None:
             caller, at = call
-            self._handle(process, caller, data, at, remote)
         elif data.startswith(_SYSTEM_HEAD, offset):
             system = parse_system(typed.decode(data, offset)[0])
             if system is not None:
                 self.answer_system(process, *system)
+            return
         else:
-            cast = parse_cast(data, offset)
-            self._handle(process, None, data, offset if cast is None else cast, remote)
+            caller, at = None, parse_cast(data, offset) or offset
+        self.backend.last_origin = remote.name
+        if process is self:
+            root = self._root
+            context = root.context.copy() if not root.mutable else self.new_context()
+            enter: contexts.Enter = context.run
+        else:
+            enter = process.enter  # type: ignore[attr-defined]
+        loop, standing_by = self._loop, self._standing_by
+        try:
+            _enter_task(loop, standing_by)
+        except RuntimeError:
+            answer = self._handle_in_task(enter, process, caller, data, at, remote)
+        else:
+            try:
+                answer = enter(self._handle, process, caller, data, at, remote)
+            finally:
+                try:
+                    _leave_task(loop, standing_by)
+                except RuntimeError:  # user code has left it itself
+                    _log.warning("evaluated code has changed which task is the current one")
+        if isinstance(answer, Call):
+            self._begin(answer)
+        elif answer is not None and caller is not None:
+            self._answer(process, caller, remote, answer)
 
     def _handle(
         self,
@@ -267,26 +327,46 @@ class Server(BaseProcess):
         data: bytes,
         at: int,
         remote: RemoteNode,
-    ) -> None:
-        """Run one request; whatever happens, a caller gets exactly one answer."""
-        token = origin.set(remote)
-        self.backend.last_origin = remote.name
+    ) -> bytes | Call | None:
+        """Handle one request: the encoded answer, or the call that will answer."""
+        # It is not reset: nothing runs in this context but requests, and each has its own.
+        origin.set(remote)
         try:
-            answer = self._dispatch(process, caller, data, at, remote)
+            return self._dispatch(process, caller, data, at, remote)
         except BadRequest as error:
-            answer = self._failed(caller, bad_request(str(error)))
+            return self._failed(caller, bad_request(str(error)))
         except DecodeError as error:
-            answer = self._failed(caller, bad_request(f"the request cannot be decoded: {error}"))
+            return self._failed(caller, bad_request(f"the request cannot be decoded: {error}"))
         except Failure as failure:
-            answer = self._failed(caller, failure)
+            return self._failed(caller, failure)
         except Interrupted:
-            answer = self._failed(caller, cancelled("timeout"))
+            return self._failed(caller, cancelled("timeout"))
         except BaseException as error:
-            answer = self._failed(caller, from_exception(error))
+            return self._failed(caller, from_exception(error))
+
+    def _handle_in_task(self, enter: contexts.Enter, *request: Any) -> bytes | Call | None:
+        """Handle a request that comes while a task of ours runs: user code must not see that."""
+        task: Any = asyncio.current_task()
+        _leave_task(self._loop, task)
+        _enter_task(self._loop, self._standing_by)
+        try:
+            answer: bytes | Call | None = enter(self._handle, *request)
+            return answer
         finally:
-            origin.reset(token)
-        if answer is not None and caller is not None:
-            self._answer(process, caller, remote, answer)
+            _leave_task(self._loop, self._standing_by)
+            _enter_task(self._loop, task)
+
+    def _stand_by(self) -> asyncio.Task[None]:
+        """The task that code which does not await finds itself in: `asyncio.current_task`.
+
+        It does nothing, and nothing that such code does to it matters to others: to make a task for
+        each request would cost twenty times as much.
+        """
+        task = _StandingBy(_until(self._closing), loop=self._loop, name="snex")
+        # For `all_tasks` it is none: who cancels those, or waits for them, means what runs.
+        asyncio.tasks._unregister_task(task)
+        setattr(task, "_log_destroy_pending", False)  # noqa: B010 - of C; as `gather` does
+        return task
 
     def _dispatch(
         self,
@@ -295,8 +375,8 @@ class Server(BaseProcess):
         data: bytes,
         at: int,
         remote: RemoteNode,
-    ) -> bytes | None:
-        """The encoded answer, or None when it comes later (or nobody waits for one)."""
+    ) -> bytes | Call | None:
+        """What `_handle` gives, or raises."""
         end = _tag_end(data, at)
         if end:
             handler = self._requests.get(data[at + 4 : end])
@@ -355,7 +435,7 @@ class Server(BaseProcess):
         at: int,
         arity: int,
         remote: RemoteNode,
-    ) -> bytes | None:
+    ) -> bytes | Call | None:
         if arity not in (3, 4):
             raise BadRequest(f"an eval request has 3 or 4 elements, not {arity}")
         code, at = self._read_code(data, at)
@@ -366,11 +446,16 @@ class Server(BaseProcess):
             options = EvalOptions(raw)
         elif data[at : at + 5] != b"t\0\0\0\0":
             given, _ = read_variables(self._decoder, data, at)
-        variables = self.root.copy() if process is self else _variables_of(process)
+        if process is self:
+            variables = self.root.copy()
+            here.set(variables)
+        else:
+            variables = _variables_of(process)
+            if here.get() is not variables:
+                here.set(variables)
         if code is not None and code.is_async:
-            work = _run_with(code, variables, given) if given else code.run(variables)
-            self._start(process, caller, remote, work, options)
-            return None
+            work: Any = _run_with(code, variables, given) if given else code.run(variables)
+            return Call(process, caller, remote, options, work)
         if given:
             variables.update(given)
         if code is None:
@@ -389,9 +474,18 @@ class Server(BaseProcess):
         at: int,
         arity: int,
         remote: RemoteNode,
-    ) -> bytes | None:
+    ) -> bytes | Call | None:
         """An eval that runs in the root environment, and so prepares all that are made later."""
-        return self._eval(self._root, caller, data, at, arity, remote)
+        return self._root.enter(self._init, caller, data, at, arity, remote)
+
+    def _init(
+        self, caller: From | None, data: bytes, at: int, arity: int, remote: RemoteNode
+    ) -> bytes | Call | None:
+        token = origin.set(remote)  # to be reset: environments made later copy this context
+        try:
+            return self._eval(self._root, caller, data, at, arity, remote)
+        finally:
+            origin.reset(token)
 
     def _read_variables_and_options(self, data: bytes, at: int) -> tuple[Variables, object]:
         """The variables at ``at`` and the options behind them, which say how to decode those.
@@ -438,7 +532,7 @@ class Server(BaseProcess):
         at: int,
         arity: int,
         remote: RemoteNode,
-    ) -> bytes | None:
+    ) -> bytes | Call | None:
         if arity not in (4, 5):
             raise BadRequest(f"a call request has 4 or 5 elements, not {arity}")
         module, at = typed.decode(data, at)
@@ -449,65 +543,56 @@ class Server(BaseProcess):
         kwargs: Any = read_variables(self._decoder, data, at)[0] if arity == 5 else {}
         if not isinstance(args, list):
             raise BadRequest("the arguments of a call are a list")
+        if isinstance(process, Environment):
+            here.set(process.variables)
         try:
             called = import_function(str(module), str(function))
         except UndefinedFunctionError as error:
             raise BadRequest(str(error)) from None
         result = called(*args, **kwargs)
         if inspect.isawaitable(result):
-            self._start(process, caller, remote, _await(result), NO_OPTIONS)
-            return None
+            return Call(process, caller, remote, NO_OPTIONS, _await(result))
         return _OK + remote.encoder.encode(result)
 
     # --- work that suspends ---------------------------------------------------------------------
 
-    def _start(
-        self,
-        process: BaseProcess,
-        caller: From | None,
-        remote: RemoteNode,
-        work: Any,
-        options: EvalOptions,
-    ) -> None:
-        call = Call(process, caller, remote, options)
+    def _begin(self, call: Call) -> None:
+        """Run it to its first suspension, or soon; outside of its context, which steps enter."""
         self._running.add(call)
-        if options.timeout is not None:
+        if call.timeout is not None:
             self._guarded.add(call)
-        ref = caller.ref if caller is not None else None
-        if ref is not None:
-            self._calls[ref] = call
-        loop = asyncio.get_running_loop()
-        if options.timeout is not None:
-            call.timer = loop.call_later(options.timeout, call.stop, "timeout")
-        token = current.set(call)
-        try:
-            task = _start_task(loop, self._finish(call, work))
-        finally:
-            current.reset(token)
-        call.task = task
+            call.timer = self._loop.call_later(call.timeout, call.stop, "timeout")
+        if call.caller is not None and call.caller.ref is not None:
+            self._calls[call.caller.ref] = call
+        call.task = task = _start_task(self._loop, self._complete(call))
         if call.stopped is not None:
             task.cancel()
 
-    async def _finish(self, call: Call, work: Coroutine[object, object, object]) -> None:
-        caller = call.caller
+    async def _complete(self, call: Call) -> None:
         call.begun = True
+        answer = await contexts.in_steps(call.enter, call, call.remote, self._finish(call))
+        if call.caller is not None:
+            self._answer(call.sender, call.caller, call.remote, answer)
+
+    async def _finish(self, call: Call) -> bytes:
+        """The answer to ``call``."""
+        caller = call.caller
         try:
             if call.stopped is not None:
-                work.close()
+                call.work.close()
                 raise asyncio.CancelledError
             try:
-                answer = _OK + call.remote.encoder.encode(await work)
+                return _OK + call.remote.encoder.encode(await call.work)
             finally:
                 call.over = True
         except Interrupted:
-            answer = self._failed(caller, cancelled("timeout"))
+            return self._failed(caller, cancelled("timeout"))
         except asyncio.CancelledError as error:
             if call.stopped is None:
-                answer = self._failed(caller, from_exception(error))
-            else:
-                answer = self._failed(caller, cancelled(call.stopped))
+                return self._failed(caller, from_exception(error))
+            return self._failed(caller, cancelled(call.stopped))
         except BaseException as error:
-            answer = self._failed(caller, from_exception(error))
+            return self._failed(caller, from_exception(error))
         finally:
             self._running.discard(call)
             self._guarded.discard(call)
@@ -515,8 +600,6 @@ class Server(BaseProcess):
                 call.timer.cancel()
             if caller is not None and caller.ref is not None:
                 self._calls.pop(caller.ref, None)
-        if caller is not None:
-            self._answer(call.sender, caller, call.remote, answer)
 
     def demonitored(self, ref: bytes) -> None:
         """Whoever called with ``ref`` waits no more."""
@@ -535,6 +618,9 @@ class Server(BaseProcess):
         self.backend.close()
         self.node.guardian.remove_check(self._interrupter.check)
         self._interrupter.remove()
+        threads.remove()
+        namespace.remove(self._module)
+        self._closing.set()
         for environment in self.environments.all():
             environment.exit(reason)
         for call in list(self._running):
@@ -687,6 +773,24 @@ async def _error_of(work: Any) -> BaseException | None:
     except BaseException as error:
         return error
     return None
+
+
+class _StandingBy(asyncio.Task[None]):
+    """The task of `Server._stand_by`."""
+
+    def set_name(self, value: object, /) -> None:
+        """Nothing: the name that one caller gives it would be that of all."""
+
+
+async def _until(closing: asyncio.Event) -> None:
+    """Wait for ``closing``, whoever cancels that."""
+    task: Any = asyncio.current_task()
+    while not closing.is_set():
+        try:
+            await closing.wait()
+        except asyncio.CancelledError:
+            if sys.version_info >= (3, 11):
+                task.uncancel()
 
 
 async def _await(awaitable: Any) -> object:

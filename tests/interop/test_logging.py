@@ -128,7 +128,7 @@ speak()
     assert isinstance(metadata["python_thread_id"], int)
     assert metadata["python_exception"] == b"ZeroDivisionError('division by zero')"
     assert "python_module" in metadata
-    assert metadata["python_task_name"] is None
+    assert metadata["python_task_name"] == b"snex"
 
 
 async def test_time_task_and_defaults(logs: Events) -> None:

@@ -14,9 +14,10 @@ from snex_runtime.server import Server
 
 
 class Pair:
-    """``server`` runs on ``node``; ``peer`` is connected to it."""
+    """``server`` runs on ``node``; ``peer`` is connected to it. Both have the same ``cookie``."""
 
-    def __init__(self, node: Node, server: Server, peer: Node) -> None:
+    def __init__(self, node: Node, server: Server, peer: Node, cookie: str) -> None:
+        self.cookie = cookie
         self.node = node
         self.server = server
         self.peer = peer
@@ -47,4 +48,4 @@ async def pair(**options: Any) -> AsyncIterator[Pair]:
         server = Server(node, **options)
         assert node.port is not None
         await peer.connect(node.name, address=("127.0.0.1", node.port))
-        yield Pair(node, server, peer)
+        yield Pair(node, server, peer, cookie)
