@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from snex_node.control import SpawnRequest
+from snex_node.describe import inspect
 from snex_node.errors import CallTimeoutError, ProcessExitError, RemoteError
 from snex_node.etf import Decoder
 from snex_node.gen import ALIAS, GEN_CALL, alias_in, call_head
@@ -77,7 +78,7 @@ class Client(BaseProcess):
     async def call(self, to: Target, request: object, timeout: float | None) -> object:
         """See `Node.call`."""
         node = self.node
-        limit = _Limit(timeout, f"{to!r} did not answer")
+        limit = _Limit(timeout, f"{inspect(to)} did not answer")
         there, name = node._place(to)
         local = there == node.name
         payload = b""
@@ -302,7 +303,7 @@ def _fail(future: asyncio.Future[object], error: Exception) -> None:
 
 
 def _exit_error(reason: object, to: Target) -> Exception:
-    return ProcessExitError(reason, f"{to!r}")
+    return ProcessExitError(reason, inspect(to))
 
 
 def _spawn_error(node: str, reason: object) -> RemoteError | ProcessExitError:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from snex_node.describe import short
 from snex_node.framing import (
     MAX_FRAME,
     MAX_MESSAGE,
@@ -408,7 +409,8 @@ class Connection:
                 try:
                     self._handler.message_received(self, message)
                 except Exception:
-                    _log.exception("%s: handling %r failed", self.peer.name, message.control)
+                    what = short(message.control)
+                    _log.exception("%s: handling %s failed", self.peer.name, what)
                 if self.closed is not None:
                     return
         finally:

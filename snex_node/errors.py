@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+from snex_node.describe import inspect, text_of, type_name
 from snex_node.terms import Atom
 
 MAX_STACK: Final = 50
@@ -13,6 +14,9 @@ MAX_STACK: Final = 50
 
 MAX_TEXT: Final = 64 * 1024
 """Characters of an exception's text that are sent: it may quote the whole of what was wrong."""
+
+MAX_REASON: Final = 1000
+"""Characters of an exit reason in the text of an error; the whole of it is its ``reason``."""
 
 _PACKAGE: Final = str(Path(__file__).parent)
 
@@ -43,7 +47,7 @@ class ProcessExitError(NodeError):
     """A process has ended, with ``reason`` (a term): the one that was called, or waited for."""
 
     def __init__(self, reason: object, what: str = "the process") -> None:
-        super().__init__(f"{what} has ended: {reason!r}")
+        super().__init__(f"{what} has ended: {inspect(reason, MAX_REASON)}")
         self.reason = reason
 
 
@@ -59,7 +63,7 @@ class RemoteError(NodeError):
     """
 
     def __init__(self, kind: str, reason: object, stack: object = ()) -> None:
-        super().__init__(f"{kind}: {reason!r}")
+        super().__init__(f"{kind}: {inspect(reason, MAX_REASON)}")
         self.kind = kind
         self.reason = reason
         self.stack = stack
@@ -71,19 +75,7 @@ class UndefinedFunctionError(LookupError):
 
 def error_reason(error: BaseException) -> tuple[Atom, str, str]:
     """A Python exception as an Erlang reason: ``{python_error, <<"Type">>, <<"text">>}``."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
-        name = f"{kind.__module__}.{name}"
-    return Atom("python_error"), _utf8(name), _text(error)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:
-        text = "<the exception's own __str__ failed>"
-    return _utf8(text[:MAX_TEXT])
+    return Atom("python_error"), _utf8(type_name(type(error))), _utf8(text_of(error)[:MAX_TEXT])
 
 
 def _utf8(text: str) -> str:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
+from snex_node.describe import inspect
 from snex_node.terms import (
     MAX_ATOM_CHARACTERS,
     MAX_REFERENCE_WORDS,
@@ -481,13 +481,13 @@ class Decoder:
             if key in present:
                 other = present[key]
                 if _is_same(key, other):
-                    raise DecodeError(f"a map has the key {reprlib.repr(key)} twice", pos)
+                    raise DecodeError(f"a map has the key {inspect(key)} twice", pos)
                 if isinstance(key, str) and isinstance(other, str):
                     del result[key]
                 else:
                     key = self._term(data[pos:end])
                     if key in present:
-                        raise DecodeError(f"a map has the key {reprlib.repr(other)} twice", pos)
+                        raise DecodeError(f"a map has the key {inspect(other)} twice", pos)
             present[key] = key
             result[key] = value
             pos = self.skip(data, end)
@@ -535,9 +535,7 @@ class Decoder:
             elif name is None or name is True or name is False:
                 names.append(self._atom("nil" if name is None else str(name).lower()))
             else:
-                raise DecodeError(
-                    f"a native record (tag 67) has {reprlib.repr(name)} for a name", start
-                )
+                raise DecodeError(f"a native record (tag 67) has {inspect(name)} for a name", start)
         return Record(names[0], names[1], names[2:], out[2 + fields :], data[start + 5])
 
     def _rare(self, data: bytes, pos: int, tag: int) -> tuple[Any, int]:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any, Final, Literal
 
+from snex_node.describe import short, text_of, type_repr
 from snex_node.etf_decode import MAX_DEPTH
-from snex_node.etf_place import KNOWN, find_cycle, find_place, short
+from snex_node.etf_place import KNOWN, find_cycle, find_place
 from snex_node.terms import (
     Atom,
     BitString,
@@ -326,7 +327,8 @@ class Encoder:
                 raise _unserializable(item)
             answer = self._ask_default(self._default, item)
             if answer is item:
-                message = f"{_CANNOT} {type(item)}: its encoder returned the object itself"
+                refused = _unserializable(item).message
+                message = f"{refused}: its encoder returned the object itself"
                 raise _Failure(EncodeTypeError, message, item)
             replies.append(answer)
             if type(answer) in KNOWN or isinstance(answer, (Atom, Term)):
@@ -334,8 +336,8 @@ class Encoder:
             item = answer
         raise _Failure(
             EncodeTypeError,
-            f"{_CANNOT} {type(first)}: its encoder, asked {MAX_DEFAULT_CHAIN} times in a row, gave "
-            f"no object of a known type; the last one is of {type(item)}",
+            f"{_unserializable(first).message}: its encoder, asked {MAX_DEFAULT_CHAIN} times in a "
+            f"row, gave no object of a known type; the last one is of {type_repr(type(item))}",
             item,
         )
 
@@ -345,9 +347,9 @@ class Encoder:
         except EncodeError:
             raise
         except TypeError as error:
-            raise _Failure(EncodeTypeError, str(error), item) from error
+            raise _Failure(EncodeTypeError, text_of(error), item) from error
         except ValueError as error:
-            raise _Failure(EncodeValueError, str(error), item) from error
+            raise _Failure(EncodeValueError, text_of(error), item) from error
 
     def _check_depth(self, term: object, item: object, depth: int) -> int:
         """The depth at which to ask again."""
@@ -394,7 +396,7 @@ _CANNOT: Final = "Cannot serialize object of"
 
 
 def _unserializable(item: object) -> _Failure:
-    return _Failure(EncodeTypeError, f"{_CANNOT} {type(item)}", item)
+    return _Failure(EncodeTypeError, f"{_CANNOT} {type_repr(type(item))}", item)
 
 
 def _as_base(item: Any) -> object:

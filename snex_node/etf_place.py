@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from snex_node.describe import short
 from snex_node.terms import (
     Atom,
     BitString,
@@ -19,7 +19,7 @@ from snex_node.terms import (
     Term,
 )
 
-__all__ = ["KNOWN", "find_cycle", "find_place", "short"]
+__all__ = ["KNOWN", "find_cycle", "find_place"]
 
 _MAX_STEPS: Final = 20  # of a longer path, the first and the last ten are shown
 
@@ -86,11 +86,6 @@ def find_cycle(root: object, depth: int) -> object | None:
             open_ids.discard(identity)
             closed_ids.add(identity)
     return None
-
-
-def short(value: object) -> str:
-    """``repr(value)`` in a length fit for a message, whatever the value is."""
-    return reprlib.repr(value)
 
 
 def _inside(child: object, answers: Iterator[object]) -> _Children | None:

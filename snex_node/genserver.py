@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from snex_node import describe
 from snex_node.errors import error_reason, error_stack
 from snex_node.etf import EncodeError
 from snex_node.gen import From, GenProcess
@@ -41,7 +42,7 @@ class Stop(Exception):
     """Raised in a handler: the server ends with ``reason``; a call is answered with ``reply``."""
 
     def __init__(self, reason: object = NORMAL, reply: object = NO_REPLY) -> None:
-        super().__init__(f"stop: {reason!r}")
+        super().__init__(f"stop: {describe.inspect(reason)}")
         self.reason = reason
         self.reply = reply
 
@@ -84,15 +85,19 @@ class GenServer(GenProcess):
 
     def handle_call(self, request: object, caller: From) -> object:
         """Answer a call with what this returns, or return `NO_REPLY` and `reply` later."""
-        raise NotImplementedError(f"{type(self).__name__} takes no calls: {request!r}")
+        raise NotImplementedError(
+            f"{type(self).__name__} takes no calls: {describe.inspect(request)}"
+        )
 
     def handle_cast(self, request: object) -> object:
         """Take a cast; what this returns is ignored."""
-        raise NotImplementedError(f"{type(self).__name__} takes no casts: {request!r}")
+        raise NotImplementedError(
+            f"{type(self).__name__} takes no casts: {describe.inspect(request)}"
+        )
 
     def handle_info(self, message: object) -> object:
         """Take any other message; what this returns is ignored. The default logs it."""
-        _log.warning("%s got an unexpected message: %.200r", self, message)
+        _log.warning("%s got an unexpected message: %s", self, describe.inspect(message))
         return None
 
     def terminate(self, reason: object) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import reprlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +39,7 @@ from snex_node.control import (
     UnlinkId,
     UnlinkIdAck,
 )
+from snex_node.describe import short
 from snex_node.errors import ConnectError, NodeError, RemoteError
 from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
 from snex_node.flags import Flag
@@ -55,6 +55,9 @@ MAX_QUEUED = 64 * 1024 * 1024
 
 One attempt ends within seconds; this bounds what fast senders pile up meanwhile."""
 
+MAX_REASON = 1000
+"""Characters of the text that takes the place of an exit reason without an external form."""
+
 ENTRY_SIZE = 512
 """What a message that waits takes beside its payload, in bytes."""
 
@@ -63,10 +66,6 @@ _NOPROC = _PLAIN.encode(NOPROC)
 _ABANDONED = Atom("abandoned")
 _OLD_FORMS = int(Flag.EXIT_PAYLOAD | Flag.SEND_SENDER)
 _ALTACT = int(Flag.ALTACT_SIG)
-
-# Never fails, and bounds what it writes, whatever an object's own __repr__ does.
-_short = reprlib.Repr()
-_short.maxother = _short.maxstring = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -471,13 +470,15 @@ class RemoteNode:
         try:
             _HANDLERS[type(message.control)](self, message.control, message.data, message.offset)
         except DecodeError as error:
-            _log.warning("%s: dropped the payload of %r: %s", self.name, message.control, error)
+            _log.warning(
+                "%s: dropped the payload of %s: %s", self.name, short(message.control), error
+            )
 
     def _is_own(self, pid: Pid) -> bool:
         """Whether ``pid`` is one of that node's, which the sender of a signal must be."""
         if pid.external.startswith(self._pid_head):
             return True
-        _log.warning("%s: ignored a signal in the name of %r", self.name, pid)
+        _log.warning("%s: ignored a signal in the name of %s", self.name, pid)
         return False
 
     def _decode_reason(self, data: bytes, offset: int, decoder: Decoder | None = None) -> object:
@@ -654,11 +655,11 @@ class Undecodable:
 
 
 def encode_reason(encoder: Encoder, reason: object) -> bytes:
-    """An exit reason in external form; one that has none goes as the text of its ``repr``."""
+    """An exit reason in external form; one that has none goes as its description."""
     try:
         return encoder.encode(reason)
     except EncodeError:
-        return _PLAIN.encode(_short.repr(reason).encode("utf-8", "replace"))
+        return _PLAIN.encode(short(reason, MAX_REASON).encode())
 
 
 def _tell(receiver: Callable[..., None], *args: object) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Final
 
+from snex_node import describe
 from snex_node.control import SpawnReply, SpawnRequest
 from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
 from snex_node.etf import DecodeError, EncodeError, Encoder
@@ -112,7 +113,9 @@ def _rex_mfa(request: object, kinds: tuple[str, ...]) -> tuple[str, str, list[ob
     if not isinstance(request, tuple) or len(request) < 4 or request[0] not in kinds:
         return None
     _, module, function, args = request[:4]
-    return (str(module), str(function), args) if isinstance(args, list) else None
+    if isinstance(module, str) and isinstance(function, str) and isinstance(args, list):
+        return str(module), str(function), args
+    return None
 
 
 class Spawner:
@@ -148,7 +151,7 @@ class Spawner:
         module, function, _ = request.mfa
         for option in request.options:
             if not _is_known(option):
-                raise _RefusedError("badopt", f"there is no option {option!r}")
+                raise _RefusedError("badopt", f"there is no option {describe.inspect(option)}")
         if (module, function) == ("erlang", "apply"):
             raise _RefusedError("notsup", "a fun is code for a BEAM")
         try:
@@ -183,10 +186,10 @@ def _erpc_args(call: bool, args: object) -> tuple[object, Atom, Atom, list[objec
     """``[Result, M, F, Args]`` of a call; ``[M, F, Args]`` of a cast, whose result is None."""
     if isinstance(args, list) and len(args) == 3 + call:
         module, function, arguments = args[-3:]
-        if isinstance(arguments, list):
+        if isinstance(module, str) and isinstance(function, str) and isinstance(arguments, list):
             result = args[0] if call else None
             return result, Atom(str(module)[:255]), Atom(str(function)[:255]), arguments
-    raise _RefusedError("badarg", f"what erpc sent is {args!r:.200}")
+    raise _RefusedError("badarg", f"what erpc sent is {describe.inspect(args)}")
 
 
 class _Job(BaseProcess):

@@ -633,7 +633,7 @@ def _inspect_name(atom: Atom, operators: frozenset[str]) -> str:
     may_be_capital = operators is _OPERATORS  # `:Foo`, but `:lists."Foo"`
     if name in operators or (_is_identifier(name) and (may_be_capital or not name[0].isupper())):
         return name
-    escaped = "".join(map(_escape, name)).replace("#{", "\\#{")
+    escaped = "".join(map(escape, name)).replace("#{", "\\#{")
     return f'"{escaped}"'
 
 
@@ -642,7 +642,7 @@ def _is_identifier(name: str) -> bool:
     return bare.replace("@", "_").isidentifier() and not bare.startswith("@")
 
 
-def _escape(character: str) -> str:
+def escape(character: str) -> str:
     if character in _ESCAPES:
         return _ESCAPES[character]
     if character.isprintable():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from snex_node.etf import EncodeError, Encoder
-from snex_node.etf_place import find_cycle, find_place, short
+from snex_node.etf_place import find_cycle, find_place
 from snex_node.terms import Atom, ImproperList, Record
 from tests.support.ids import stable
 
@@ -122,13 +122,28 @@ class TestFindCycle:
         assert find_cycle(value, 1_000_000) is None
 
 
-def test_short_is_short_and_never_fails() -> None:
-    class Broken:
-        def __repr__(self) -> str:
-            raise RuntimeError("no")
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
 
-    deep: Any = []
-    for _ in range(100_000):
-        deep = [deep]
-    for value in (Broken(), deep, "a" * 1000, {i: i for i in range(1000)}):
-        assert len(short(value)) < 200
+
+class Meta(type):
+    def __repr__(cls) -> str:
+        raise RuntimeError("no")
+
+
+class BrokenType(metaclass=Meta):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({Broken(): 1}, "Broken'> \\(at key <tests.test_etf_place.Broken object>\\)"),
+        ({10**5000: 2j}, "complex'> \\(at \\[<an int of 16610 bits>\\]\\)"),
+        ([BrokenType()], "Cannot serialize object of <class 'tests.test_etf_place.BrokenType'>"),
+    ],
+)
+def test_what_is_wrong_is_told_whatever_the_value_does(value: object, text: str) -> None:
+    with pytest.raises(EncodeError, match=text):
+        Encoder().encode(value)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 PACKAGES = frozenset(MAY_IMPORT)
 
-SANS_IO = ("terms", "etf", "flags", "handshake", "control", "framing")
+SANS_IO = ("terms", "describe", "etf", "flags", "handshake", "control", "framing")
 """Modules of snex_node, and those named after them (`etf_decode`): bytes in, events out."""
 
 IO_MODULES = frozenset(

@@ -408,7 +408,7 @@ class TestErrorsAsTerms:
     def test_reasons(self) -> None:
         assert error_reason(ValueError("x")) == ("python_error", "ValueError", "x")
         name = f"{__name__}.Unreadable"
-        text = "<the exception's own __str__ failed>"
+        text = "<exception str() failed>"
         assert error_reason(Unreadable()) == ("python_error", name, text)
 
     def test_text_is_utf8_and_bounded(self) -> None:
