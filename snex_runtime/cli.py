@@ -21,10 +21,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Final, TextIO
 
 from snex_node import epmd
 from snex_node.cookie import CookieError, find_cookie
+from snex_node.describe import short
 from snex_node.errors import (
     CallTimeoutError,
     ConnectError,
@@ -55,6 +56,10 @@ does not answer keeps one for as long as the system asks it, 10 s and more."""
 
 LONGEST = 4_294_967.0
 """Seconds that an option may ask for: 49 days, the longest time limit of Erlang (2^32 ms)."""
+
+MAX_WRITTEN: Final = 64 * 1024
+"""Characters of a value that `eval` prints where Python itself does not write it: one that is
+nested too deeply, or that has an integer of too many digits."""
 
 _log = logging.getLogger(__name__)
 
@@ -322,7 +327,15 @@ def _print_value(value: object, args: argparse.Namespace) -> None:
     if value is None and not _returns(args.source):
         _complain("nothing was returned: say what you want to see, as in 'return 6 * 7'")
     else:
-        _say(repr(value))
+        _say(_written(value))
+
+
+def _written(value: object) -> str:
+    """The whole value as Python writes it; what Python cannot write is cut."""
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; an integer of too many digits
+        return short(value, MAX_WRITTEN)
 
 
 def _returns(source: str) -> bool:
@@ -380,18 +393,22 @@ def _read_file(path: Path) -> str:
 def _print_failure(answer: object, args: argparse.Namespace) -> None:
     error = answer[1] if isinstance(answer, tuple) and len(answer) == 2 else answer
     if not isinstance(error, dict):
-        _complain(f"unexpected answer: {answer!r}")
+        _complain(f"unexpected answer: {short(answer)}")
         return
     traceback = error.get("traceback")
     if isinstance(traceback, list) and traceback:
-        _to_stderr("".join(map(str, traceback)))
+        _to_stderr("".join(map(_text, traceback)))
     elif (error.get("code"), error.get("reason")) == ("cancelled", "timeout"):
         _complain(
             f"{args.node} did not answer within {args.timeout:g} s: the code was stopped there "
             "(--timeout gives it more time)"
         )
     else:
-        _complain(f"{error.get('code')}: {error.get('reason')}")
+        _complain(f"{_text(error.get('code'))}: {_text(error.get('reason'))}")
+
+
+def _text(value: object) -> str:
+    return str.__str__(value) if isinstance(value, str) else short(value)
 
 
 async def _ping(args: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Final, final
 
+from snex_node.describe import short
 from snex_runtime import sources
 from snex_runtime.sources import VIRTUAL_FILE
 
@@ -112,8 +113,9 @@ class Code:
 def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:
     """Compile a snippet, or find it among the `MAX_SNIPPETS` used last.
 
-    ``file`` is where tracebacks say that it is, ``line`` the number of lines before it in that
-    file. A byte order mark in front is passed over, as in a file. Safe to call from any thread.
+    ``file`` is where tracebacks say that it is, ``line`` the line of that file where it begins; 0,
+    for code that does not know, counts as 1. A byte order mark in front is passed over, as in a
+    file. Safe to call from any thread.
 
     Raises ``SyntaxError``, with file and line, for whatever the compiler refuses, and for null
     bytes, lone surrogates, source that is nested too deeply, and a ``line`` that is negative or
@@ -129,27 +131,30 @@ def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:
 
 def _compile(source: str, file: str, line: int) -> Code:
     if not 0 <= line <= MAX_LINE:
-        reason = f"code cannot start {line} lines into its file: it must be 0 to {MAX_LINE:,}"
+        reason = (
+            f"code cannot start at line {short(line)} of its file: it must be 0 to {MAX_LINE:,}"
+        )
         raise _syntax_error(reason, file, 1)
     source = source.removeprefix("\ufeff")
-    _check_characters(source, file, line)
+    first = line or 1
+    _check_characters(source, file, first)
     # The compiler too reads lines of the file, for its errors and warnings.
     openable = sources.VirtualFile(file) if file == VIRTUAL_FILE else sources.openable(file)
     # Blank lines in front place everything, syntax errors too, and cost less than walking the tree.
     try:
-        return Code(_compile_snippet("\n" * line + source, openable, line + 1))
+        return Code(_compile_snippet("\n" * (first - 1) + source, openable, first))
     except SyntaxError as error:
         if error.filename == openable:
             error.filename = file
         raise
     except (RecursionError, MemoryError):
-        raise _syntax_error(_TOO_COMPLEX, file, line + 1) from None
+        raise _syntax_error(_TOO_COMPLEX, file, first) from None
 
 
 _compile_cached = lru_cache(maxsize=MAX_SNIPPETS)(_compile)
 
 
-def _check_characters(source: str, file: str, line: int) -> None:
+def _check_characters(source: str, file: str, first_line: int) -> None:
     place = source.find("\0")
     reason = "source code cannot contain null bytes"
     if place < 0:
@@ -159,7 +164,7 @@ def _check_characters(source: str, file: str, line: int) -> None:
         except UnicodeEncodeError as error:
             place = error.start
             reason = f"source code cannot contain the lone surrogate {source[place]!a}"
-    raise _syntax_error(reason, file, line + 1 + source.count("\n", 0, place))
+    raise _syntax_error(reason, file, first_line + source.count("\n", 0, place))
 
 
 def _syntax_error(reason: str, file: str, line: int, column: int | None = None) -> SyntaxError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from snex_node.describe import inspect
 from snex_node.gen import From, parse_system
 from snex_node.process import DOWN, BaseProcess
 from snex_node.terms import Atom, Pid, Reference
@@ -194,5 +195,5 @@ def copy_into(
 def names_in(value: object, option: str) -> list[str]:
     """The names of an ``only`` or ``except`` option. Raises `BadRequest`."""
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise BadRequest(f"{option} takes a list of variable names, not {value!r}")
+        raise BadRequest(f"{option} takes a list of variable names, not {inspect(value)}")
     return [str(name) for name in value]

@@ -19,6 +19,7 @@ from itertools import dropwhile, islice
 from typing import Final, Literal, TypeAlias
 
 import snex_node
+from snex_node.describe import text_of, type_name
 from snex_node.etf import EncodeError
 from snex_node.terms import Atom
 from snex_runtime import sources
@@ -54,6 +55,8 @@ that tries again inside its own ``except`` makes, only the last one is told."""
 
 _MAX_NOTES: Final = 100
 
+_SNIPPETS: Final = "__snex__."  # the module of what snippets define
+
 ErrorCode: TypeAlias = Literal[
     "python_runtime_error",
     "internal_error",
@@ -88,17 +91,25 @@ class BadRequest(Exception):
 class Failure(Exception):
     """An error as a caller gets it.
 
-    ``reason`` is any term, and ``traceback`` is what ``traceback.format_exception`` gives, or None.
+    ``reason`` is any term, ``traceback`` is what ``traceback.format_exception`` gives, or None, and
+    ``type`` the name of the exception's type; None where no exception was raised.
 
     >>> Failure("env_not_found", "#PID<0.7.0> is no environment").to_term()[Atom("code")]
     :env_not_found
     """
 
-    def __init__(self, code: ErrorCode, reason: object, traceback: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        reason: object,
+        traceback: list[str] | None = None,
+        type: str | None = None,  # noqa: A002 - the name of the field
+    ) -> None:
         super().__init__(code, reason)
         self.code: ErrorCode = code
         self.reason = reason
         self.traceback = traceback
+        self.type = type
 
     def to_term(self) -> dict[Atom, object]:
         """The ``%Snex.Error{}`` map."""
@@ -108,6 +119,7 @@ class Failure(Exception):
             Atom("code"): Atom(self.code),
             Atom("reason"): self.reason,
             Atom("traceback"): self.traceback,
+            Atom("type"): self.type,
         }
 
     def describe(self) -> str:
@@ -130,6 +142,7 @@ def cancelled(why: str) -> Failure:
 def from_exception(error: BaseException, code: ErrorCode = "python_runtime_error") -> Failure:
     """What user code raised: ``str(error)``, and a traceback that holds the user's frames only.
 
+    An exception without a text has the name of its type for a reason.
     With the code ``internal_error`` all frames are kept: then they are what one wants to see. A
     `Failure` is returned as it is.
 
@@ -142,13 +155,14 @@ def from_exception(error: BaseException, code: ErrorCode = "python_runtime_error
     """
     if isinstance(error, Failure):
         return error
-    reason = _bounded(_text(error))
+    kind = _kind(error)
+    reason = _reason(error) or kind
     if isinstance(error, EncodeError):
         lines = _format_encode_error(error, reason)
     else:
         lines = format_traceback(error, user_frames_only=code != "internal_error")
     _drop_tracebacks(error)
-    return Failure(code, reason, lines)
+    return Failure(code, reason, lines, kind)
 
 
 def _format_encode_error(error: EncodeError, reason: str) -> list[str]:
@@ -157,7 +171,7 @@ def _format_encode_error(error: EncodeError, reason: str) -> list[str]:
     Where a custom encoder refused it is told, as one exception with the place of the value.
     """
     cause = error.__cause__
-    told = f"{'TypeError' if isinstance(error, TypeError) else 'ValueError'}: {reason}\n"
+    told = f"{_kind(error)}: {reason}\n"
     if cause is None or not _has_user_frames(cause):
         return [told]
     lines = format_traceback(cause)
@@ -289,23 +303,23 @@ def _format_alone(error: BaseException, user_frames_only: bool, files: _Files) -
 
 
 def _last_line(error: BaseException) -> str:
-    text = _text(error)
-    return f"{_type_name(error)}: {text}\n" if text else f"{_type_name(error)}\n"
+    name, text = type_name(type(error)), text_of(error)
+    return f"{name}: {text}\n" if text else f"{name}\n"
 
 
-def _type_name(error: BaseException) -> str:
-    try:
-        module, name = type(error).__module__, type(error).__qualname__
-        return f"{name}" if module in ("builtins", "__main__") else f"{module}.{name}"
-    except BaseException:  # a metaclass may define these
-        return "<exception>"
+def _reason(error: BaseException) -> str:
+    text = text_of(error)
+    return "" if text.isspace() else _bounded(text)
 
 
-def _text(error: BaseException) -> str:
-    try:
-        return str.__str__(str(error))  # a subclass of str, an Atom say, would not be sent as text
-    except BaseException:  # as in format_traceback
-        return "<exception str() failed>"
+def _kind(error: BaseException) -> str:
+    """The name of the error's type, as tracebacks have it; that of a snippet's without a module.
+
+    What the codec raises is told as the exception of Python that it is.
+    """
+    if isinstance(error, EncodeError):
+        return "TypeError" if isinstance(error, TypeError) else "ValueError"
+    return _bounded(type_name(type(error)).removeprefix(_SNIPPETS))
 
 
 def _bounded_lines(lines: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from snex_node import etf
 from snex_node.connection import HIGH_WATER
+from snex_node.describe import inspect, short, text_of, type_name
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
 from snex_node.etf import DecodeError, Decoder
 from snex_node.node import Node
@@ -107,7 +108,9 @@ class NodeBackend:
             name, node = (serde.to_typed(part) for part in to)
             if isinstance(name, str) and isinstance(node, str):
                 return str(name), str(node)
-        raise TypeError(f"cannot send to {to!r}: it takes a pid, an alias, a name or (name, node)")
+        raise TypeError(
+            f"cannot send to {short(to)}: it takes a pid, an alias, a name or (name, node)"
+        )
 
     def default_node(self) -> str:
         """The node whose request is running; else the last that made one; else the only one."""
@@ -171,7 +174,7 @@ class NodeBackend:
         if isinstance(text, bytes):
             described = text.decode("utf-8", "replace")
         else:
-            described = f"** ({kind}) {error.reason!r}\n    {stack!r}"
+            described = f"** ({kind}) {inspect(error.reason, 1000)}\n    {inspect(stack, 1000)}"
         reason = _converted(error.reason, decoder)
         return ElixirError(f"{what} failed on Elixir side:\n{described}", kind, reason)
 
@@ -245,7 +248,8 @@ class _Outcome(Decoder):
         except DecodeError:
             raise
         except Exception as error:  # of an object that the result asks for
-            raise DecodeError(f"the result cannot be converted: {error!r}", offset) from error
+            told = f"{type_name(type(error))}: {text_of(error)}"
+            raise DecodeError(f"the result cannot be converted: {told}", offset) from error
 
 
 def _converted(term: object, decoder: Decoder) -> object:
@@ -449,7 +453,7 @@ def _name(value: Name, what: str) -> str:
     typed = serde.to_typed(value)
     if not isinstance(typed, str):
         raise TypeError(
-            f"{what} takes a name (str, Atom, or a Term that is an atom), not {value!r}"
+            f"{what} takes a name (str, Atom, or a Term that is an atom), not {short(value)}"
         )
     return str(Atom(typed))
 
@@ -457,7 +461,7 @@ def _name(value: Name, what: str) -> str:
 def _arguments(args: Iterable[object]) -> list[object]:
     if isinstance(args, str | bytes | bytearray):
         raise TypeError(
-            f"the arguments of a function are a list, not {args!r:.100}: [{args!r:.100}]"
+            f"the arguments of a function are a list, not {short(args)}: [{short(args)}]"
         )
     return list(args)
 

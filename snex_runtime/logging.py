@@ -11,8 +11,12 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from snex_node.describe import type_name
 from snex_runtime import interface, serde
 from snex_runtime.serde import Atom
+
+MAX_METADATA: Final = 64 * 1024
+"""Characters of what stands for a value of the metadata that cannot be sent itself."""
 
 _LEVELS: Final = (
     (logging.DEBUG, "debug"),
@@ -96,7 +100,7 @@ class LoggingHandler(logging.Handler):
             "python_task_name": _task_name(record),
         }
         if record.exc_info and record.exc_info[1] is not None:
-            metadata["python_exception"] = _repr(record.exc_info[1])
+            metadata["python_exception"] = type_name(type(record.exc_info[1])).rpartition(".")[2]
         attributes = record.__dict__
         for name in self._default_metadata:
             if name in attributes and name not in _STANDARD:
@@ -134,8 +138,12 @@ def _sendable(value: Any) -> object:
 
 
 def _repr(value: object) -> str:
-    """The text of an object of the user's, whose own ``__repr__`` must not cost the record."""
+    """The text of an object of the user's, whose own ``__repr__`` must not cost the record.
+
+    Here it is called, as the user asked for this very object to be told of.
+    """
     try:
-        return repr(value).encode("utf-8", "backslashreplace").decode("utf-8")
+        text = repr(value)[:MAX_METADATA]
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
     except Exception:
-        return f"<{type(value).__name__}, whose __repr__ failed>"
+        return f"<{type_name(type(value))}, whose __repr__ failed>"

@@ -8,11 +8,17 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, Final
 
+from snex_node.describe import inspect
 from snex_node.etf import DecodeError, Decoder
-from snex_node.terms import Atom, Pid
+from snex_node.terms import Atom, ImproperList, Pid
 from snex_runtime import serde
+from snex_runtime.code import VIRTUAL_FILE
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.namespace import Variables
+
+MAX_TIMEOUT: Final = 2**32 - 1
+"""Longest time limit, in milliseconds (49 days): a BEAM waits for no longer itself. Larger numbers
+are mistakes, and those of thousands of digits fit no clock."""
 
 _u32 = Struct(">I").unpack_from
 
@@ -31,38 +37,44 @@ class EvalOptions:
         self.timeout: float | None = None
         timeout = options.get("timeout")
         if timeout is not None and timeout != "infinity":
-            if type(timeout) is not int or timeout < 0:
-                raise BadRequest(f"timeout takes milliseconds or :infinity, not {timeout!r}")
+            if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT:
+                raise BadRequest(
+                    f"timeout takes milliseconds, 0 to {MAX_TIMEOUT}, or :infinity, "
+                    f"not {inspect(timeout)}"
+                )
             self.timeout = timeout / 1000
         on_timeout = options.get("on_timeout", "cancel")
         if on_timeout not in ("cancel", "continue"):
-            raise BadRequest(f"on_timeout takes :cancel or :continue, not {on_timeout!r}")
+            raise BadRequest(f"on_timeout takes :cancel or :continue, not {inspect(on_timeout)}")
         self.continues = on_timeout == "continue"
 
 
 def options_in(raw: object, known: tuple[str, ...]) -> dict[str, Any]:
     """Options given as a keyword list or a map. Raises `BadRequest` for others than ``known``."""
-    if not raw:
-        return {}
     options: dict[str, Any] = {}
-    try:
-        for name, value in raw.items() if isinstance(raw, dict) else raw:  # type: ignore[attr-defined]
-            options.setdefault(str(name), value)  # the first counts, as in a keyword list
-    except (TypeError, ValueError):
-        raise BadRequest(f"options are a keyword list or a map, not {raw!r}") from None
-    for name in options:
+    for name, value in _pairs(raw, "options"):
         if name not in known:
-            raise BadRequest(f"unknown option {name}: there are {', '.join(known)}")
+            told = name if isinstance(name, Atom) else inspect(name)
+            raise BadRequest(f"unknown option {told}: there are {', '.join(known)}")
+        options.setdefault(str(name), value)  # the first counts, as in a keyword list
     return options
+
+
+def _pairs(raw: object, what: str) -> list[tuple[object, object]]:
+    """A keyword list or a map as pairs; nil is an empty one. Raises `BadRequest`."""
+    if raw is None:
+        return []
+    if isinstance(raw, dict):
+        return list(raw.items())
+    if isinstance(raw, list) and all(type(pair) is tuple and len(pair) == 2 for pair in raw):
+        return raw
+    raise BadRequest(f"{what} are a keyword list or a map, not {inspect(raw)}")
 
 
 def encoding_options(raw: object, base: serde.Options) -> serde.Options:
     """The encoding options among the options of a request, over ``base``. Raises `BadRequest`."""
-    try:
-        pairs = raw.items() if isinstance(raw, dict) else raw or ()
-        given = next((value for name, value in pairs if name == "encoding_opts"), None)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        return base  # no options at all, which `options_in` complains about
+    pairs = _pairs(raw, "options")
+    given = next((value for name, value in pairs if name == "encoding_opts"), None)
     try:
         return serde.merge_options(given, base)
     except ValueError as error:
@@ -75,39 +87,65 @@ def handle_in(value: object) -> Pid | None:
         return None
     if isinstance(value, Pid):
         return value
-    raise BadRequest(f"handle takes a pid or :none, not {value!r}")
+    raise BadRequest(f"handle takes a pid or :none, not {inspect(value)}")
 
 
 def code_parts(term: object) -> tuple[str, str, int]:
-    """Source, file and line of what a request gives as code. Raises `BadRequest`."""
-    if isinstance(term, str) and not isinstance(term, Atom):
-        return term, "<Snex.Code>", 0
+    """Source, file and line of what a request gives as code, with binaries as ``bytes``.
+
+    Raises `BadRequest`.
+    """
+    if isinstance(term, bytes):
+        return _source(term), VIRTUAL_FILE, 0
     if isinstance(term, dict) and term.get("__struct__") == "Elixir.Snex.Code":
-        source, file, line = _text(term.get("src")), term.get("file"), term.get("line")
-        if source is not None and isinstance(file, str) and type(line) is int and line >= 0:
-            return source, file, line
-    raise BadRequest(f"code is a binary, nil or a %Snex.Code{{}}, not {repr(term)[:200]}")
+        source, file, line = _join(term.get("src")), term.get("file"), term.get("line")
+        if source is not None and isinstance(file, bytes) and type(line) is int and line >= 0:
+            return _source(source), file.decode("utf-8", "replace"), line
+    if isinstance(term, list) and term and all(type(each) is int for each in term[:_LOOKED_AT]):
+        raise BadRequest(
+            f"code is a binary, nil or a %Snex.Code{{}}, not the charlist {_charlist(term)}: "
+            "give it in double quotes, or through List.to_string/1"
+        )
+    raise BadRequest(f"code is a binary, nil or a %Snex.Code{{}}, not {inspect(term)}")
 
 
-def _text(iodata: object) -> str | None:
-    """Text given as iodata: a binary, or lists of binaries and code points."""
-    if isinstance(iodata, str):
-        return iodata
-    if not isinstance(iodata, list):
+_LOOKED_AT: Final = 200
+
+
+def _charlist(term: list[int]) -> str:
+    characters = (each if 0 <= each < 0x110000 else 0xFFFD for each in term[:_LOOKED_AT])
+    return f"~c{inspect(''.join(map(chr, characters)))}"
+
+
+def _source(code: bytes) -> str:
+    try:
+        return code.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"code is not UTF-8: the byte {code[error.start]:#04x} at {error.start} belongs to no "
+            "character; `:unicode.characters_to_binary(code, :latin1)` converts Latin-1"
+        ) from None
+
+
+def _join(iodata: object) -> bytes | None:
+    """A binary, or lists of binaries and bytes, as one; None for all else."""
+    if not isinstance(iodata, bytes | list | ImproperList):
         return None
-    parts: list[str] = []
+    parts: list[bytes] = []
     stack: list[object] = [iodata]
     while stack:
         part = stack.pop()
         if isinstance(part, list):
             stack.extend(reversed(part))
-        elif isinstance(part, str):
+        elif isinstance(part, ImproperList):
+            stack += (part.tail, *reversed(part.elements))
+        elif isinstance(part, bytes):
             parts.append(part)
-        elif isinstance(part, int) and 0 <= part < 256:
-            parts.append(chr(part))
+        elif type(part) is int and 0 <= part < 256:
+            parts.append(bytes((part,)))
         else:
             return None
-    return "".join(parts)
+    return b"".join(parts)
 
 
 def read_variables(decoder: Decoder, data: bytes, at: int) -> tuple[Variables, int]:
@@ -120,11 +158,26 @@ def read_variables(decoder: Decoder, data: bytes, at: int) -> tuple[Variables, i
     except DecodeError as error:
         raise _locate(decoder, data, at, error) from None
     if not isinstance(variables, dict):
-        raise BadRequest(f"variables are a map, not {repr(variables)[:200]}")
+        raise BadRequest(f"variables are a map, not {inspect(variables)}")
     for name in variables:
         if type(name) is not str:
             return _with_names(variables), end
     return variables, end
+
+
+def read_keywords(decoder: Decoder, data: bytes, at: int) -> Variables:
+    """The keyword arguments of a request: a map or a keyword list, in which the first counts.
+
+    Raises `BadRequest`.
+    """
+    if data[at : at + 1] == b"t":
+        return read_variables(decoder, data, at)[0]
+    given: dict[object, object] = {}
+    for name, value in _pairs(decoder.decode(data, at)[0], "keyword arguments"):
+        if not isinstance(name, str | bytes):
+            raise BadRequest(f"a keyword argument's name is an atom, not {inspect(name)}")
+        given.setdefault(name, value)
+    return _with_names(given)
 
 
 def _with_names(variables: dict[Any, object]) -> Variables:
@@ -137,7 +190,7 @@ def _with_names(variables: dict[Any, object]) -> Variables:
         elif isinstance(name, str):
             named[str.__str__(name)] = value
         else:
-            raise BadRequest(f"a variable's name is a binary or an atom, not {name!r}")
+            raise BadRequest(f"a variable's name is a binary or an atom, not {inspect(name)}")
     return named
 
 
@@ -152,7 +205,7 @@ def _locate(decoder: Decoder, data: bytes, at: int, error: DecodeError) -> Excep
             try:
                 _, position = decoder.decode(data, position)
             except DecodeError as found:
-                reason = f"variable {str(name)!r} cannot be converted: {found}"
+                reason = f"variable {inspect(name)} cannot be converted: {found}"
                 return Failure("python_runtime_error", reason + _remedy(data, position))
     except (DecodeError, IndexError):
         return error

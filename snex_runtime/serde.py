@@ -6,12 +6,12 @@ Source: "Serialization" in the README of Snex.
 from __future__ import annotations
 
 import importlib
-import reprlib
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, Literal, TypedDict
 
 from snex_node import etf, terms
+from snex_node.describe import inspect, type_repr
 from snex_node.etf import Decoder, Encoder
 
 
@@ -64,30 +64,40 @@ class Term(terms.Term):
 
     def __repr__(self) -> str:
         try:
-            return f"snex.Term({_inspect(self)})"
+            return f"snex.Term({inspect(to_typed(self))})"
         except etf.DecodeError:
             return f"snex.Term(<{len(self)} bytes>)"
 
     __str__ = __repr__
 
 
+class _StringEnum(str, Enum):
+    """Members that are their values wherever they become text, on every Python."""
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __format__(self, format_spec: str) -> str:
+        return str.__format__(self, format_spec)
+
+
 class EncodingOpt:
     """The values of `EncodingOpts`, as string enums."""
 
-    class BinaryAs(str, Enum):
+    class BinaryAs(_StringEnum):
         """What an Elixir binary becomes."""
 
         STR = "str"
         BYTES = "bytes"
         BYTEARRAY = "bytearray"
 
-    class SetAs(str, Enum):
+    class SetAs(_StringEnum):
         """What a ``MapSet`` becomes."""
 
         SET = "set"
         FROZENSET = "frozenset"
 
-    class AtomAs(str, Enum):
+    class AtomAs(_StringEnum):
         """What an Elixir atom becomes."""
 
         ATOM = "atom"
@@ -126,14 +136,15 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
         return base
     merged = dict(zip(_CHOICES, base, strict=True))
     for name, value in _option_pairs(options):
-        choices = _CHOICES.get(str(name))
+        key = str.__str__(name) if isinstance(name, str) else ""
+        choices = _CHOICES.get(key)
         if choices is None:
             known = ", ".join(_CHOICES)
-            raise ValueError(f"unknown encoding option {_short(str(name))}: there are {known}")
-        chosen = str(value.value if isinstance(value, Enum) else value)
-        if chosen not in choices:
-            raise ValueError(f"{name!s} is one of {', '.join(choices)}, not {_short(value)}")
-        merged[str(name)] = chosen
+            raise ValueError(f"unknown encoding option {inspect(name)}: there are {known}")
+        chosen = value.value if isinstance(value, Enum) else value
+        if not isinstance(chosen, str) or str.__str__(chosen) not in choices:
+            raise ValueError(f"{key} is one of {', '.join(choices)}, not {inspect(value)}")
+        merged[key] = str.__str__(chosen)
     return merged["binary_as"], merged["set_as"], merged["atom_as"]
 
 
@@ -144,11 +155,7 @@ def _option_pairs(options: object) -> list[tuple[object, object]]:
         isinstance(pair, tuple) and len(pair) == 2 for pair in options
     ):
         return list(options)
-    raise ValueError(f"encoding options are a keyword list or a map, not {_short(options)}")
-
-
-def _short(value: object) -> str:
-    return reprlib.repr(value)
+    raise ValueError(f"encoding options are a keyword list or a map, not {inspect(options)}")
 
 
 # --- from Elixir --------------------------------------------------------------------------------
@@ -207,21 +214,22 @@ def _field(struct: dict[Any, Any], name: str) -> bytes:
     for key, value in struct.items():
         if str(key) == name and isinstance(value, bytes):
             return bytes(value)
-    raise ValueError(f"a Snex.Serde struct has no field {name}: {_short(struct)}")
+    raise ValueError(f"a Snex.Serde struct has no field {name}: {inspect(struct)}")
 
 
 def _unwrap_binary(struct: dict[Any, Any], outer: Decoder) -> object:
     data = _plain.decode(_field(struct, "data"))[0]
     kind = _plain.decode(_field(struct, "type"))[0]
     if not isinstance(data, bytes) or isinstance(data, terms.Term):
-        raise ValueError(f"Snex.Serde.binary takes a binary, not {_short(data)}")
+        raise ValueError(f"Snex.Serde.binary takes a binary, not {inspect(data)}")
     if kind == "bytes":
         return data
     if kind == "bytearray":
         return bytearray(data)
     if kind != "str":
         raise ValueError(
-            f"Snex.Serde.binary makes one of {', '.join(_CHOICES['binary_as'])}, not {_short(kind)}"
+            f"Snex.Serde.binary makes one of {', '.join(_CHOICES['binary_as'])}, "
+            f"not {inspect(kind)}"
         )
     try:
         return data.decode()
@@ -233,7 +241,9 @@ def _unwrap_float(struct: dict[Any, Any], outer: Decoder) -> object:
     value = _plain.decode(_field(struct, "value"))[0]
     if type(value) in (float, int) or (isinstance(value, terms.Atom) and value in _SPECIAL_FLOATS):
         return float(value)
-    raise ValueError(f'Snex.Serde.float takes a number, :inf, :"-inf" or :nan, not {_short(value)}')
+    raise ValueError(
+        f'Snex.Serde.float takes a number, :inf, :"-inf" or :nan, not {inspect(value)}'
+    )
 
 
 def _unwrap_object(struct: dict[Any, Any], outer: Decoder) -> object:
@@ -243,7 +253,7 @@ def _unwrap_object(struct: dict[Any, Any], outer: Decoder) -> object:
     if not (isinstance(module, str) and isinstance(name, str) and isinstance(args, list)):
         raise ValueError(
             "Snex.Serde.object takes the names of a module and of what it has, and a list of "
-            f"arguments, not {_short((module, name, args))}"
+            f"arguments, not {inspect((module, name, args))}"
         )
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -265,18 +275,47 @@ def to_typed(value: object) -> object:
     return _typed.decode(bytes(value))[0] if isinstance(value, terms.Term) else value
 
 
-def _inspect(term: terms.Term) -> str:
-    text = repr(_typed.decode(bytes(term))[0])
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
 # --- to Elixir ----------------------------------------------------------------------------------
 
 CustomEncoder = Callable[[Any], object]
 
 
 def _unknown(value: object) -> object:
-    raise TypeError(f"Cannot serialize object of {type(value)}")
+    kind = type(value)
+    raise TypeError(f"Cannot serialize object of {type_repr(kind)}: {_remedy(kind)}")
+
+
+# What the value's type has, the first that fits: coroutines and futures; asynchronous generators;
+# arrays, tensors, columns of tables; NumPy's scalars; tables; pydantic's models; dataclasses;
+# enums; decimal numbers; dates and times; paths; generators, views and whatever else has elements.
+_REMEDIES: Final = (
+    (("__await__",), "await it"),
+    (("__anext__",), "collect it, as in [each async for each in it]"),
+    (("tolist", "__len__"), "send what its .tolist() gives"),
+    (("item", "dtype"), "send what its .item() gives"),
+    (("to_dict", "columns"), 'send what its .to_dict("list") gives'),
+    (("model_dump",), "send what its .model_dump() gives"),
+    (("__dataclass_fields__",), "send what dataclasses.asdict() makes of it"),
+    (("_member_map_",), "send its .value"),
+    (("as_tuple", "quantize"), "send what str() or float() makes of it"),
+    (("isoformat",), "send what its .isoformat() gives"),
+    (("__fspath__",), "send what str() makes of it"),
+    (("__iter__",), "send what list() makes of it"),
+)
+
+
+def _remedy(kind: type) -> str:
+    for names, remedy in _REMEDIES:
+        if all(_has(kind, name) for name in names):
+            return remedy
+    return "snex.set_custom_encoder takes a function that knows what to send instead"
+
+
+def _has(kind: type, name: str) -> bool:
+    try:
+        return hasattr(kind, name)
+    except Exception:  # of a metaclass of the user's
+        return False
 
 
 _custom: CustomEncoder | None = None

@@ -16,6 +16,7 @@ from struct import Struct
 from typing import Any, Final
 
 from snex_node import etf
+from snex_node.describe import inspect, text_of
 from snex_node.etf import DecodeError, Decoder
 from snex_runtime import interface, serde
 from snex_runtime.interface import ElixirError
@@ -66,7 +67,7 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, int, list[Any]] | No
         return None
     message = _frames.decode(frame)[0]
     if not isinstance(message, tuple) or len(message) < 2 or type(message[1]) is not int:
-        raise ConnectionError(f"a message that is none: {message!r:.200}")
+        raise ConnectionError(f"a message that is none: {inspect(message)}")
     kind, number, *fields = message
     return str(kind), number, fields
 
@@ -182,7 +183,7 @@ _ERRORS: Final = (ElixirError, TypeError, ValueError, LookupError, ConnectionErr
 def _described(error: Exception) -> tuple[object, ...]:
     """An error as fields of a message."""
     kind = next((t.__name__ for t in _ERRORS if isinstance(error, t)), "RuntimeError")
-    text = str(error).encode("utf-8", "backslashreplace")
+    text = text_of(error).encode("utf-8", "backslashreplace")
     if isinstance(error, ElixirError):
         return kind, text, error.kind, error.reason
     return kind, text
@@ -301,7 +302,7 @@ async def _perform(kind: str, fields: list[Any]) -> object:
         backend.log(_text(level), _text(text), metadata)
         return None
     if kind not in ("cast", "call"):
-        raise ValueError(f"unknown message of a child: {kind!r:.100}")
+        raise ValueError(f"unknown message of a child: {inspect(kind)}")
     module, function, args, node = fields
     names = _text(module), _text(function)
     if kind == "cast":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import inspect
 import logging
 import os
 import platform
@@ -18,11 +17,13 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from importlib import import_module
+from inspect import isawaitable
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - its own name says too little
 from typing import TYPE_CHECKING, Any, Final
 
 import snex
+from snex_node.describe import inspect
 from snex_node.errors import NodeError
 from snex_node.etf import DecodeError, Decoder
 from snex_node.gen import From, parse_call, parse_cast, parse_system
@@ -56,6 +57,7 @@ from snex_runtime.requests import (
     encoding_options,
     handle_in,
     options_in,
+    read_keywords,
     read_variables,
     typed,
 )
@@ -382,13 +384,12 @@ class Server(BaseProcess):
             handler = self._requests.get(data[at + 4 : end])
             if handler is not None:
                 return handler(process, caller, data, end, data[at + 1], remote)
-        request = typed.decode(data, at)[0]
+        request = _bytes.decode(data, at)[0]
         if request == "ping":
             return _PONG
         if request == "info" and process is self:
             return _OK + serde.encoder.encode(self.info())
-        text = repr(request)
-        raise BadRequest(f"unknown request: {text[:200]}{'...' if len(text) > 200 else ''}")
+        raise BadRequest(f"unknown request: {inspect(request)}")
 
     def _answer(self, sender: BaseProcess, caller: From, remote: RemoteNode, answer: bytes) -> None:
         if len(answer) > self._max_reply:
@@ -510,9 +511,9 @@ class Server(BaseProcess):
         code = self._codes.get(raw)
         if code is None:
             try:
-                term, _ = typed.decode(raw)
+                term, _ = _bytes.decode(raw)
             except DecodeError as error:
-                raise BadRequest(f"code must be UTF-8 text: {error}") from None
+                raise BadRequest(f"the code cannot be decoded: {error}") from None
             if term is None:
                 return None, end
             code = compile_code(*code_parts(term))
@@ -538,11 +539,12 @@ class Server(BaseProcess):
         module, at = typed.decode(data, at)
         function, at = typed.decode(data, at)
         if not isinstance(module, str) or not isinstance(function, str):
-            raise BadRequest("module and function of a call are atoms or binaries")
+            named = f"{inspect(module)} and {inspect(function)}"
+            raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
         args, at = self._decoder.decode(data, at)
-        kwargs: Any = read_variables(self._decoder, data, at)[0] if arity == 5 else {}
+        kwargs: Any = read_keywords(self._decoder, data, at) if arity == 5 else {}
         if not isinstance(args, list):
-            raise BadRequest("the arguments of a call are a list")
+            raise BadRequest(f"the arguments of a call are a list, not {inspect(args)}")
         if isinstance(process, Environment):
             here.set(process.variables)
         try:
@@ -550,7 +552,7 @@ class Server(BaseProcess):
         except UndefinedFunctionError as error:
             raise BadRequest(str(error)) from None
         result = called(*args, **kwargs)
-        if inspect.isawaitable(result):
+        if isawaitable(result):
             return Call(process, caller, remote, NO_OPTIONS, _await(result))
         return _OK + remote.encoder.encode(result)
 
@@ -666,18 +668,17 @@ class Server(BaseProcess):
         if isinstance(value, tuple) and len(value) == 2:
             pid, raw = value
             options = options_in(raw, ("only", "except"))
-            if len(options) > 1:
+            # An empty one restricts nothing.
+            only = names_in(options.get("only", []), "only") or None
+            excluded = names_in(options.get("except", []), "except") or None
+            if only and excluded:
                 raise BadRequest("from: only and except exclude each other")
-            if "only" in options:
-                only = names_in(options["only"], "only")
-            if "except" in options:
-                excluded = names_in(options["except"], "except")
         return self._environment(pid), only, excluded
 
     def _environment(self, pid: object) -> Environment:
         environment = self.environments.get(pid)
         if environment is None:
-            raise Failure("env_not_found", f"{pid!r} is no environment of this node")
+            raise Failure("env_not_found", f"{inspect(pid)} is no environment of this node")
         return environment
 
     def _destroy_env(
@@ -693,7 +694,7 @@ class Server(BaseProcess):
             raise BadRequest(f"a destroy_env request has 2 elements, not {arity}")
         pid, _ = typed.decode(data, at)
         if not isinstance(pid, Pid):
-            raise BadRequest(f"destroy_env takes an environment's pid, not {pid!r}")
+            raise BadRequest(f"destroy_env takes an environment's pid, not {inspect(pid)}")
         environment = self.environments.get(pid)
         if environment is not None:
             environment.exit()

@@ -258,6 +258,8 @@ class TestEval:
             ("return 'text', [1.5, None], {'k': b'v'}", "('text', [1.5, None], {'k': 'v'})"),
             ("return {1}", "{1}"),
             ("import asyncio\nreturn await asyncio.sleep(0, 'a')", "'a'"),
+            ("return 'x' * 300, 10**5000", f"('{'x' * 300}', <an int of 16610 bits>)"),
+            ("x = 1\nfor _ in range(30_000): x = [x]\nreturn x", f"{'[' * 20}...{']' * 20}"),
         ],
     )
     def test_it_prints_the_value(
@@ -831,8 +833,8 @@ class TestStart:
             (["--name", "py@192.0.2.7"], "add --listen 192.0.2.7:0"),
             (["--name", "p y@127.0.0.1"], "p y@127.0.0.1"),
             (["--encoding", "set_as"], "--encoding takes option=value"),
-            (["--encoding", "set_as=list"], "set_as is one of set, frozenset, not 'list'"),
-            (["--encoding", "nope=1"], "unknown encoding option 'nope'"),
+            (["--encoding", "set_as=list"], 'set_as is one of set, frozenset, not "list"'),
+            (["--encoding", "nope=1"], 'unknown encoding option "nope"'),
             (["--cookie-file", "/no/such/file"], "cannot read the cookie file /no/such/file: No"),
             (["--register-as", "net_kernel"], "the name net_kernel is taken"),
             (["--listen", "192.0.2.7:0"], "192.0.2.7"),

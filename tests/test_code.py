@@ -709,12 +709,20 @@ def test_code_without_a_file_has_a_virtual_one_and_no_source_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(("line", "first"), [(0, 1), (1, 1), (2, 2), (565, 565)])
+def test_the_first_line_is_the_one_given(line: int, first: int) -> None:
+    lines = formatted("1 / 0", file="example.exs", line=line)
+    assert lines[1].startswith(f'  File "example.exs", line {first}, in <module>')
+    lines = formatted("x = 1\n1 / 0", file="example.exs", line=line)
+    assert lines[1].startswith(f'  File "example.exs", line {first + 1}, in <module>')
+
+
 def test_frames_lie_in_the_file_given_so_many_lines_down(tmp_path: Path) -> None:
     file = tmp_path / "example.exs"
     file.write_text(
         'defmodule M do\n  ~p"""\n  def f():\n    raise ValueError("x")\n  f()\n  """\n'
     )
-    lines = formatted('def f():\n  raise ValueError("x")\nf()', file=str(file), line=2)
+    lines = formatted('def f():\n  raise ValueError("x")\nf()', file=str(file), line=3)
     assert lines[1].splitlines()[:2] == [f'  File "{file}", line 5, in <module>', "    f()"]
     assert lines[2].splitlines()[:2] == [
         f'  File "{file}", line 4, in f',
@@ -739,7 +747,7 @@ def test_names_in_frames_and_messages_are_those_of_a_module() -> None:
 
 
 def test_a_failing_star_import_shows_its_own_line_only() -> None:
-    lines = formatted("x = 1\nfrom no_such_module_anywhere import *", line=10)
+    lines = formatted("x = 1\nfrom no_such_module_anywhere import *", line=11)
     ours = [line for line in lines if "<Snex.Code>" in line]
     assert ours == ['  File "<Snex.Code>", line 12, in <module>\n']
 
@@ -805,7 +813,7 @@ def test_what_module_code_may_not_is_a_syntax_error_with_file_and_line(
                 ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)  # fmt: skip
     text = context.format(source)
     with pytest.raises(SyntaxError) as raised:
-        compile_code(text, "lib/some.ex", 40)
+        compile_code(text, "lib/some.ex", 41)
     assert raised.value.filename == "lib/some.ex"
     assert raised.value.lineno is not None
     assert 41 <= raised.value.lineno <= 41 + text.count("\n") + 1
@@ -824,7 +832,7 @@ def test_what_module_code_may_not_is_a_syntax_error_with_file_and_line(
 )
 def test_the_line_of_a_syntax_error(source: str, line: int) -> None:
     with pytest.raises(SyntaxError) as raised:
-        compile_code(source, line=10)
+        compile_code(source, line=11)
     assert raised.value.lineno == line
 
 
@@ -846,7 +854,7 @@ def test_source_that_is_too_deep_is_a_syntax_error_and_never_a_crash(
     # In another process: on CPython 3.10 the parser overflows the stack when it is not stopped.
     program = (
         "import sys\nfrom snex_runtime.code import compile_code\n"
-        "try: compile_code(sys.argv[1] + sys.argv[2] * 300_000 + sys.argv[3], 'deep.ex', 5)\n"
+        "try: compile_code(sys.argv[1] + sys.argv[2] * 300_000 + sys.argv[3], 'deep.ex', 6)\n"
         "except SyntaxError as error: sys.exit(f'{error.filename}:{error.lineno}: {error.msg}')\n"
     )
     done = subprocess.run(
@@ -871,15 +879,18 @@ def test_a_large_source_compiles() -> None:
     assert env["n"] == 50_000
 
 
-@pytest.mark.parametrize("line", [-1, MAX_LINE + 1, 10**30])
+@pytest.mark.parametrize(
+    "line", [-1, MAX_LINE + 1, 10**30, 10**5000], ids=["-1", "more", "much", "huge"]
+)
 def test_a_line_that_no_file_has_is_refused(line: int) -> None:
-    with pytest.raises(SyntaxError, match=str(line)):
+    told = str(line) if line < 10**100 else "<an int of 16610 bits>"
+    with pytest.raises(SyntaxError, match=f"at line {told} of its file"):
         compile_code("x", line=line)
 
 
 def test_the_largest_line_is_taken() -> None:
     assert formatted("1 / 0", line=MAX_LINE)[1].startswith(
-        f'  File "<Snex.Code>", line {MAX_LINE + 1}, in <module>'
+        f'  File "<Snex.Code>", line {MAX_LINE}, in <module>'
     )
 
 
@@ -1034,7 +1045,7 @@ def test_compiling_in_threads() -> None:
 
 
 def test_repr_says_where_it_is() -> None:
-    assert repr(compile_code("x = 1", "a.ex", 4)) == "<Code a.ex:5>"
+    assert repr(compile_code("x = 1", "a.ex", 5)) == "<Code a.ex:5>"
     assert repr(compile_code("await x")) == "<async Code <Snex.Code>:1>"
 
 

@@ -43,8 +43,8 @@ class Hostile(metaclass=Meta):
 
     __str__ = __repr__
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         raise RuntimeError("no class")
 
     def __getattribute__(self, name: str) -> Any:

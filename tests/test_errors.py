@@ -84,7 +84,7 @@ def lines_of(source: str, **at: Any) -> list[str]:
 
 @pytest.mark.parametrize("code", get_args(ErrorCode))
 def test_a_failure_is_an_exception_struct_on_the_wire(code: ErrorCode) -> None:
-    failure = Failure(code, {"any": [1]}, ["line\n", "lïne\n"])
+    failure = Failure(code, {"any": [1]}, ["line\n", "lïne\n"], "KeyError")
     sent = decode(encode(failure.to_term()))
     assert sent == {
         Atom("__struct__"): Atom("Elixir.Snex.Error"),
@@ -92,14 +92,68 @@ def test_a_failure_is_an_exception_struct_on_the_wire(code: ErrorCode) -> None:
         Atom("code"): Atom(code),
         Atom("reason"): {b"any": [1]},
         Atom("traceback"): [b"line\n", "lïne\n".encode()],
+        Atom("type"): b"KeyError",
     }
     assert all(type(key) is Atom for key in failure.to_term())
     assert type(failure.to_term()[Atom("code")]) is Atom
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "reason"),
+    [
+        ("{}['k']", "KeyError", "'k'"),
+        ("1 / 0", "ZeroDivisionError", "division by zero"),
+        ("raise ValueError", "ValueError", "ValueError"),
+        ("raise ValueError('')", "ValueError", "ValueError"),
+        ("raise ValueError(' \\n')", "ValueError", "ValueError"),
+        ("assert False", "AssertionError", "AssertionError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise SystemExit", "SystemExit", "SystemExit"),
+        ("import asyncio; raise asyncio.CancelledError", "asyncio.exceptions.CancelledError",
+         "asyncio.exceptions.CancelledError"),
+        ("import json; json.loads('x')", "json.decoder.JSONDecodeError",
+         "Expecting value: line 1 column 1 (char 0)"),
+        ("import queue; raise queue.Full", "queue.Full", "queue.Full"),
+        ("class Mine(Exception): pass\nraise Mine('m')", "Mine", "m"),
+        ("class Mine(Exception): pass\nraise Mine", "Mine", "Mine"),
+        ("x =", "SyntaxError", None),
+    ],
+)  # fmt: skip
+def test_it_has_the_name_of_the_type(source: str, kind: str, reason: str | None) -> None:
+    failure = from_exception(raised(source, {"__name__": "__snex__"}))
+    assert failure.type == kind
+    assert failure.reason == (reason or failure.reason)
+    assert failure.reason
+
+
+def test_without_an_exception_there_is_no_type() -> None:
+    for failure in (bad_request("no"), cancelled("timeout"), Failure("env_not_found", "gone")):
+        assert failure.to_term()[Atom("type")] is None
+
+
+def test_the_type_of_what_cannot_be_encoded() -> None:
+    for value, kind in ((1j, "TypeError"), (float("nan"), "ValueError")):
+        with pytest.raises(EncodeError) as caught:
+            Encoder().encode([value])
+        assert from_exception(caught.value).type == kind
+
+
+def test_the_name_of_a_type_may_be_anything() -> None:
+    class Meta(type):
+        def __getattribute__(cls, name: str) -> Any:
+            raise RuntimeError("no attributes")
+
+    odd = Meta("Nä" + "x" * 10**6, (Exception,), {"__module__": 5})
+    failure = from_exception(odd())
+    encode(failure.to_term())
+    assert failure.reason == failure.type
+    assert str(failure.type).startswith("Näxxx")
+    assert len(str(failure.type)) < 200
+
+
 def test_without_a_traceback_it_is_nil() -> None:
     assert Failure("call_failed", Atom("noproc")).to_term()[Atom("traceback")] is None
-    assert encode(Failure("call_failed", 1).to_term()).count(b"w\x03nil") == 1
+    assert encode(Failure("call_failed", 1).to_term()).count(b"w\x03nil") == 2  # and no type
 
 
 def test_a_failure_for_a_log() -> None:
@@ -177,7 +231,7 @@ def test_an_internal_error_keeps_all_frames() -> None:
 
 
 def test_a_syntax_error_has_its_place_and_no_frames() -> None:
-    failure = from_exception(raised("x = 1\ny = = 2\n", file="lib/a.ex", line=10))
+    failure = from_exception(raised("x = 1\ny = = 2\n", file="lib/a.ex", line=11))
     assert failure.reason == "invalid syntax (a.ex, line 12)"
     assert failure.traceback is not None
     text = "".join(failure.traceback)
@@ -418,7 +472,7 @@ UNREADABLE = "<exception str() failed>"
         (SyntaxError(5), "5"),
         (NameError("n", name="x"), "n"),
         (AttributeError("a", name="x", obj=Hostile()), "a"),
-        (ImportError(name=5, path=object()), ""),  # type: ignore[arg-type]
+        (ImportError(name=5, path=object()), "ImportError"),  # type: ignore[arg-type]
     ],
 )
 def test_whatever_is_raised_makes_an_error_that_can_be_sent(

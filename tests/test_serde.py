@@ -5,13 +5,19 @@ The same table against a real Elixir is in tests/interop/test_serde.py.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime
 import math
 import pickle
+from array import array
 from collections import Counter, OrderedDict, deque, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future as ThreadFuture
+from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +62,46 @@ _wire = Encoder(default=lambda other: _binary(other.term))
 
 def _binary(term: object) -> object:
     return term.encode() if isinstance(term, str) else term
+
+
+class Array:
+    """What NumPy's arrays have."""
+
+    dtype, item, tolist = "int64", None, None
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Scalar:
+    """What NumPy's scalars have."""
+
+    dtype, item, tolist = "int64", None, None
+
+
+@dataclass
+class Data:
+    """An object with fields."""
+
+    field: int = 1
+
+
+class NoAttributesMeta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError("no attributes")
+
+
+class NoAttributes(metaclass=NoAttributesMeta):
+    """An object whose class can be asked for nothing."""
+
+
+class Awaitable:
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+async def asynchronous() -> AsyncIterator[int]:
+    yield 1
 
 
 class Vector:
@@ -347,7 +393,41 @@ class TestToElixir:
         with pytest.raises(TypeError) as raised:
             sent(value)
         place = f" (at {where})" if where else ""
-        assert str(raised.value) == f"Cannot serialize object of <class 'object'>{place}"
+        text = str(raised.value)
+        assert text.startswith("Cannot serialize object of <class 'object'>: snex.set_custom_encod")
+        assert text.endswith(f" to send instead{place}")
+
+    @pytest.mark.parametrize(
+        ("value", "remedy"),
+        [
+            (asyncio.sleep(0), "await it"),
+            (Awaitable(), "await it"),
+            (asynchronous(), "collect it, as in [each async for each in it]"),
+            (Array(), "send what its .tolist() gives"),
+            (array("i", [1]), "send what its .tolist() gives"),
+            (Scalar(), "send what its .item() gives"),
+            (Data(), "send what dataclasses.asdict() makes of it"),
+            (Enum("E", ["A"]).A, "send its .value"),  # type: ignore[attr-defined]
+            (Decimal(1), "send what str() or float() makes of it"),
+            (datetime.date(2026, 1, 1), "send what its .isoformat() gives"),
+            (Path("x"), "send what str() makes of it"),
+            (iter(()), "send what list() makes of it"),
+            ({}.keys(), "send what list() makes of it"),
+            (map(str, ()), "send what list() makes of it"),
+            (range(3), "send what list() makes of it"),
+            (
+                ThreadFuture(),
+                "snex.set_custom_encoder takes a function that knows what to send instead",
+            ),
+            (NoAttributes(), "snex.set_custom_encoder takes a function that knows what to send"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+    def test_it_says_what_to_do(self, value: object, remedy: str) -> None:
+        with pytest.raises(TypeError, match="Cannot serialize object of <class ") as raised:
+            sent([value])
+        assert f"'>: {remedy}" in str(raised.value)
+        assert str(raised.value).endswith(" (at [0])")
 
     @pytest.mark.parametrize(
         "value", [deque([1]), iter([]), 1j, Enum("E", ["A"]), print, TestWrappers]
@@ -518,6 +598,21 @@ class TestTerm:
 
 class TestOptions:
     @pytest.mark.parametrize(
+        "option", [EncodingOpt.BinaryAs, EncodingOpt.SetAs, EncodingOpt.AtomAs]
+    )
+    def test_enums_are_their_values(self, option: type[Enum]) -> None:
+        for member in option:
+            assert isinstance(member, str)
+            assert member == member.value
+            assert str(member) == member.value
+            assert f"{member}" == "{}".format(member) == "%s" % member == member.value  # noqa: UP031, UP032
+            assert f"{member:>20}" == member.value.rjust(20)
+            assert type(str(member)) is str
+            assert option(str(member)) is member
+            assert pickle.loads(pickle.dumps(member)) is member
+        assert repr(EncodingOpt.SetAs.SET) == "<SetAs.SET: 'set'>"
+
+    @pytest.mark.parametrize(
         "options",
         [
             {"binary_as": "bytes"},
@@ -546,22 +641,24 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"nope": 1}, "unknown encoding option 'nope': there are binary_as, set_as, atom_as"),
-            ({"set_as": "list"}, "set_as is one of set, frozenset, not 'list'"),
-            ({"set_as": None}, "set_as is one of set, frozenset, not None"),
-            ({"set_as": ["x" * 1000]}, r"set_as is one of set, frozenset, not \['xxx"),
-            ("binary_as", "encoding options are a keyword list or a map, not 'binary_as'"),
+            ({"nope": 1}, 'unknown encoding option "nope": there are binary_as, set_as, atom_as'),
+            ({"set_as": "list"}, 'set_as is one of set, frozenset, not "list"'),
+            ({"set_as": None}, "set_as is one of set, frozenset, not nil"),
+            ({"set_as": ["x" * 1000]}, r'set_as is one of set, frozenset, not \["xxx'),
+            ("binary_as", 'encoding options are a keyword list or a map, not "binary_as"'),
             ("ab", "encoding options are a keyword list or a map"),
+            ({10**5000: 1}, "unknown encoding option <an integer of 16610 bits>"),
+            ({"set_as": 10**5000}, "frozenset, not <an integer of 16610 bits>"),
             ([1], "encoding options are a keyword list or a map"),
             ([("binary_as",)], "encoding options are a keyword list or a map"),
             (0, "encoding options are a keyword list or a map, not 0"),
-            (False, "encoding options are a keyword list or a map, not False"),
+            (False, "encoding options are a keyword list or a map, not false"),
         ],
     )
     def test_wrong_ones(self, options: object, message: str) -> None:
         with pytest.raises(ValueError, match=message) as raised:
             merge_options(options)
-        assert len(str(raised.value)) < 200
+        assert len(str(raised.value)) < 300
 
     def test_decoders_are_made_once(self) -> None:
         options = merge_options({"binary_as": "bytes"})

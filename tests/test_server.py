@@ -61,10 +61,12 @@ class Caller:
         """Code and reason of what must be an error, whose shape is checked."""
         tag, error = await self.call(request, to)
         assert tag == A("error"), error
-        assert set(error) == {"__struct__", "__exception__", "code", "reason", "traceback"}
+        assert set(error) == {"__struct__", "__exception__", "code", "reason", "traceback", "type"}
         assert error[A("__exception__")] is True
         assert error[STRUCT] == A("Elixir.Snex.Error")
         assert isinstance(error[A("reason")], bytes)
+        assert error[A("reason")].strip()
+        assert (error[A("type")] is None) == (error[A("traceback")] is None)
         return str(error[A("code")]), error[A("reason")].decode()
 
     async def env(self, variables: object = None, **options: object) -> Pid:
@@ -120,7 +122,7 @@ class TestEval:
             STRUCT: A("Elixir.Snex.Code"),
             A("src"): [b"1 /", [32, b"zero"]],
             A("file"): b"/some/file.ex",
-            A("line"): 41,
+            A("line"): 42,
         }
         tag, error = await caller.eval(code, {"zero": 0})
         assert tag == A("error")
@@ -204,6 +206,22 @@ class TestCall:
         request = (A("call"), b"json", b"dumps", [{b"b": 1, b"a": 2}], {A("sort_keys"): True})
         assert await caller.call(request) == (OK, b'{"a": 2, "b": 1}')
 
+    @pytest.mark.parametrize(
+        ("kwargs", "answer"),
+        [
+            ([(A("sort_keys"), True)], b'{"a": 2, "b": 1}'),
+            ([(b"sort_keys", True), (A("sort_keys"), False)], b'{"a": 2, "b": 1}'),
+            ([(A("sort_keys"), True), (A("indent"), None)], b'{"a": 2, "b": 1}'),
+            ([], b'{"b": 1, "a": 2}'),
+            (None, b'{"b": 1, "a": 2}'),
+        ],
+    )
+    async def test_keyword_arguments_as_a_keyword_list(
+        self, caller: Caller, kwargs: object, answer: bytes
+    ) -> None:
+        request = (A("call"), b"json", b"dumps", [{b"b": 1, b"a": 2}], kwargs)
+        assert await caller.call(request) == (OK, answer)
+
     async def test_a_coroutine_is_awaited(self, caller: Caller) -> None:
         assert await caller.call((A("call"), b"asyncio", b"sleep", [0, b"x"])) == (OK, b"x")
 
@@ -217,9 +235,18 @@ class TestCall:
             ((A("call"), b"no_such_module", b"f", []), "no module named no_such_module"),
             ((A("call"), b"math", b"no_such", []), "module math has no no_such"),
             ((A("call"), b"math", b"pi", []), "math.pi cannot be called"),
-            ((A("call"), 1, b"pi", []), "module and function of a call are atoms or binaries"),
-            ((A("call"), b"math", b"sqrt", 16), "the arguments of a call are a list"),
-            ((A("call"), b"math", b"sqrt", [16], [1]), "variables are a map"),
+            ((A("call"), 1, b"pi", []), 'a call are atoms or binaries, not 1 and "pi"'),
+            ((A("call"), 10**5000, [], []), "not <an integer of 16610 bits> and []"),
+            ((A("call"), b"math", b"sqrt", 16), "the arguments of a call are a list, not 16"),
+            (
+                (A("call"), b"math", b"sqrt", [16], [1]),
+                "arguments are a keyword list or a map, not [1]",
+            ),
+            (
+                (A("call"), b"math", b"sqrt", [16], 5),
+                "keyword arguments are a keyword list or a",
+            ),
+            ((A("call"), b"math", b"sqrt", [16], [(1, 2)]), "argument's name is an atom, not 1"),
             ((A("call"), b"math", b"sqrt"), "a call request has 4 or 5 elements, not 3"),
         ],
     )
@@ -383,6 +410,24 @@ class TestEnvironments:
         assert message in reason
         assert len(caller.server.environments) == 0
 
+    @pytest.mark.parametrize(
+        ("which", "names"),
+        [
+            ([(A("only"), [b"a"]), (A("except"), [])], [b"a"]),
+            ([(A("only"), []), (A("except"), [b"a"])], [b"b"]),
+            ([(A("only"), []), (A("except"), [])], [b"a", b"b"]),
+            ([(A("only"), [])], [b"a", b"b"]),
+            ([(A("except"), [])], [b"a", b"b"]),
+            ([], [b"a", b"b"]),
+        ],
+    )
+    async def test_empty_names_restrict_nothing(
+        self, caller: Caller, which: object, names: list[bytes]
+    ) -> None:
+        env = await caller.env({b"a": 1, b"b": 2})
+        made = await caller.env(from_=(env, which))
+        assert await caller.value("return sorted(set(globals()) & {'a', 'b'})", to=made) == names
+
     async def test_only_and_except_exclude_each_other(self, caller: Caller) -> None:
         both = [(A("only"), [b"a"]), (A("except"), [b"a"])]
         env = await caller.env()
@@ -391,8 +436,22 @@ class TestEnvironments:
         assert (code, "exclude each other" in reason) == ("bad_request", True)
 
 
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def snex_code(src: object, file: object = b"f.py", line: object = 1) -> object:
+    return {STRUCT: A("Elixir.Snex.Code"), A("src"): src, A("file"): file, A("line"): line}
+
+
 def evaluate(code: object, variables: object, *options: object) -> tuple[object, ...]:
     return (A("eval"), code, variables, *options)
+
+
+TEACH = "snex.set_custom_encoder takes a function that knows what to send instead"
 
 
 class TestBadInput:
@@ -400,10 +459,13 @@ class TestBadInput:
         ("request_", "message"),
         [
             (A("nope"), "unknown request: :nope"),
-            (b"text", "unknown request: 'text'"),
+            (b"text", 'unknown request: "text"'),
             (7, "unknown request: 7"),
-            ((), "unknown request: ()"),
-            ((A("nope"), 1), "unknown request: (:nope, 1)"),
+            ((), "unknown request: {}"),
+            ((A("nope"), 1), "unknown request: {:nope, 1}"),
+            ((A("nope"), 10**5000), "unknown request: {:nope, <an integer of 16610 bits>}"),
+            ((A("nope"), nested(30_000)), "unknown request: {:nope, [[[[[["),
+            ({A("nope"): [None, b"\xff", {b"k": True}]}, '%{nope: [nil, <<255>>, %{"k" => true}]}'),
             ((b"eval", b"return 1", {}), "unknown request"),
             ([A("eval"), b"return 1"], "unknown request"),
             (["x" * 10_000], "unknown request"),
@@ -412,23 +474,56 @@ class TestBadInput:
             ((A("eval"), b"return 1"), "an eval request has 3 or 4 elements, not 2"),
             ((A("eval"), b"1", {}, [], 5), "an eval request has 3 or 4 elements, not 5"),
             (evaluate(b"return 1", [1]), "variables are a map, not [1]"),
-            (evaluate(b"return 1", None), "variables are a map, not None"),
+            (evaluate(b"return 1", None), "variables are a map, not nil"),
             (evaluate(b"return 1", {1: 2}), "a variable's name is a binary or an atom, not 1"),
-            (evaluate(b"return 1", {(): 2}), "a variable's name is a binary or an atom, not ()"),
+            (evaluate(b"return 1", {(): 2}), "a variable's name is a binary or an atom, not {}"),
             (evaluate(7, {}), "code is a binary, nil or a %Snex.Code{}, not 7"),
             (evaluate(A("x"), {}), "code is a binary, nil or a %Snex.Code{}, not :x"),
-            (evaluate([b"x"], {}), "code is a binary, nil or a %Snex.Code{}, not ['x']"),
+            (evaluate([b"x"], {}), 'code is a binary, nil or a %Snex.Code{}, not ["x"]'),
+            (evaluate([], {}), "code is a binary, nil or a %Snex.Code{}, not []"),
+            (evaluate([10**5000], {}), "not the charlist"),
+            (evaluate(list(b"return 1"), {}), 'not the charlist ~c"return 1": give it in double'),
+            (evaluate([0x20AC] * 100_000, {}), 'not the charlist ~c"€€€€'),
+            (evaluate(10**5000, {}), "%Snex.Code{}, not <an integer of 16610 bits>"),
+            (
+                evaluate(snex_code(5), {}),
+                "nil or a %Snex.Code{}, not %Snex.Code{",
+            ),
             (evaluate({A("src"): b""}, {}), "code is a binary, nil or a %Snex.Code{}"),
-            (evaluate(b"\xff", {}), "code must be UTF-8 text"),
+            (
+                evaluate(b"x = '\xff'", {}),
+                "code is not UTF-8: the byte 0xff at 5 belongs to no",
+            ),
+            (evaluate(snex_code([b"a", [0xE4]]), {}), "code is not UTF-8: the byte 0xe4 at 1"),
             (evaluate(b"1", {}, 5), "options are a keyword list or a map, not 5"),
             (evaluate(b"1", {}, [5]), "options are a keyword list or a map, not [5]"),
             (evaluate(b"1", {}, [(A("a"), 5)]), "unknown option a: there are encoding_opts, time"),
-            (evaluate(b"1", {}, {A("timeout"): -1}), "timeout takes milliseconds or :infinity"),
-            (evaluate(b"1", {}, {A("timeout"): 1.5}), "timeout takes milliseconds or :infinity"),
+            (evaluate(b"1", {}, (A("timeout"), 5)), "keyword list or a map, not {:timeout, 5}"),
+            (evaluate(b"1", {}, 0), "options are a keyword list or a map, not 0"),
+            (evaluate(b"1", {}, b""), 'options are a keyword list or a map, not ""'),
+            (
+                evaluate(b"1", {}, [(10**5000, 1)]),
+                "unknown option <an integer of 16610 bits>",
+            ),
+            (evaluate(b"1", {}, [(nested(30_000), 1)]), "unknown option [[[[["),
+            *[
+                (evaluate(b"1", {}, {A("timeout"): wrong}), f"or :infinity, not {told}")
+                for wrong, told in [
+                    (-1, "-1"),
+                    (-5, "-5"),
+                    (1.5, "1.5"),
+                    (b"5", '"5"'),
+                    (True, "true"),
+                    (2**32, "4294967296"),
+                    (10**400, "10000000000"),
+                    (10**5000, "<an integer of 16610 bits>"),
+                    ([5], "[5]"),
+                ]
+            ],
             (evaluate(b"1", {}, {A("on_timeout"): A("x")}), "on_timeout takes :cancel or :contin"),
             (
                 evaluate(b"1", {}, {A("encoding_opts"): {A("x"): 1}}),
-                "unknown encoding option 'x': there are binary_as, set_as, atom_as",
+                "unknown encoding option :x: there are binary_as, set_as, atom_as",
             ),
         ],
     )
@@ -499,11 +594,11 @@ class TestBadInput:
         variables = {b"fine": 1, b"photo": [b"\xff\xd8"], b"also": 2}
         code, reason = await caller.error(evaluate(b"return 1", variables))
         assert code == "python_runtime_error"
-        assert "'photo'" in reason
+        assert '"photo"' in reason
         assert "encoding_opts: [binary_as: :bytes]" in reason
         code, reason = await caller.error((A("make_env"), variables))
         assert code == "python_runtime_error"
-        assert "'photo'" in reason
+        assert '"photo"' in reason
         options = [(A("encoding_opts"), [(A("binary_as"), A("bytes"))])]
         assert await caller.eval("return photo", variables, options) == (OK, [b"\xff\xd8"])
 
@@ -523,13 +618,16 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("code", "reason"),
         [
-            ("return object()", "Cannot serialize object of <class 'object'>"),
+            ("return object()", f"Cannot serialize object of <class 'object'>: {TEACH}"),
             (
                 "return {'a': [1, object()]}",
-                "Cannot serialize object of <class 'object'> (at [\"a\"][1])",
+                f"Cannot serialize object of <class 'object'>: {TEACH} (at [\"a\"][1])",
             ),
             ("return {'k': 1, b'k': 2}", "the keys 'k' and b'k' are the same key in a map"),
-            ("async def f(): return 1\nreturn f", "Cannot serialize object of <class 'function'>"),
+            (
+                "async def f(): return 1\nreturn f",
+                f"Cannot serialize object of <class 'function'>: {TEACH}",
+            ),
             ("x = []\nx.append(x)\nreturn x", "a list contains itself"),
         ],
     )
@@ -545,10 +643,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("code", "reason"),
         [
-            ("import sys; sys.exit()", ""),
+            ("import sys; sys.exit()", "SystemExit"),
             ("import sys; sys.exit('bye')", "bye"),
-            ("raise KeyboardInterrupt", ""),
-            ("raise GeneratorExit", ""),
+            ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+            ("raise GeneratorExit", "GeneratorExit"),
             ("class Own(BaseException): pass\nraise Own('mine')", "mine"),
             ("raise StopIteration(5)", None),
         ],
@@ -572,7 +670,7 @@ class TestBadInput:
         kind, reason = await caller.error(evaluate(code.encode(), {}))
         assert (kind, reason) == (
             "python_runtime_error",
-            "Cannot serialize object of <class 'coroutine'> (at [0])",
+            "Cannot serialize object of <class 'coroutine'>: await it (at [0])",
         )
 
     async def test_one_answer_each(self, caller: Caller) -> None:

@@ -139,7 +139,7 @@ class TestReadme:
     async def test_locations(self, beam: Beam, runtime: Runtime) -> None:
         source = """
         {:error, error} = pyeval.(snex, "raise RuntimeError('nolocation')", %{})
-        code = %{__struct__: Snex.Code, src: "raise RuntimeError('x')", file: "/a/b.ex", line: 564}
+        code = %{__struct__: Snex.Code, src: "raise RuntimeError('x')", file: "/a/b.ex", line: 565}
         {:error, located} = pyeval.(snex, code, %{})
         {Enum.at(error.traceback, -2), Enum.at(located.traceback, -2)}
         """
@@ -154,9 +154,9 @@ class TestErrors:
         source = """
         {:error, error} = pyeval.(snex, "def f():\\n  1 / 0\\nf()", %{})
         {error.__struct__ == Snex.Error, error.__exception__, error.code, error.reason,
-         error.traceback, Enum.sort(Map.keys(error))}
+         error.traceback, error.type, Enum.sort(Map.keys(error))}
         """
-        struct, exception, code, reason, traceback, keys = await elixir(beam, runtime, source)
+        struct, exception, code, reason, traceback, kind, keys = await elixir(beam, runtime, source)
         assert (struct, exception) == (True, True)
         assert (code, reason) == ("python_runtime_error", b"division by zero")
         assert traceback == [
@@ -165,27 +165,43 @@ class TestErrors:
             b'  File "<Snex.Code>", line 2, in f\n',
             b"ZeroDivisionError: division by zero\n",
         ]
-        assert keys == ["__exception__", "__struct__", "code", "reason", "traceback"]
+        assert kind == b"ZeroDivisionError"
+        assert keys == ["__exception__", "__struct__", "code", "reason", "traceback", "type"]
 
     @pytest.mark.parametrize(
         ("request_", "code", "reason"),
         [
             (":nope", "bad_request", "unknown request: :nope"),
-            ("{}", "bad_request", "unknown request: ()"),
-            ('"text"', "bad_request", "unknown request: 'text'"),
+            ("{}", "bad_request", "unknown request: {}"),
+            ('"text"', "bad_request", 'unknown request: "text"'),
             ("self()", "bad_request", "unknown request: #PID<"),
             ("fn -> 1 end", "bad_request", "unknown request: #Function<"),
             ("{:eval, :code, %{}}", "bad_request", "code is a binary, nil or a %Snex.Code{}, not"),
             ('{:eval, "1", [1]}', "bad_request", "variables are a map, not [1]"),
-            ('{:eval, "1", [x: 1]}', "bad_request", "variables are a map, not [("),
+            ('{:eval, "1", [x: 1]}', "bad_request", "variables are a map, not [x: 1]"),
             ('{:eval, "1", %{self() => 1}}', "bad_request", "a variable's name is a binary"),
             ('{:eval, "1", %{}, [nope: 1]}', "bad_request", "unknown option nope: there are"),
-            ("{:eval, <<255>>, %{}}", "bad_request", "code must be UTF-8 text"),
+            ("{:eval, <<255>>, %{}}", "bad_request", "code is not UTF-8: the byte 0xff at 0"),
+            ("{:eval, 'return 1', %{}}", "bad_request", 'not the charlist ~c"return 1": give it'),
+            ("{:eval, 42, %{}}", "bad_request", "code is a binary, nil or a %Snex.Code{}, not 42"),
+            (
+                "{:bogus, Integer.pow(10, 5000)}",
+                "bad_request",
+                "{:bogus, <an integer of 16610 bits>}",
+            ),
+            ("Enum.reduce(1..30_000, 1, &{&2, &1})", "bad_request", "unknown request: {{{{{{{{"),
+            (
+                '{:eval, "1", %{}, [timeout: Integer.pow(10, 400)]}',
+                "bad_request",
+                "infinity, not 1000",
+            ),
+            ('{:eval, "1", %{}, [timeout: -5]}', "bad_request", "or :infinity, not -5"),
+            ('{:eval, "1", %{}, [timeout: "5"]}', "bad_request", 'or :infinity, not "5"'),
             ("{:eval, <<1::1>>, %{}}", "bad_request", "code is a binary"),
             ('{:eval, "x = = 1", %{}}', "python_runtime_error", "invalid syntax (<Snex.Code>, li"),
             ('{:eval, "import sys; sys.exit(3)", %{}}', "python_runtime_error", "3"),
             ('{:eval, "return f", %{"f" => 1, f: 2}}', None, ""),
-            ('{:eval, "1", %{"photo" => <<255>>}}', "python_runtime_error", "variable 'photo'"),
+            ('{:eval, "1", %{"photo" => <<255>>}}', "python_runtime_error", 'variable "photo"'),
             (
                 '{:eval, "1", %{"photo" => <<255>>}}',
                 "python_runtime_error",

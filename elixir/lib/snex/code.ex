@@ -7,8 +7,8 @@ defmodule Snex.Code do
   """
 
   @typedoc """
-  `src` is the source, `file` the file that tracebacks name, and `line` the number of lines before
-  `src` in it.
+  `src` is the source, `file` the file that tracebacks name, and `line` the line of that file where
+  `src` begins; 0, which is what code that does not know its place has, counts as 1.
   """
   @type t :: %__MODULE__{src: iodata(), file: String.t(), line: non_neg_integer()}
 
@@ -16,12 +16,17 @@ defmodule Snex.Code do
   defstruct [:src, file: "<Snex.Code>", line: 0]
 
   @doc """
-  Makes code of a string; leaves code as it is.
+  Makes code of a string; leaves code, and nil, as it is.
 
       iex> Snex.Code.wrap("return 1")
       %Snex.Code{src: "return 1", file: "<Snex.Code>", line: 0}
+
+      iex> Snex.Code.wrap(nil)
+      nil
   """
   @spec wrap(t() | iodata()) :: t()
+  @spec wrap(nil) :: nil
+  def wrap(nil), do: nil
   def wrap(%__MODULE__{} = code), do: code
   def wrap(src) when is_binary(src) or is_list(src), do: %__MODULE__{src: src}
 

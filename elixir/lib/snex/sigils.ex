@@ -39,7 +39,7 @@ defmodule Snex.Sigils do
   defp code(meta, source, caller) do
     # In a heredoc, which is what has an indentation, code begins on the line after the quotes.
     heredoc = if Keyword.has_key?(meta, :indentation), do: 1, else: 0
-    line = Keyword.get(meta, :line, caller.line) - 1 + heredoc
+    line = Keyword.get(meta, :line, caller.line) + heredoc
 
     quote do
       %Snex.Code{src: unquote(source), file: unquote(caller.file), line: unquote(line)}
