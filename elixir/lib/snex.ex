@@ -9,18 +9,31 @@ defmodule Snex do
   node. Requests go from the calling process straight to it.
   """
 
-  alias Snex.{Call, Code, Env, Error, Runtimes, Serde}
+  alias Snex.{Call, Code, Env, Error, Interpreter, Runtimes, Serde}
 
   @default_timeout 5_000
+
+  # What `receive` waits for at most, and so `GenServer.call/3`.
+  @longest_timeout 4_294_967_295
 
   @typedoc "Python code: a string, or code that knows its place (see `Snex.Sigils`)."
   @type code :: String.t() | Code.t()
 
   @typedoc "Variables by name; their values are converted as the README's table says."
-  @type vars :: %{optional(String.t()) => term()}
+  @type additional_vars :: %{optional(String.t()) => term()}
 
-  @typedoc "An environment to copy from: all of it, or some of its variables."
-  @type from :: Env.t() | {Env.t(), only: [String.t()]} | {Env.t(), except: [String.t()]}
+  @typedoc "See `t:additional_vars/0`."
+  @type vars :: additional_vars()
+
+  @typedoc """
+  An environment to copy from: all of it, or some of its variables.
+
+  `:only` and `:except` exclude each other; an empty list restricts nothing.
+  """
+  @type from_env :: Env.t() | {Env.t(), only: [String.t()], except: [String.t()]}
+
+  @typedoc "What code runs in: an environment, or a throw-away copy of an interpreter's."
+  @type env_or_interpreter :: Env.t() | Interpreter.server()
 
   @typedoc """
   Options of `make_env/3`:
@@ -28,7 +41,11 @@ defmodule Snex do
     * `:from` - an environment, or a list of them, to copy variables from; later ones win
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
   """
-  @type make_env_opts :: [from: from() | [from()], encoding_opts: Serde.encoding_opts()]
+  @type make_env_opt ::
+          {:from, from_env() | [from_env()]} | {:encoding_opts, Serde.encoding_opts()}
+
+  @typedoc "See `t:make_env_opt/0`."
+  @type make_env_opts :: [make_env_opt()]
 
   @typedoc """
   Options of `pyeval/4`:
@@ -38,11 +55,13 @@ defmodule Snex do
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
-  @type pyeval_opts :: [
-          timeout: timeout(),
-          encoding_opts: Serde.encoding_opts(),
-          returning: String.t() | [String.t()]
-        ]
+  @type pyeval_opt ::
+          {:timeout, timeout()}
+          | {:encoding_opts, Serde.encoding_opts()}
+          | {:returning, code() | [code()]}
+
+  @typedoc "See `t:pyeval_opt/0`."
+  @type pyeval_opts :: [pyeval_opt()]
 
   # --- environments -------------------------------------------------------------------------------
 
@@ -51,7 +70,7 @@ defmodule Snex do
 
   See `make_env/3`.
   """
-  @spec make_env(GenServer.server() | make_env_opts()) :: {:ok, Env.t()} | {:error, Error.t()}
+  @spec make_env(Interpreter.server() | make_env_opts()) :: {:ok, Env.t()} | {:error, Error.t()}
   def make_env(opts) when is_list(opts), do: make_env(%{}, opts)
   def make_env(interpreter), do: make_env(interpreter, %{}, [])
 
@@ -61,10 +80,12 @@ defmodule Snex do
 
   See `make_env/3`.
   """
-  @spec make_env(GenServer.server() | vars(), vars() | make_env_opts()) ::
+  @spec make_env(Interpreter.server() | vars(), vars() | make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(vars, opts) when is_map(vars) and is_list(opts) do
-    case sources(Keyword.get(opts, :from)) do
+    check_keys!(opts, [:from, :encoding_opts])
+
+    case sources(opts[:from]) do
       [{env, _} | _] -> make_env(env.interpreter, vars, opts)
       [] -> raise ArgumentError, "make_env takes an interpreter, or :from an environment of one"
     end
@@ -79,11 +100,11 @@ defmodule Snex do
 
       {:ok, env} = Snex.make_env(interpreter, %{"hello" => 42.0}, from: {old, only: ["world"]})
 
-  A name of `:only` that the environment lacks becomes `nil`. Raises `ArgumentError` for unknown
-  options, names that are not strings, `:only` together with `:except`, and environments of other
-  interpreters.
+  A name of `:only` that the environment lacks becomes `nil`; an empty `:only` or `:except` restricts
+  nothing. Raises `ArgumentError` for unknown options, names that are not strings, names in both
+  `:only` and `:except`, and environments of other interpreters.
   """
-  @spec make_env(GenServer.server(), vars(), make_env_opts()) ::
+  @spec make_env(Interpreter.server(), vars(), make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(interpreter, vars, opts) when is_map(vars) and is_list(opts) do
     check_keys!(opts, [:from, :encoding_opts])
@@ -116,15 +137,31 @@ defmodule Snex do
 
   defp source(%Env{} = env), do: {env, []}
 
-  defp source({%Env{} = env, [{which, names}]}) when which in [:only, :except] and is_list(names),
-    do: {env, [{which, Enum.map(names, &to_string/1)}]}
+  defp source({%Env{} = env, which}) when is_list(which) do
+    check_keys!(which, [:only, :except])
 
-  defp source({%Env{} = env, []}), do: {env, []}
+    case for(name <- [:only, :except], do: {name, names!(name, which[name])}) do
+      [only: [], except: []] -> {env, []}
+      [only: only, except: []] -> {env, only: only}
+      [only: [], except: except] -> {env, except: except}
+      _ -> raise ArgumentError, ":from takes :only or :except of an environment, not both"
+    end
+  end
 
   defp source(other) do
     raise ArgumentError,
           ":from takes environments, {env, only: names} or {env, except: names}, " <>
             "got: #{inspect(other)}"
+  end
+
+  defp names!(_option, nil), do: []
+
+  defp names!(option, names) do
+    if not (is_list(names) and Enum.all?(names, &(is_binary(&1) or is_atom(&1)))) do
+      raise ArgumentError, "#{inspect(option)} takes a list of names, got: #{inspect(names)}"
+    end
+
+    Enum.map(names, &to_string/1)
   end
 
   defp check_owner!(sources, interpreter) do
@@ -140,8 +177,8 @@ defmodule Snex do
   """
   @spec destroy_env(Env.t()) :: :ok
   def destroy_env(%Env{} = env) do
+    Env.disarm(env)
     Call.destroy(env.id, [])
-    Env.used(env)
   end
 
   # --- running code -------------------------------------------------------------------------------
@@ -151,7 +188,7 @@ defmodule Snex do
 
   See `pyeval/4`.
   """
-  @spec pyeval(Env.t() | GenServer.server(), code() | nil | vars() | pyeval_opts()) ::
+  @spec pyeval(env_or_interpreter(), code() | nil | vars() | pyeval_opts()) ::
           {:ok, term()} | {:error, Error.t()}
   def pyeval(target, code) when is_binary(code), do: run(target, code, %{}, [])
   def pyeval(target, %Code{} = code), do: run(target, code, %{}, [])
@@ -164,11 +201,8 @@ defmodule Snex do
 
   See `pyeval/4`.
   """
-  @spec pyeval(
-          Env.t() | GenServer.server(),
-          code() | nil | vars(),
-          vars() | pyeval_opts()
-        ) :: {:ok, term()} | {:error, Error.t()}
+  @spec pyeval(env_or_interpreter(), code() | nil | vars(), vars() | pyeval_opts()) ::
+          {:ok, term()} | {:error, Error.t()}
   def pyeval(target, %Code{} = code, vars) when is_map(vars), do: run(target, code, vars, [])
   def pyeval(target, %Code{} = code, opts) when is_list(opts), do: run(target, code, %{}, opts)
   def pyeval(target, vars, opts) when is_map(vars), do: run(target, nil, vars, opts)
@@ -184,13 +218,18 @@ defmodule Snex do
 
       {:ok, 20} = Snex.pyeval(env, "return x * y", %{"x" => 10, "y" => 2}, timeout: 1_000)
 
-  Errors are those of `Snex.Error`. Raises `ArgumentError` for unknown options, and for names of
+  Errors are those of `Snex.Error`. Raises `ArgumentError` for unknown options, for a `:timeout` that
+  `GenServer.call/3` would not take, for code that is no string (a charlist, say), and for names of
   variables that are not strings.
   """
-  @spec pyeval(Env.t() | GenServer.server(), code() | nil, vars(), pyeval_opts()) ::
+  @spec pyeval(env_or_interpreter(), code() | nil, vars(), pyeval_opts()) ::
           {:ok, term()} | {:error, Error.t()}
   def pyeval(target, code, vars, opts) when is_map(vars) and is_list(opts),
     do: run(target, code, vars, opts)
+
+  defp run(_target, code, _vars, _opts)
+       when not (is_binary(code) or is_nil(code) or is_struct(code, Code)),
+       do: raise(ArgumentError, "code is a string or a %Snex.Code{}, got: #{inspect(code)}")
 
   defp run(%Env{id: id, interpreter: interpreter} = env, code, vars, opts) do
     if Call.ended?(interpreter) do
@@ -216,7 +255,7 @@ defmodule Snex do
 
   defp evaluate(target, interpreter, code, vars, opts) do
     check_keys!(opts, [:timeout, :encoding_opts, :returning])
-    timeout = Keyword.get(opts, :timeout, @default_timeout)
+    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     code = returning(code, opts[:returning])
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     options = if encoding == [], do: [], else: [encoding_opts: encoding]
@@ -224,7 +263,24 @@ defmodule Snex do
     Call.request(target, interpreter, request, timeout)
   end
 
+  defp check_timeout!(:infinity), do: :infinity
+
+  defp check_timeout!(timeout)
+       when is_integer(timeout) and timeout >= 0 and timeout <= @longest_timeout,
+       do: timeout
+
+  defp check_timeout!(timeout) do
+    raise ArgumentError,
+          ":timeout takes milliseconds, 0 to #{@longest_timeout}, or :infinity, " <>
+            "got: #{inspect(timeout, limit: 5, printable_limit: 50)}"
+  end
+
   defp check_keys!(opts, known) do
+    if not Keyword.keyword?(opts) do
+      raise ArgumentError,
+            "options are a keyword list, and code is a string, got: #{inspect(opts, limit: 50)}"
+    end
+
     for {name, _} <- opts, name not in known do
       raise ArgumentError,
             "unknown option #{inspect(name)}: there are #{Enum.map_join(known, ", ", &inspect/1)}"
@@ -237,22 +293,30 @@ defmodule Snex do
 
   defp returning(code, expressions) do
     warn_of_returning()
-    %Code{} = code = Code.wrap(code || "")
+    code = Code.wrap(code || "")
     %{code | src: [code.src, "\nreturn ", result_of(expressions), "\n"]}
   end
 
-  defp result_of(expression) when is_binary(expression), do: expression
-  defp result_of(list) when is_list(list), do: ["[", Enum.intersperse(list, ", "), "]"]
+  defp result_of(list) when is_list(list),
+    do: ["[", list |> Enum.map(&expression!/1) |> Enum.intersperse(", "), "]"]
+
+  defp result_of(one), do: expression!(one)
+
+  defp expression!(expression) when is_binary(expression), do: expression
+  defp expression!(%Code{src: src}), do: src
+
+  defp expression!(other) do
+    raise ArgumentError,
+          ":returning takes a Python expression, as a string or %Snex.Code{}, or a list of these, " <>
+            "got: #{inspect(other)}"
+  end
 
   defp warn_of_returning do
     {:current_stacktrace, trace} = Process.info(self(), :current_stacktrace)
     trace = Enum.drop_while(trace, fn {module, _, _, _} -> module in [Process, __MODULE__] end)
 
     if Runtimes.first?({:returning, List.first(trace)}) do
-      IO.warn(
-        "the option :returning of Snex.pyeval is deprecated: say `return` in the code",
-        trace
-      )
+      IO.warn("`:returning` is deprecated; use plain Python `return` statements", trace)
     end
   end
 end

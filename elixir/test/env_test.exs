@@ -92,6 +92,79 @@ defmodule Snex.EnvTest do
     wait_until(fn -> environments(interpreter) == 0 end)
   end
 
+  describe "disable_gc gives the environment back" do
+    test "when it has been destroyed", %{interpreter: interpreter} do
+      {:ok, env} = Snex.make_env(interpreter)
+      :ok = Snex.destroy_env(env)
+      assert Env.disable_gc(env) == %{env | ref: nil}
+    end
+
+    test "when its interpreter has ended" do
+      {:ok, interpreter} = start_interpreter()
+      {:ok, env} = Snex.make_env(interpreter)
+      :ok = Interpreter.stop(interpreter)
+      assert Env.disable_gc(env) == %{env | ref: nil}
+      assert Env.disable_gc(Env.disable_gc(env)) == %{env | ref: nil}
+    end
+
+    test "when its handle has been dropped", %{interpreter: interpreter} do
+      data =
+        Task.async(fn ->
+          {:ok, env} = Snex.make_env(interpreter)
+          {env.id, :erlang.term_to_binary(env)}
+        end)
+        |> Task.await()
+
+      {id, data} = data
+      monitor = Process.monitor(id)
+      assert_receive {:DOWN, ^monitor, _, _, _}
+      stale = :erlang.binary_to_term(data)
+      assert is_reference(stale.ref)
+      assert Env.disable_gc(stale) == %{stale | ref: nil}
+      assert Snex.destroy_env(stale) == :ok
+    end
+
+    test "when its handle is none", %{interpreter: interpreter} do
+      {:ok, env} = Snex.make_env(interpreter)
+
+      for ref <- [make_ref(), :none, 5] do
+        foreign = %{env | ref: ref}
+        assert Env.disable_gc(foreign) == %{env | ref: nil}
+        assert Snex.pyeval(foreign, "return 1") == {:ok, 1}
+      end
+
+      assert Snex.destroy_env(%{env | ref: make_ref()}) == :ok
+    end
+  end
+
+  test "is not freed again when it has been destroyed", %{interpreter: interpreter} do
+    # The collector is told of every environment that is dropped; what it gets is traced, in order.
+    :erlang.trace(Process.whereis(Snex.Collector), true, [:receive])
+
+    make = fn ->
+      Task.async(fn ->
+        {:ok, env} = Snex.make_env(interpreter)
+        {env.id, env}
+      end)
+      |> Task.await()
+    end
+
+    Task.async(fn ->
+      {_, env} = make.()
+      :ok = Snex.destroy_env(env)
+      env.id
+    end)
+    |> Task.await()
+    |> then(&send(self(), {:destroyed, &1}))
+
+    assert_receive {:destroyed, destroyed}
+    dropped = Task.async(fn -> elem(make.(), 0) end) |> Task.await()
+    dropped_message = {:snex_env_dropped, :erlang.term_to_binary(dropped)}
+    destroyed_message = {:snex_env_dropped, :erlang.term_to_binary(destroyed)}
+    assert_receive {:trace, _, :receive, ^dropped_message}
+    refute_received {:trace, _, :receive, ^destroyed_message}
+  end
+
   test "ends with its interpreter" do
     {:ok, interpreter} = start_interpreter()
     {:ok, env} = Snex.make_env(interpreter)

@@ -32,6 +32,17 @@ defmodule Snex.SerdeTest do
     def encode(struct), do: [%Encoded{a: struct.a}]
   end
 
+  defmodule Answers do
+    def encoded(value), do: %Encoded{a: value}
+    def plain(value), do: %Plain{a: value}
+    def to_itself(value), do: %ToItself{a: value}
+    def raises(value), do: raise(ArgumentError, "no #{value}")
+    def throws(value), do: throw(value)
+    def exits(value), do: exit(value)
+    def callers, do: Process.get(:"$callers")
+    def tell(pid), do: send(pid, {:callers, Process.get(:"$callers")})
+  end
+
   setup_all do
     {:ok, interpreter: start_supervised!({Interpreter, python: python()})}
   end

@@ -148,7 +148,8 @@ defmodule SnexTest do
           tail.()
         end)
 
-      assert length(String.split(warning, "is deprecated")) == 2
+      text = "`:returning` is deprecated; use plain Python `return` statements"
+      assert length(String.split(warning, text)) == 2
       assert warning =~ "test/snex_test.exs"
       refute warning =~ "lib/snex.ex"
 
@@ -156,7 +157,77 @@ defmodule SnexTest do
         assert call.(returning: ["x", "y", "x + y"]) == {:ok, [1, 2, 3]}
         assert Snex.pyeval(env, returning: "x") == {:ok, 1}
         assert Snex.pyeval(env, ~p"z = 3", returning: "z") == {:ok, 3}
+        assert Snex.pyeval(env, "z = 3", returning: ~p"z + x") == {:ok, 4}
+        assert Snex.pyeval(env, "z = 3", returning: [~p"z", "x", ~P"[y]"]) == {:ok, [3, 1, [2]]}
+        assert Snex.pyeval(env, "z = 3", returning: []) == {:ok, []}
+
+        for wrong <- [5, :x, [5], ["x", nil], %{}] do
+          assert_raise ArgumentError, ~r/:returning takes a Python expression/, fn ->
+            Snex.pyeval(env, "z = 3", returning: wrong)
+          end
+        end
       end)
+    end
+
+    test "gives the first line the number that it is told", %{env: env} do
+      for {line, first} <- [{0, 1}, {1, 1}, {2, 2}, {565, 565}] do
+        code = %Snex.Code{src: ["x = 1\n", 'raise RuntimeError()'], file: "a/b.ex", line: line}
+        assert {:error, error} = Snex.pyeval(env, code)
+
+        assert Enum.at(error.traceback, -2) ==
+                 ~s(  File "a/b.ex", line #{first + 1}, in <module>\n)
+      end
+    end
+
+    test "tells the type of an exception, and always a reason", %{env: env} do
+      for {code, type, reason} <- [
+            {"{}['k']", "KeyError", "'k'"},
+            {"raise ValueError", "ValueError", "ValueError"},
+            {"raise ValueError('')", "ValueError", "ValueError"},
+            {"class Mine(Exception): pass\nraise Mine(1)", "Mine", "1"},
+            {"x =", "SyntaxError", "invalid syntax (<Snex.Code>, line 1)"},
+            {"return object()", "TypeError",
+             "Cannot serialize object of <class 'object'>: snex.set_custom_encoder takes a " <>
+               "function that knows what to send instead"}
+          ] do
+        assert {:error, %Error{code: :python_runtime_error} = error} = Snex.pyeval(env, code)
+        assert {error.type, error.reason} == {type, reason}
+      end
+
+      :ok = Snex.destroy_env(env)
+      assert {:error, %Error{code: :env_not_found, type: nil}} = Snex.pyeval(env, "return 1")
+    end
+
+    test "refuses code that is no string", context do
+      for target <- [context.env, context.interpreter] do
+        for code <- ['return 1', [], :code, 42, {"return 1"}] do
+          assert_raise ArgumentError, ~r/code is a string/, fn ->
+            Snex.pyeval(target, code, %{})
+          end
+
+          assert_raise ArgumentError, fn -> Snex.pyeval(target, code, %{}, timeout: 5) end
+        end
+
+        assert_raise ArgumentError, ~r/code is a string/, fn ->
+          Snex.pyeval(target, 'return 1')
+        end
+
+        assert_raise ArgumentError, fn -> Snex.pyeval(target, ["return 1"]) end
+        assert_raise ArgumentError, fn -> Snex.pyeval(target, 'return 1', timeout: 5) end
+
+        assert {:error, %Error{code: :bad_request, reason: "code is not UTF-8" <> _}} =
+                 Snex.pyeval(target, <<"x = '", 255, "'">>)
+      end
+    end
+
+    test "refuses time limits that are none", %{env: env} do
+      for wrong <- [Integer.pow(10, 400), 4_294_967_296, -5, "5", 1.5, nil, :never] do
+        assert_raise ArgumentError, ~r/:timeout takes milliseconds/, fn ->
+          Snex.pyeval(env, "return 1", timeout: wrong)
+        end
+      end
+
+      assert Snex.pyeval(env, "return 1", timeout: 4_294_967_295) == {:ok, 1}
     end
 
     test "answers many callers at once", %{env: env} do
@@ -187,6 +258,21 @@ defmodule SnexTest do
 
       from = {env, except: ["a"]}
       assert value.(Snex.make_env(interpreter, %{}, from: from), "['a', 'b']") == {:ok, [nil, 2]}
+
+      for {which, values} <- [
+            {[only: ["a"], except: []], [1, nil]},
+            {[only: [], except: ["a"]], [nil, 2]},
+            {[only: [], except: []], [1, 2]},
+            {[except: [], only: ["b"]], [nil, 2]},
+            {[only: []], [1, 2]},
+            {[except: []], [1, 2]},
+            {[], [1, 2]}
+          ] do
+        assert value.(Snex.make_env(interpreter, from: {env, which}), "['a', 'b']") ==
+                 {:ok, values}
+
+        assert value.(Snex.make_env(from: [{env, which}]), "['a', 'b']") == {:ok, values}
+      end
     end
 
     test "copies in order", %{env: env, interpreter: interpreter} do
@@ -206,9 +292,16 @@ defmodule SnexTest do
       assert_raise ArgumentError, fn -> Snex.make_env([]) end
       assert_raise ArgumentError, fn -> Snex.make_env(%{}, []) end
 
-      assert_raise ArgumentError, fn ->
-        Snex.make_env(interpreter, from: {env, only: [], except: []})
+      assert_raise ArgumentError, ~r/:only or :except of an environment, not both/, fn ->
+        Snex.make_env(interpreter, from: {env, only: ["a"], except: ["b"]})
       end
+
+      for wrong <- [[only: "a"], [except: [1]], [oly: ["a"]], ["a"], 'a'] do
+        assert_raise ArgumentError, fn -> Snex.make_env(interpreter, from: {env, wrong}) end
+      end
+
+      assert_raise ArgumentError, fn -> Snex.make_env('code') end
+      assert_raise ArgumentError, fn -> Snex.make_env(interpreter, 'code') end
 
       assert_raise ArgumentError, ~r/belongs to/, fn -> Snex.make_env(other, from: env) end
       assert_raise ArgumentError, ~r/strings/, fn -> Snex.make_env(interpreter, %{a: 1}) end

@@ -13,8 +13,11 @@ defmodule Snex.Env do
 
   alias Snex.Nif
 
+  @typedoc "What identifies an environment: its process on the Python node."
+  @type id :: pid()
+
   @typedoc "`id` is the environment's pid; all other fields are private."
-  @type t :: %__MODULE__{id: pid(), interpreter: pid(), ref: reference() | nil}
+  @type t :: %__MODULE__{id: id(), interpreter: pid(), ref: reference() | nil}
 
   @enforce_keys [:id, :interpreter]
   defstruct [:id, :interpreter, :ref]
@@ -32,7 +35,8 @@ defmodule Snex.Env do
   Keeps the environment until `Snex.destroy_env/1`, or until Python ends; for environments that
   are used on other nodes than the one that made them.
 
-  Raises `ArgumentError` on another node than that one. May be called repeatedly.
+  Raises `ArgumentError` on another node than that one. May be called repeatedly, and with an
+  environment that is gone or whose handle is: there is nothing to be kept then.
   """
   @spec disable_gc(t()) :: t()
   def disable_gc(%__MODULE__{ref: nil} = env) do
@@ -40,20 +44,34 @@ defmodule Snex.Env do
     env
   end
 
-  def disable_gc(%__MODULE__{ref: ref} = env) when node(ref) == node() do
-    Nif.disarm(ref)
-    keep_without_handle(env)
-    %{env | ref: nil}
-  end
-
-  def disable_gc(%__MODULE__{ref: ref} = env) do
+  def disable_gc(%__MODULE__{ref: ref} = env) when is_reference(ref) and node(ref) != node() do
     raise ArgumentError,
           "#{inspect(env)} was made on #{node(ref)}: only there can its garbage collection be disabled"
   end
 
+  def disable_gc(%__MODULE__{} = env) do
+    disarm(env)
+    keep_without_handle(env)
+    %{env | ref: nil}
+  end
+
   defp keep_without_handle(env) do
     # Whoever ends it is told by Python; an environment that is gone already needs no keeping.
-    _ = Snex.Call.request(env.id, env.interpreter, {:handle, :none}, :infinity)
+    if not Snex.Call.ended?(env.interpreter),
+      do: Snex.Call.request(env.id, env.interpreter, {:handle, :none}, :infinity)
+
+    :ok
+  end
+
+  @doc false
+  # Its end, and that of all copies on this node, does nothing from now on. What is no handle (that
+  # of a copy which came back when the last other one had been dropped, say) does nothing anyway.
+  @spec disarm(t()) :: :ok
+  def disarm(%__MODULE__{ref: ref}) do
+    if is_reference(ref) and Nif.loaded?(), do: Nif.disarm(ref)
+    :ok
+  rescue
+    ArgumentError -> :ok
   end
 
   @doc false

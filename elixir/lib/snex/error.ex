@@ -4,7 +4,7 @@ defmodule Snex.Error do
 
   | `code` | means | `reason` |
   |---|---|---|
-  | `:python_runtime_error` | the code raised, or a value could not be converted | `str(exception)` |
+  | `:python_runtime_error` | the code raised, or a value could not be converted | `str(exception)`, or the name of its type where that is empty |
   | `:response_timeout` | no answer in time; the Python work has been cancelled | |
   | `:cancelled` | the work was stopped | why |
   | `:env_not_found` | the environment has been destroyed | |
@@ -15,24 +15,43 @@ defmodule Snex.Error do
   | `:bad_request` | Python did not understand the request | what it expects |
   | `:internal_error` | a defect of this library, or of the system it runs on | |
 
-  `traceback` is the list of strings that Python's `traceback.format_exception` gives.
+  `traceback` is the list of strings that Python's `traceback.format_exception` gives, and `type` the
+  name of the exception's type (`"KeyError"`, `"json.decoder.JSONDecodeError"`; that of a type which
+  the code defined has no module). Both are nil where Python raised no exception.
   """
 
-  @type code ::
-          :python_runtime_error
-          | :internal_error
-          | :env_not_found
-          | :env_key_not_found
-          | :init_script_timeout
-          | :response_timeout
-          | :call_failed
-          | :interpreter_exited
-          | :bad_request
-          | :cancelled
+  @type python_runtime_error :: :python_runtime_error
+  @type internal_error :: :internal_error
+  @type env_not_found :: :env_not_found
+  @type env_key_not_found :: :env_key_not_found
+  @type init_script_timeout :: :init_script_timeout
+  @type response_timeout :: :response_timeout
+  @type call_failed :: :call_failed
+  @type interpreter_exited :: :interpreter_exited
+  @type bad_request :: :bad_request
+  @type cancelled :: :cancelled
 
-  @type t :: %__MODULE__{code: code(), reason: term(), traceback: [String.t()] | nil}
+  @typedoc "What went wrong; the table above says when."
+  @type error_code ::
+          python_runtime_error()
+          | internal_error()
+          | env_not_found()
+          | env_key_not_found()
+          | init_script_timeout()
+          | response_timeout()
+          | call_failed()
+          | interpreter_exited()
+          | bad_request()
+          | cancelled()
 
-  defexception [:code, :reason, :traceback]
+  @type t :: %__MODULE__{
+          code: error_code(),
+          reason: term(),
+          traceback: [String.t()] | nil,
+          type: String.t() | nil
+        }
+
+  defexception [:code, :reason, :traceback, :type]
 
   @doc """
   The error as text, with the Python traceback where there is one.

@@ -52,6 +52,23 @@ defmodule Snex.Interpreter do
   # What is left of the five seconds that Python has is up to Python itself; see snex_runtime.child.
   @stop_timeout 5_500
 
+  @typedoc "An interpreter: its pid, or any name that a `GenServer` is called by."
+  @type server :: GenServer.server()
+
+  @typedoc "What makes the command that is run of the one that would be; see `t:option/0`."
+  @type wrap_exec ::
+          (python :: String.t(), args :: [String.t()] -> {String.t(), [String.t()]})
+          | {module(), atom(), list()}
+
+  @typedoc "Environment variables of the Python process."
+  @type environment :: %{optional(String.t()) => String.t()}
+
+  @typedoc "Code to run first, and variables for it."
+  @type init_script :: Snex.code() | {Snex.code(), Snex.additional_vars()}
+
+  @typedoc "Further options of the port; see `t:option/0`."
+  @type port_opts :: [:use_stdio | {:parallelism, boolean()} | {:busy_limits_port, term()}]
+
   @typedoc """
   Options of `start_link/1`:
 
@@ -81,16 +98,15 @@ defmodule Snex.Interpreter do
   """
   @type option ::
           {:python, String.t()}
-          | {:wrap_exec,
-             (String.t(), [String.t()] -> {String.t(), [String.t()]}) | {module(), atom(), list()}}
+          | {:wrap_exec, wrap_exec()}
           | {:cd, Path.t()}
-          | {:environment, %{optional(String.t()) => String.t()}}
-          | {:init_script, Snex.code() | {Snex.code(), Snex.vars()}}
+          | {:environment, environment()}
+          | {:init_script, init_script()}
           | {:init_script_timeout, timeout()}
           | {:sync_start?, boolean()}
           | {:label, term()}
           | {:encoding_opts, Serde.encoding_opts()}
-          | {:port_opts, [:use_stdio | {:parallelism, boolean()} | {:busy_limits_port, term()}]}
+          | {:port_opts, port_opts()}
           | {:node, node()}
           | {:eager_polyfill?, boolean()}
           | GenServer.option()

@@ -36,23 +36,32 @@ defmodule Snex.Serde do
   @type binary_as :: :str | :bytes | :bytearray
 
   @typedoc """
-  Options for `Snex.Interpreter.start_link/1`, `Snex.make_env/3` and `Snex.pyeval/4`:
+  One of the options for `Snex.Interpreter.start_link/1`, `Snex.make_env/3` and `Snex.pyeval/4`:
 
     * `:binary_as` - what binaries become; default `:str`
     * `:set_as` - what a `MapSet` becomes; default `:set`
     * `:atom_as` - what atoms become: `:atom` (default), equal to the string of their name, or
       `:distinct_atom`, equal only to themselves
   """
-  @type encoding_opts :: [
-          binary_as: binary_as(),
-          set_as: :set | :frozenset,
-          atom_as: :atom | :distinct_atom
-        ]
+  @type encoding_opt ::
+          {:binary_as, binary_as()}
+          | {:set_as, :set | :frozenset}
+          | {:atom_as, :atom | :distinct_atom}
 
-  @opaque binary_t :: %Binary{data: binary(), type: binary_as()}
-  @opaque float_t :: %Float{value: float() | :inf | :"-inf" | :nan}
-  @opaque object_t :: %Object{module: String.t(), name: String.t(), args: list()}
-  @opaque term_t :: %Term{term: term()}
+  @typedoc "See `t:encoding_opt/0`."
+  @type encoding_opts :: [encoding_opt()]
+
+  @typedoc "What `binary/2` makes."
+  @opaque serde_binary :: %Binary{data: binary(), type: binary_as()}
+
+  @typedoc "What `float/1` makes."
+  @opaque serde_float :: %Float{value: float() | :inf | :"-inf" | :nan}
+
+  @typedoc "What `object/3` makes."
+  @opaque serde_object :: %Object{module: String.t(), name: String.t(), args: list()}
+
+  @typedoc "What `term/1` makes."
+  @opaque serde_term :: %Term{term: term()}
 
   @choices [
     binary_as: [:str, :bytes, :bytearray],
@@ -66,7 +75,7 @@ defmodule Snex.Serde do
       {:ok, "bytes"} =
         Snex.pyeval(env, "return type(b).__name__", %{"b" => Snex.Serde.binary("text")})
   """
-  @spec binary(iodata(), binary_as()) :: binary_t()
+  @spec binary(iodata(), binary_as()) :: serde_binary()
   def binary(data, type \\ :bytes) when type in [:str, :bytes, :bytearray],
     do: %Binary{data: IO.iodata_to_binary(data), type: type}
 
@@ -75,7 +84,7 @@ defmodule Snex.Serde do
 
       {:ok, true} = Snex.pyeval(env, "return x > 10 ** 300", %{"x" => Snex.Serde.float(:inf)})
   """
-  @spec float(float() | :inf | :"-inf" | :nan) :: float_t()
+  @spec float(float() | :inf | :"-inf" | :nan) :: serde_float()
   def float(value) when is_float(value) or value in [:inf, :"-inf", :nan],
     do: %Float{value: value}
 
@@ -85,7 +94,7 @@ defmodule Snex.Serde do
       {:ok, %{any: "thing"}} =
         Snex.pyeval(env, "return t", %{"t" => Snex.Serde.term(%{any: "thing"})})
   """
-  @spec term(term()) :: term_t()
+  @spec term(term()) :: serde_term()
   def term(term), do: %Term{term: term}
 
   @doc """
@@ -93,7 +102,7 @@ defmodule Snex.Serde do
 
       Snex.Serde.object("datetime", "date", [2025, 12, 28])
   """
-  @spec object(String.t(), String.t(), list()) :: object_t()
+  @spec object(String.t(), String.t(), list()) :: serde_object()
   def object(module, name, args) when is_binary(module) and is_binary(name) and is_list(args),
     do: %Object{module: module, name: name, args: args}
 

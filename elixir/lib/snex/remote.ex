@@ -1,0 +1,44 @@
+defmodule Snex.Remote do
+  @moduledoc false
+  # What Python calls on this node is called through here, by `:erpc`. A node without this module is
+  # asked for the function itself; Python asks for `version/0` once per connection.
+
+  alias Snex.Serde
+
+  @spec version() :: 1
+  def version, do: 1
+
+  @doc """
+  Call a function in the name of the process that sent Python its request: it is in `$callers`, as
+  in a `Task`, so that what is allowed to it (a sandboxed database connection, a mock) is allowed
+  here. Structs in the result pass `Snex.Serde.Encoder`.
+  """
+  @spec apply(module(), atom(), [term()], pid()) :: term()
+  def apply(module, function, args, caller) do
+    Process.put(:"$callers", [caller | callers_of(caller)])
+
+    try do
+      Kernel.apply(module, function, args)
+    catch
+      # As if it had been called by `:erpc` alone.
+      :error, reason -> :erlang.raise(:error, reason, without_own(__STACKTRACE__))
+    else
+      value -> Serde.encode(value)
+    end
+  end
+
+  # The caller waits for Python, most often, and so tells at once.
+  defp callers_of(pid) when node(pid) == node() do
+    with {:dictionary, dictionary} <- Process.info(pid, :dictionary),
+         {_, callers} when is_list(callers) <- List.keyfind(dictionary, :"$callers", 0) do
+      callers
+    else
+      _ -> []
+    end
+  end
+
+  defp callers_of(_remote), do: []
+
+  defp without_own(stack),
+    do: Enum.take_while(stack, fn frame -> elem(frame, 0) != __MODULE__ end)
+end
