@@ -35,6 +35,7 @@ from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
 from snex_node.terms import Atom, Pid
 from snex_runtime import serde
+from snex_runtime.logging import is_untold
 from snex_runtime.server import Server
 from snex_runtime.stderr import StderrHandler
 
@@ -215,6 +216,7 @@ def _leave_logging_to_users() -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
+        handler.addFilter(is_untold)
         for name in ("snex_node", "snex_runtime"):
             logging.getLogger(name).addHandler(handler)
     last = logging.lastResort = StderrHandler(logging.WARNING)  # Python's own would wait

@@ -55,7 +55,7 @@ def copy_for_thread() -> Context:
 
 @coroutine
 def in_steps(
-    enter: Enter, deadline: Deadline, remote: Origin | None, work: Coroutine[Any, Any, T]
+    enter: Enter, deadline: Deadline, asked: Origin | None, work: Coroutine[Any, Any, T]
 ) -> Generator[Any, Any, T]:
     """Await ``work``, each step of which runs in the context of ``enter``.
 
@@ -66,7 +66,7 @@ def in_steps(
     value: Any = None
     while True:
         try:
-            awaited = enter(_step, deadline, remote, resume, value)
+            awaited = enter(_step, deadline, asked, resume, value)
         except StopIteration as done:
             result: T = done.value
             return result
@@ -79,11 +79,11 @@ def in_steps(
 
 
 def _step(
-    deadline: Deadline, remote: Origin | None, resume: Callable[[Any], Any], value: object
+    deadline: Deadline, asked: Origin | None, resume: Callable[[Any], Any], value: object
 ) -> object:
-    asked, limited = origin.set(remote), current.set(deadline)
+    before, limited = origin.set(asked), current.set(deadline)
     try:
         return resume(value)
     finally:
         current.reset(limited)
-        origin.reset(asked)
+        origin.reset(before)

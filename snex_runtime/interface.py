@@ -7,7 +7,9 @@ event loop of the node, from other loops and from worker threads.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -18,6 +20,7 @@ from snex_node.connection import HIGH_WATER
 from snex_node.describe import inspect, short, text_of, type_name
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
 from snex_node.etf import DecodeError, Decoder
+from snex_node.gen import From
 from snex_node.node import Node
 from snex_node.terms import Pid, Reference
 from snex_node.terms import Term as RawTerm
@@ -29,8 +32,15 @@ MAX_LOG_RECORDS: Final = 10_000
 """Log records that may wait, for a BEAM to be there or to take them; further ones are counted as
 dropped. At some 2 KiB each they hold 20 MiB."""
 
+LOG_PATIENCE: Final = 1.0
+"""Seconds that an answer waits for `Logger` to have what its request logged; then it goes out. A
+record takes some 0.2 ms, unless something over there holds up `Logger`."""
+
 SYSTEM_APPLICATION: Final = "snex"
 """The application that the library's own notes to ``Logger`` name."""
+
+_CLIENT: Final = "Elixir.Snex.Remote"
+"""What the Elixir client has for us on its nodes: it calls functions as users of it expect."""
 
 _typed: Final = Decoder(binary_as="bytes")
 
@@ -84,7 +94,10 @@ class NodeBackend:
         self._sender = sender
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._logs = LogQueue(self)
+        self.logs: Final = LogQueue(self)
+        """Log records on their way to Elixir."""
+        # Whether the client is loaded on a node, which each is asked for once it is called.
+        self._clients: dict[str, asyncio.Task[bool]] = {}
         self.last_origin: str | None = None
         """The node that made a request last."""
 
@@ -114,9 +127,9 @@ class NodeBackend:
 
     def default_node(self) -> str:
         """The node whose request is running; else the last that made one; else the only one."""
-        remote = origin.get()
-        if remote is not None:
-            return remote.name
+        asked = origin.get()
+        if asked is not None:
+            return asked[0].name
         nodes = self._node.nodes
         if self.last_origin in nodes:
             return str(self.last_origin)
@@ -131,7 +144,15 @@ class NodeBackend:
 
     async def cast(self, module: str, function: str, args: list[object], node: str | None) -> None:
         """Have a function called in a new process, without an answer."""
-        self._node.rpc_cast(node or self.default_node(), module, function, args)
+        name = node or self.default_node()
+        known = self._clients.get(name)
+        if known is None or not known.done():
+            has_client = await self._on_loop(self._has_client(name))
+        else:
+            has_client = known.result()
+        if has_client:
+            module, function, args = self._through_client(module, function, args)
+        self._node.rpc_cast(name, module, function, args)
 
     async def call(
         self,
@@ -151,6 +172,8 @@ class NodeBackend:
     ) -> object:
         what = f"{module}.{function}/{len(args)}"
         outcome = _Outcome(decoder)
+        if await self._has_client(node):
+            module, function, args = self._through_client(module, function, args)
         try:
             return await self._node.rpc(node, module, function, args, timeout=None, decoder=outcome)
         except RemoteError as error:
@@ -158,6 +181,30 @@ class NodeBackend:
         except (ConnectError, ProcessExitError) as error:
             failure = ElixirError(f"{what} failed: {error}", "exit")
         raise failure
+
+    def _through_client(
+        self, module: str, function: str, args: list[object]
+    ) -> tuple[str, str, list[object]]:
+        """The call that has the client call: it encodes the result, and knows for whom it is."""
+        asked = origin.get()
+        caller = self._sender if asked is None or asked[1] is None else asked[1].pid
+        return _CLIENT, "apply", [Atom(module), Atom(function), args, caller]
+
+    async def _has_client(self, name: str) -> bool:
+        known = self._clients.get(name)
+        if known is None:
+            known = self._clients[name] = self._loop.create_task(self._ask_for_client(name))
+        return await asyncio.shield(known)
+
+    async def _ask_for_client(self, name: str) -> bool:
+        try:
+            version = await self._node.rpc(name, _CLIENT, "version", decoder=_typed)
+        except RemoteError:  # there is no such module
+            return False
+        except NodeError:  # it has gone, or cannot be reached: what is to be called will tell
+            self._clients.pop(name, None)
+            return False
+        return type(version) is int and version >= 1
 
     async def _describe(
         self, node: str, what: str, error: RemoteError, decoder: Decoder
@@ -180,7 +227,7 @@ class NodeBackend:
 
     def log(self, level: str, text: str, metadata: object) -> None:
         """Queue a record; it goes to the node whose request is running."""
-        self._logs.put(level, text, metadata)
+        self.logs.put(level, text, metadata)
 
     def log_node(self, wanted: str | None) -> str | None:
         """Where a record goes that was made in a request of ``wanted``; None when nobody is there.
@@ -200,15 +247,21 @@ class NodeBackend:
     @property
     def logs_dropped(self) -> int:
         """How many log records were lost."""
-        return self._logs.dropped
+        return self.logs.dropped
 
     def connected(self) -> None:
         """A node is there: what was logged while none was goes out."""
-        self._logs.wake()
+        self.logs.wake()
 
     def close(self) -> None:
         """The runtime stops."""
-        self._logs.close()
+        self.logs.close()
+        for asking in self._clients.values():
+            asking.cancel()
+
+    def disconnected(self, name: str) -> None:
+        """A node is gone; another one may come in its name."""
+        self._clients.pop(name, None)
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run ``function`` on the node's loop soon."""
@@ -281,6 +334,10 @@ class LogCarrier(Protocol):
         """Run ``function`` on the loop soon, from any thread."""
 
 
+_Record = tuple[int, From | None, str | None, list[object]]
+# A record's number, the request in which it was made, that one's node, and what Logger gets.
+
+
 class LogQueue:
     """Log records on their way to Elixir: one at a time, because each is logged by a process of its
     own there, and only what is done before the next begins stays in order.
@@ -292,45 +349,91 @@ class LogQueue:
     def __init__(self, backend: LogCarrier, limit: int = MAX_LOG_RECORDS) -> None:
         self._backend = backend
         self._limit = limit
-        self._records: deque[tuple[str | None, list[object]]] = deque()
+        self.records: Final[deque[_Record]] = deque()
+        """What is on its way, the oldest first; who only looks whether there is anything may."""
         self._writer: asyncio.Task[None] | None = None
+        self._lock = threading.RLock()
+        self._numbers = itertools.count(1)
+        # The number of the last record of each request, and of none, that is on its way.
+        self._last: dict[From | None, int] = {}
+        # What is to be done when the record of a number has arrived.
+        self._held: dict[int, list[Callable[[], None]]] = {}
         self.dropped = 0
         """Records lost because too many waited, or because no ``Logger`` took them."""
         self._reported = 0
+        self._closed = False
 
     def put(self, level: str, text: str, metadata: object) -> None:
         """Queue a record, from any thread."""
-        if len(self._records) >= self._limit:
-            self.dropped += 1
-            return
-        remote = origin.get()
+        asked = origin.get()
+        remote, request = (None, None) if asked is None else asked
         node = None if remote is None else remote.name
-        self._records.append((node, [Atom(level), text, metadata]))
-        self._backend.call_soon(self.wake)
+        with self._lock:
+            if len(self.records) >= self._limit:
+                self.dropped += 1
+                return
+            number = next(self._numbers)
+            self.records.append((number, request, node, [Atom(level), text, metadata]))
+            self._last[request] = number
+        try:
+            self._backend.call_soon(self.wake)
+        except RuntimeError:  # the loop is closed: the program ends
+            self.dropped += 1
+
+    def hold(self, request: From, release: Callable[[], None]) -> bool:
+        """Have ``release`` called when what was logged for ``request`` has arrived.
+
+        So it is with what was logged for no request, by a thread say, as it may be this one's. It
+        is called after `LOG_PATIENCE` at the latest. False, and not called, when nothing of that is
+        on its way.
+        """
+        with self._lock:
+            number = max(self._last.get(request, 0), self._last.get(None, 0))
+        if not number or self._closed:
+            return False
+        if number not in self._held:
+            self._held[number] = []
+            asyncio.get_running_loop().call_later(LOG_PATIENCE, self._release, number)
+        self._held[number].append(release)
+        return True
+
+    def _release(self, number: int) -> None:
+        for release in self._held.pop(number, ()):
+            release()
+
+    def _arrived(self) -> None:
+        with self._lock:
+            number, request, _, _ = self.records.popleft()
+            if self._last.get(request) == number:
+                del self._last[request]
+        self._release(number)
 
     def wake(self) -> None:
         """Write what waits, unless that is under way, or nobody is there."""
-        if self._writer is None and self._records and self._next_node() is not None:
+        if self._writer is None and self.records and self._next_node() is not None:
             self._writer = asyncio.get_running_loop().create_task(self._write())
 
     def close(self) -> None:
         """Write no more."""
+        self._closed = True
         if self._writer is not None:
             self._writer.cancel()
+        for number in list(self._held):
+            self._release(number)
 
     def _next_node(self) -> str | None:
-        return self._backend.log_node(self._records[0][0])
+        return self._backend.log_node(self.records[0][2])
 
     async def _write(self) -> None:
         _delivering.set(True)
         try:
-            while self._records:
+            while self.records:
                 node = self._next_node()
                 if node is None:
                     return  # the next connection wakes us
-                taken = await self._deliver(node, self._records[0][1])
-                self._records.popleft()
-                if taken and not self._records and self.dropped > self._reported:
+                taken = await self._deliver(node, self.records[0][3])
+                self._arrived()
+                if taken and not self.records and self.dropped > self._reported:
                     await self._report(node)
         except ConnectError:
             return  # nobody is there after all, and the record waits on
@@ -355,12 +458,21 @@ class LogQueue:
 
 
 _backend: Backend | None = None
+_stopped = False
 
 
-def set_backend(backend: Backend | None) -> None:
-    """Make ``backend`` what `send`, `cast` and `call` of this process go through."""
-    global _backend  # noqa: PLW0603 - one for the process, as the functions below are
-    _backend = backend
+def set_backend(backend: Backend | None, *, stopped: bool = False) -> None:
+    """Make ``backend`` what `send`, `cast` and `call` of this process go through.
+
+    ``stopped`` says that there is none any more because what there was came to its end.
+    """
+    global _backend, _stopped
+    _backend, _stopped = backend, stopped
+
+
+def has_stopped() -> bool:
+    """Whether there was a way to a BEAM that came to its end."""
+    return _stopped
 
 
 def current_backend() -> Backend | None:

@@ -67,12 +67,21 @@ class LoggingHandler(logging.Handler):
         self._default_metadata = dict(default_metadata or {})
         self._extra_keys = frozenset(extra_metadata_keys or ())
 
+    def takes(self, record: logging.LogRecord) -> bool:
+        """Whether ``record`` gets to Elixir from here.
+
+        Those that carrying records makes do not: each would make the next.
+        """
+        if record.levelno < self.level or interface.is_delivering_logs():
+            return False
+        return interface.current_backend() is not None or not interface.has_stopped()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Send ``record`` as ``Logger.bare_log(level, text, metadata)``.
 
-        Records that carrying records makes are left out: each would make the next.
+        What comes when the runtime has stopped is lost, as there is nobody any more to tell.
         """
-        if interface.is_delivering_logs():
+        if not self.takes(record):
             return
         try:
             text = self.format(record).encode("utf-8", "backslashreplace").decode("utf-8")
@@ -109,6 +118,20 @@ class LoggingHandler(logging.Handler):
             if name in attributes:
                 metadata[name] = attributes[name]
         return {Atom(name): _sendable(value) for name, value in metadata.items()}
+
+
+def is_untold(record: logging.LogRecord) -> bool:
+    """Whether no handler of the root logger takes ``record``.
+
+    A filter for a handler of the library's own loggers: what users let the root logger tell, in
+    Elixir's `Logger` say, need not be told a second time.
+    """
+    return not any(
+        handler.takes(record)
+        if isinstance(handler, LoggingHandler)
+        else record.levelno >= handler.level
+        for handler in logging.getLogger().handlers
+    )
 
 
 def _path(file: str) -> bytes:

@@ -1,12 +1,14 @@
-"""Which node the code that is running was sent by."""
+"""Which node the code that is running was sent by, and which process asked for it."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+from snex_node.gen import From
 
 
-class Origin(Protocol):
+class OriginNode(Protocol):
     """A node that made a request."""
 
     @property
@@ -14,5 +16,8 @@ class Origin(Protocol):
         """Its full name."""
 
 
+Origin: TypeAlias = tuple[OriginNode, From | None]
+"""The node that made a request, and who waits there for the answer, if anybody does."""
+
 origin: ContextVar[Origin | None] = ContextVar("snex_origin", default=None)
-"""The node whose request is running; tasks started by it inherit it."""
+"""Where the request that is running came from; tasks started by it inherit it."""

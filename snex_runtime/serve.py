@@ -215,7 +215,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> A
     try:
         yield
     finally:
-        interface.set_backend(before)
+        interface.set_backend(before, stopped=before is None)
         with contextlib.suppress(ConnectionError):
             await writer.drain()
         receiving.cancel()  # whoever waits yet is told

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from importlib import import_module
 from inspect import isawaitable
 from struct import Struct
@@ -197,6 +198,7 @@ class Server(BaseProcess):
         }
         self.backend = interface.NodeBackend(node, self.pid, options)
         interface.set_backend(self.backend)
+        self._log_records = self.backend.logs.records
         node.monitor_nodes(self)
         self.provide(snex=snex, Elixir=interface.Elixir)
         # The last one stands around a custom encoder.
@@ -275,6 +277,8 @@ class Server(BaseProcess):
             task = asyncio.ensure_future(self._learn_sets(str(message[1])))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif isinstance(message, tuple) and message[:1] == ("nodedown",):
+            self.backend.disconnected(str(message[1]))
 
     async def _learn_sets(self, name: str) -> None:
         """Ask a node that has just connected which fields its ``MapSet`` has."""
@@ -332,7 +336,7 @@ class Server(BaseProcess):
     ) -> bytes | Call | None:
         """Handle one request: the encoded answer, or the call that will answer."""
         # It is not reset: nothing runs in this context but requests, and each has its own.
-        origin.set(remote)
+        origin.set((remote, caller))
         try:
             return self._dispatch(process, caller, data, at, remote)
         except BadRequest as error:
@@ -391,7 +395,20 @@ class Server(BaseProcess):
             return _OK + serde.encoder.encode(self.info())
         raise BadRequest(f"unknown request: {inspect(request)}")
 
-    def _answer(self, sender: BaseProcess, caller: From, remote: RemoteNode, answer: bytes) -> None:
+    def _answer(
+        self,
+        sender: BaseProcess,
+        caller: From,
+        remote: RemoteNode,
+        answer: bytes,
+        *,
+        logged: bool = False,
+    ) -> None:
+        """Send an answer, when what its request logged has arrived (``logged``)."""
+        if self._log_records and not logged:
+            release = partial(self._answer, sender, caller, remote, answer, logged=True)
+            if self.backend.logs.hold(caller, release):
+                return
         if len(answer) > self._max_reply:
             answer = self._failed(caller, self._too_long(answer))
         connection = remote.connection
@@ -482,7 +499,9 @@ class Server(BaseProcess):
     def _init(
         self, caller: From | None, data: bytes, at: int, arity: int, remote: RemoteNode
     ) -> bytes | Call | None:
-        token = origin.set(remote)  # to be reset: environments made later copy this context
+        token = origin.set(
+            (remote, caller)
+        )  # to be reset: environments made later copy this context
         try:
             return self._eval(self._root, caller, data, at, arity, remote)
         finally:
@@ -572,7 +591,8 @@ class Server(BaseProcess):
 
     async def _complete(self, call: Call) -> None:
         call.begun = True
-        answer = await contexts.in_steps(call.enter, call, call.remote, self._finish(call))
+        asked = call.remote, call.caller
+        answer = await contexts.in_steps(call.enter, call, asked, self._finish(call))
         if call.caller is not None:
             self._answer(call.sender, call.caller, call.remote, answer)
 
@@ -616,7 +636,7 @@ class Server(BaseProcess):
     def exited(self, reason: object) -> None:
         """Stop everything: environments are freed, work is cancelled."""
         if interface.current_backend() is self.backend:
-            interface.set_backend(None)
+            interface.set_backend(None, stopped=True)
         self.backend.close()
         self.node.guardian.remove_check(self._interrupter.check)
         self._interrupter.remove()

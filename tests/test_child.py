@@ -30,7 +30,7 @@ PROMISE = 5.0
 class Child:
     """A child process, at the other end of its standard input and output."""
 
-    def __init__(self, epmd: RealEpmd, **configuration: object) -> None:
+    def __init__(self, epmd: RealEpmd, stderr: int | None = None, **configuration: object) -> None:
         self.name = f"child_{secrets.token_hex(5)}@127.0.0.1"
         self.cookie = secrets.token_hex(10)
         environ = {**os.environ, "ERL_EPMD_PORT": str(epmd.port)}
@@ -39,6 +39,7 @@ class Child:
             [sys.executable, "-m", "snex_runtime", "child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             env=environ,
         )
         term: dict[Atom, object] = {Atom("name"): self.name, Atom("cookie"): self.cookie}
@@ -57,6 +58,8 @@ class Child:
             self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
+            if self.process.stderr is not None:
+                self.process.stderr.close()
 
     def write(self, data: bytes) -> None:
         assert self.process.stdin is not None
@@ -172,6 +175,67 @@ async def test_it_leaves_logging_to_users(start: Start) -> None:
     process.told()
     code = "import logging; return len(logging.getLogger().handlers)"
     assert await process.eval(code) == ("ok", 0)
+
+
+async def test_its_own_records_come_once(start: Start) -> None:
+    process = start(stderr=subprocess.PIPE)
+    process.told()
+    code = """
+import logging
+own = logging.getLogger("snex_runtime.test")
+own.warning("told by the node")
+root = logging.getLogger()
+handler = snex.LoggingHandler()
+root.addHandler(handler)
+own.warning("told by Elixir")
+handler.setLevel(logging.ERROR)
+own.warning("too little for the handler")
+root.removeHandler(handler)
+own.warning("told by the node again")
+"""
+    assert await process.eval(code) == ("ok", None)
+    assert process.process.stderr is not None
+    told: list[bytes] = []
+    while told[-1:] != [b"told by the node again\n"]:  # they are written in order, by a thread
+        line = process.process.stderr.readline()
+        assert line, "the child ended"
+        told += [line.rpartition(b"WARNING ")[2]] if b"WARNING" in line else []
+    assert told == [
+        b"told by the node\n",
+        b"too little for the handler\n",
+        b"told by the node again\n",
+    ]
+
+
+@pytest.mark.parametrize("end", ["close", "stop", "terminate"])
+async def test_who_still_logs_when_it_ends_is_told_nothing(start: Start, end: str) -> None:
+    process = start(stderr=subprocess.PIPE)
+    process.told()
+    code = """
+import asyncio, atexit, logging, threading
+log = logging.getLogger("busy")
+log.setLevel(1)
+log.addHandler(snex.LoggingHandler())
+def busy():
+    while True: log.info("busy")
+threading.Thread(target=busy, daemon=True).start()
+atexit.register(log.info, "at exit")
+async def task():
+    try:
+        await asyncio.sleep(600)
+    finally:
+        log.info("cancelled")
+task = asyncio.ensure_future(task())
+"""
+    assert (await process.eval(code, None))[0] == "ok"
+    if end == "stop":
+        process.write(b"stop\n")
+    elif end == "terminate":
+        process.process.terminate()
+    else:
+        process.close()
+    assert process.process.stderr is not None
+    assert b"Traceback" not in process.process.stderr.read()
 
 
 def test_it_tells_why_it_does_not_start(start: Start) -> None:

@@ -13,6 +13,7 @@ import pytest
 from snex_node import etf
 from snex_node.errors import ConnectError, NodeError
 from snex_node.etf import DecodeError, Decoder
+from snex_node.gen import From
 from snex_node.terms import Pid, Reference
 from snex_runtime import interface, serde
 from snex_runtime.interface import (
@@ -162,7 +163,7 @@ class TestDefaultNode:
         assert backend.default_node() == both.peer.name  # the only one
         backend.last_origin = "gone@nowhere"
         assert backend.default_node() == both.peer.name
-        token = origin.set(both.node.remote("asked@127.0.0.1"))
+        token = origin.set((both.node.remote("asked@127.0.0.1"), None))
         assert backend.default_node() == "asked@127.0.0.1"
         origin.reset(token)
 
@@ -230,6 +231,13 @@ class TestOutcome:
         data = etf.Encoder().encode((self.REF, Atom("return"), [b"text"]))
         with pytest.raises(DecodeError):
             interface._Outcome(Decoder()).decode(data[:cut])
+
+
+class Named:
+    """A node by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Carrier:
@@ -322,6 +330,64 @@ class TestLogQueue:
         assert (carrier.taken, queue.dropped) == ([], 0)
         queue.wake()
         await until(lambda: carrier.texts == ["kept"])
+
+    async def test_what_waits_for_records_is_released_when_they_have_arrived(self) -> None:
+        carrier = Carrier()
+        carrier.hold = asyncio.Event()
+        queue = LogQueue(carrier)
+        released: list[str] = []
+        here, there = (From(Pid("app@h", n, 0, 1), bytes((97, n)), None) for n in (1, 2))
+        assert not queue.hold(here, lambda: released.append("never"))
+        for request in (here, there, here):
+            token = origin.set((Named("app@h"), request))
+            queue.put("info", "text", {})
+            origin.reset(token)
+        other = From(Pid("app@h", 3, 0, 1), b"a\x03", None)
+        assert not queue.hold(other, lambda: released.append("never"))
+        assert queue.hold(here, lambda: released.append(f"here {len(carrier.taken)}"))
+        assert queue.hold(there, lambda: released.append(f"there {len(carrier.taken)}"))
+        assert queue.hold(here, lambda: released.append("here again"))
+        # What no request logged, a thread of an executor say, may have been any's.
+        queue.put("info", "text", {})
+        assert queue.hold(other, lambda: released.append(f"other {len(carrier.taken)}"))
+        carrier.hold.set()
+        await until(lambda: not queue.records)
+        assert released == ["there 2", "here 3", "here again", "other 4"]
+        for request in (here, there, other):
+            assert not queue.hold(request, lambda: released.append("never"))
+
+    async def test_nothing_waits_longer_than_it_may(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(interface, "LOG_PATIENCE", 0.01)
+        carrier = Carrier()
+        carrier.hold = asyncio.Event()
+        queue = LogQueue(carrier)
+        queue.put("info", "text", {})
+        released = asyncio.Event()
+        assert queue.hold(From(Pid("app@h", 1, 0, 1), b"a\x01", None), released.set)
+        await asyncio.wait_for(released.wait(), 5)
+        assert carrier.taken == []
+        carrier.hold.set()
+        await until(lambda: carrier.texts == ["text"])
+
+    async def test_closing_releases_what_waits(self) -> None:
+        carrier = Carrier()
+        carrier.hold = asyncio.Event()
+        queue = LogQueue(carrier)
+        queue.put("info", "text", {})
+        released: list[int] = []
+        request = From(Pid("app@h", 1, 0, 1), b"a\x01", None)
+        assert queue.hold(request, lambda: released.append(1))
+        queue.close()
+        assert released == [1]
+        assert not queue.hold(request, lambda: released.append(2))
+
+    async def test_a_loop_that_is_closed_costs_the_record_only(self) -> None:
+        carrier = Carrier()
+        carrier.loop = asyncio.new_event_loop()
+        carrier.loop.close()
+        queue = LogQueue(carrier)
+        queue.put("info", "text", {})
+        assert queue.dropped == 1
 
     async def test_closed(self) -> None:
         carrier = Carrier()

@@ -12,8 +12,9 @@ import pytest
 
 from snex_node.describe import type_name
 from snex_runtime import interface
-from snex_runtime.logging import LoggingHandler, elixir_level
+from snex_runtime.logging import LoggingHandler, elixir_level, is_untold
 from snex_runtime.serde import Atom
+from tests.support.pair import pair
 
 
 class Backend:
@@ -45,6 +46,80 @@ def record(**attributes: object) -> logging.LogRecord:
     made = logging.makeLogRecord({"name": "n", "msg": "m", "pathname": "/a/b.py", "lineno": 7})
     made.__dict__.update(attributes)
     return made
+
+
+class TestAtTheEnd:
+    """A runtime that has stopped takes no records, and that is no failure of who logs."""
+
+    def test_nothing_is_said_after_a_normal_stop(
+        self, backend: Backend, logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        logger.addHandler(LoggingHandler())
+        logger.info("before")
+        interface.set_backend(None, stopped=True)
+        logger.info("after")
+        assert [text for _, text, _ in backend.records] == ["before"]
+        assert capsys.readouterr().err == ""
+
+    def test_where_there_never_was_a_beam_it_says_so(
+        self, logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = interface.current_backend()
+        interface.set_backend(None)
+        try:
+            logger.addHandler(LoggingHandler())
+            logger.info("text")
+        finally:
+            interface.set_backend(before)
+        assert "this process is not connected to a BEAM" in capsys.readouterr().err
+
+    async def test_of_a_runtime(
+        self, logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        async with pair() as both:
+            logger.addHandler(LoggingHandler())
+            both.server.exit()
+            logger.info("on the loop")
+            await asyncio.to_thread(logger.info, "in a thread")
+        logger.info("after its node")
+        assert capsys.readouterr().err == ""
+
+
+class TestOwnRecords:
+    """The library's own records are told by the root logger, where users have it, else by us."""
+
+    @pytest.fixture(params=["WARNING", "INFO"])
+    def own(self, request: pytest.FixtureRequest) -> logging.LogRecord:
+        return record(levelno=getattr(logging, request.param))
+
+    @staticmethod
+    def untold(record: logging.LogRecord, *handlers: logging.Handler) -> bool:
+        """What `is_untold` says where the root logger has just these handlers."""
+        root = logging.getLogger()
+        before = list(root.handlers)
+        root.handlers[:] = handlers
+        try:
+            return is_untold(record)
+        finally:
+            root.handlers[:] = before
+
+    def test_who_tells(self, backend: Backend, own: logging.LogRecord) -> None:
+        assert self.untold(own)
+        for make in (LoggingHandler, logging.StreamHandler):
+            at, above = make(), make()
+            at.setLevel(own.levelno)
+            above.setLevel(own.levelno + 1)
+            assert self.untold(own, above)
+            assert not self.untold(own, at)
+            assert not self.untold(own, above, at)
+
+    def test_what_elixir_does_not_get(self, backend: Backend, own: logging.LogRecord) -> None:
+        token = interface._delivering.set(True)
+        untold = self.untold(own, LoggingHandler())
+        interface._delivering.reset(token)
+        assert untold  # else each record of carrying records would make the next
+        interface.set_backend(None, stopped=True)
+        assert self.untold(own, LoggingHandler())
 
 
 @pytest.mark.parametrize(

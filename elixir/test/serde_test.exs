@@ -124,6 +124,102 @@ defmodule Snex.SerdeTest do
              {:ok, "[('encoded', 1)]"}
   end
 
+  test "encodes what calls return by the protocol, recursively", %{interpreter: i} do
+    answer = fn function, value ->
+      code = "return repr(await snex.call(module, function, [value]))"
+      vars = %{"module" => Answers, "function" => function, "value" => value}
+      Snex.pyeval(i, code, vars)
+    end
+
+    assert answer.(:encoded, 1) == {:ok, "('encoded', 1)"}
+    assert answer.(:encoded, ["x"]) == {:ok, "('encoded', ['x'])"}
+    assert {:ok, "{" <> plain} = answer.(:plain, 1)
+    assert plain =~ "snex.Atom('a'): 1"
+    assert plain =~ "snex.Atom('Elixir.Snex.SerdeTest.Plain')"
+
+    # In lists, maps, sets, and as keys.
+    nested = [%{"k" => {%Encoded{a: 1}}}, MapSet.new([%Encoded{a: 2}]), %{%Encoded{a: 3} => 4}]
+
+    assert Snex.pyeval(i, "return repr(await Elixir.Function.identity(term))", %{
+             "term" => Serde.term(nested)
+           }) == {:ok, "[{'k': (('encoded', 1),)}, {('encoded', 2)}, {('encoded', 3): 4}]"}
+
+    # From threads, and with options.
+    code = """
+    import asyncio
+    def work():
+        call = snex.call(module, "encoded", ["x"], result_encoding_opts={"binary_as": "bytes"})
+        return repr(asyncio.run(call))
+    return await asyncio.to_thread(work)
+    """
+
+    assert Snex.pyeval(i, code, %{"module" => Answers}) == {:ok, "(b'encoded', b'x')"}
+  end
+
+  test "tells of what calls raise as if nothing stood between", %{interpreter: i} do
+    call = fn function, value ->
+      code = """
+      try:
+          await snex.call(module, function, [value])
+      except snex.ElixirError as error:
+          return error.kind, error.reason, str(error)
+      """
+
+      vars = %{"module" => Answers, "function" => function, "value" => value}
+      {:ok, answer} = Snex.pyeval(i, code, vars)
+      answer
+    end
+
+    assert {"error", %ArgumentError{message: "no x"}, text} = call.(:raises, "x")
+
+    assert text =~
+             ~r/^Snex.SerdeTest.Answers.raises\/1 failed on Elixir side:\n\*\* \(ArgumentError\) no x\n/
+
+    assert text =~ "test/serde_test.exs:"
+    refute text =~ "Snex.Remote"
+    refute text =~ "erpc"
+    assert {"throw", "x", "" <> _} = call.(:throws, "x")
+    assert {"exit", :bye, "" <> _} = call.(:exits, :bye)
+    assert {"error", :undef, text} = call.(:missing, 1)
+    assert text =~ "function Snex.SerdeTest.Answers.missing/1 is undefined or private"
+    refute text =~ "Snex.Remote"
+  end
+
+  test "calls functions in the name of who asks", %{interpreter: i} do
+    test = self()
+    callers = "return await snex.call(module, 'callers', [])"
+    vars = %{"module" => Answers}
+    assert Snex.pyeval(i, callers, vars) == {:ok, [test]}
+
+    # With those in whose name that one works, as in a task.
+    assert {task, {:ok, [task, ^test]}} =
+             Task.async(fn -> {self(), Snex.pyeval(i, callers, vars)} end) |> Task.await()
+
+    # In environments, casts, threads, and tasks that go on.
+    {:ok, env} = Snex.make_env(i)
+    assert Snex.pyeval(env, callers, vars) == {:ok, [test]}
+
+    code = """
+    import asyncio
+    async def later():
+        await asyncio.sleep(0.01)
+        await snex.cast(module, "tell", [test])
+    def thread():
+        asyncio.run(snex.cast(module, "tell", [test]))
+    await snex.cast(module, "tell", [test])
+    await asyncio.to_thread(thread)
+    task = asyncio.ensure_future(later())
+    """
+
+    assert Snex.pyeval(env, code, Map.put(vars, "test", test)) == {:ok, nil}
+    for _ <- 1..3, do: assert_receive({:callers, [^test]})
+
+    # Where nobody waits it is Python itself that asks.
+    {:ok, _, python} = Snex.Runtimes.find(i)
+    send(python, {:eval, "await snex.cast(module, 'tell', [test])", Map.put(vars, "test", test)})
+    assert_receive {:callers, [^python]}
+  end
+
   test "sends other structs as maps, and they come back", %{interpreter: i} do
     assert there_and_back(i, %Plain{a: [1]}) == {:ok, %Plain{a: [1]}}
     assert there_and_back(i, %Plain{a: %Encoded{a: 1}}) == {:ok, %Plain{a: {"encoded", 1}}}

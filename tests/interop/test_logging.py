@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from snex_node.terms import Atom
 from tests.support.beam import Beam
+from tests.support.epmd import RealEpmd
 from tests.support.runtime import Runtime
 
 # A backend of Elixir's Logger that sends every event to the process registered as `watcher`.
@@ -197,6 +199,86 @@ return "went on"
     texts = [text for _, text, _ in events]
     assert events[0][2]["foo"] == b"<__snex__.Bad, whose __repr__ failed>"
     assert texts == ["bad extra", "lone \\ud800 surrogate", "fine"]
+
+
+# A handler of Erlang's logger, which runs in the process that logs: what it was told is in Logger.
+ORDER = """
+defmodule Order do
+  def log(%{msg: {:string, text}}, _config) do
+    with pid when is_pid(pid) <- Process.whereis(:order),
+         do: send(pid, {:logged, IO.iodata_to_binary(text)})
+  end
+  def log(_event, _config), do: :ok
+
+  def texts, do: receive(do: ({:logged, text} -> [text | texts()]), after: (0 -> []))
+end
+Logger.configure(level: :debug)
+Logger.remove_backend(:console)
+:ok = :logger.add_handler(:order, Order, %{})
+:ok
+"""
+
+ORDER_OF = """
+Process.register(self(), :order)
+answers = for _ <- 1..5 do
+  {tag, _} = GenServer.call(to || {:snex, py}, request, 10_000)
+  {tag, apply(Order, :texts, [])}
+end
+Process.unregister(:order)
+answers
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "tag", "texts"),
+    [
+        ("log.info('one')", "ok", [b"one"]),
+        ("for n in range(100): log.info('%d', n)", "ok", [b"%d" % n for n in range(100)]),
+        ("log.info('one'); 1 / 0", "error", [b"one"]),
+        ("log.info('one'); return object()", "error", [b"one"]),
+        ("import asyncio\nlog.info('one')\nawait asyncio.sleep(0)\nlog.info('two')", "ok",
+         [b"one", b"two"]),
+        ("import asyncio\nawait asyncio.sleep(0)\nlog.info('one')\n1 / 0", "error", [b"one"]),
+        ("import asyncio\nawait asyncio.to_thread(log.info, 'one')", "ok", [b"one"]),
+        ("import asyncio\nloop = asyncio.get_running_loop()\n"
+         "await loop.run_in_executor(None, log.info, 'one')", "ok", [b"one"]),
+        ("import threading\nthread = threading.Thread(target=log.info, args=('one',))\n"
+         "thread.start()\nthread.join()", "ok", [b"one"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["server", "environment"])
+async def test_records_are_there_before_the_answer(
+    order: tuple[Beam, Runtime], code: str, tag: str, texts: list[bytes], where: str
+) -> None:
+    beam, runtime = order
+    target = "to = nil" if where == "server" else MAKE_ENV
+    source = f"{target}\n{ORDER_OF}"
+    request: Any = (Atom("eval"), code.encode(), {})
+    answers = await beam.eval(source, py=runtime.name, request=request)
+    assert answers == [(tag, texts)] * 5
+
+
+async def test_records_of_a_called_function_too(order: tuple[Beam, Runtime]) -> None:
+    beam, runtime = order
+    request: object = (Atom("call"), b"snex", b"log.info", [b"one"])
+    source = f"to = nil\n{ORDER_OF}"
+    answers = await beam.eval(source, py=runtime.name, request=request)
+    assert answers == [("ok", [b"one"])] * 5
+
+
+MAKE_ENV = "{:ok, to} = GenServer.call({:snex, py}, {:make_env, %{}})"
+
+
+@pytest.fixture(scope="module")
+def order(epmd: RealEpmd) -> Iterator[tuple[Beam, Runtime]]:
+    script = "import logging\nlog = snex.log = logging.getLogger('order')\nlog.setLevel(1)\n"
+    script += "log.propagate = False\nlog.addHandler(snex.LoggingHandler())\n"
+    with (
+        Beam.start(epmd_port=epmd.port) as beam,
+        Runtime.start(epmd_port=epmd.port, cookie=beam.cookie, init_script=script) as runtime,
+    ):
+        beam.eval_sync(ORDER)
+        yield beam, runtime
 
 
 def texts_of(told: Any) -> list[bytes]:
