@@ -9,6 +9,7 @@ Every environment starts with this module as ``snex``, and with `Elixir`.
 ...     counts = await snex.Elixir.Enum.frequencies(["a", "b", "a"])
 """
 
+from snex import interface, models  # noqa: F401 - `snex.models` is there without an import of its own
 from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.serde import (

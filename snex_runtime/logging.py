@@ -88,7 +88,8 @@ class LoggingHandler(logging.Handler):
             level = elixir_level(record.levelno)
             interface.get_backend().log(level, text, self.metadata(record))
         except Exception:
-            self.handleError(record)
+            if self.takes(record):  # else it has stopped just now
+                self.handleError(record)
 
     def metadata(self, record: logging.LogRecord) -> dict[Atom, object]:
         """What goes with the text: location, time, and the ``python_*`` facts."""

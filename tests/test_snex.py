@@ -21,7 +21,18 @@ EXPORTS = {
     "serve", "serve_forever", "set_custom_encoder",
 }  # fmt: skip
 
-DOCUMENTED = (environments, interface, interrupts, logging, origin, serde, serve, snex)
+DOCUMENTED = (
+    environments,
+    interface,
+    interrupts,
+    logging,
+    origin,
+    serde,
+    serve,
+    snex,
+    snex.models,
+    snex.interface,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +48,28 @@ def test_exports() -> None:
     assert list(snex.__all__) == sorted(snex.__all__)
     for name in EXPORTS:
         assert getattr(snex, name) is not None
+
+
+@pytest.mark.parametrize("module", [snex.models, snex.interface], ids=["models", "interface"])
+def test_modules_of_the_facade(module: ModuleType) -> None:
+    assert list(module.__all__) == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is getattr(snex, name)
+
+
+def test_modules_of_the_facade_can_be_imported_first() -> None:
+    for statement in (
+        "from snex.models import Atom, DistinctAtom, EncodingOpt, EncodingOpts, Term",
+        "from snex.interface import call, cast, send",
+        "import snex.interface, snex.models; snex.interface.send, snex.models.Atom",
+        "import snex; snex.interface.send, snex.models.Atom",
+    ):
+        subprocess.run([sys.executable, "-c", statement], check=True)
+
+
+def test_parameters_have_the_names_that_callers_use() -> None:
+    for function in (snex.io_loop_for_connection, snex.serve, snex.serve_forever):
+        assert list(inspect.signature(function).parameters)[:2] == ["reader", "writer"]
 
 
 @pytest.mark.parametrize(

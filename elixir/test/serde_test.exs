@@ -173,7 +173,7 @@ defmodule Snex.SerdeTest do
     assert {"error", %ArgumentError{message: "no x"}, text} = call.(:raises, "x")
 
     assert text =~
-             ~r/^Snex.SerdeTest.Answers.raises\/1 failed on Elixir side:\n\*\* \(ArgumentError\) no x\n/
+             ~r/^Elixir.Snex.SerdeTest.Answers.raises\/1 failed on Elixir side:\n\*\* \(ArgumentError\) no x\n/
 
     assert text =~ "test/serde_test.exs:"
     refute text =~ "Snex.Remote"

@@ -1,0 +1,25 @@
+"""The functions that reach the BEAM; all of it is in `snex` too.
+
+>>> from snex.interface import send
+>>> async def report(pid: object) -> None:
+...     await send(pid, {"progress": 0.5})
+"""
+
+from __future__ import annotations
+
+from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
+from snex_runtime.serde import set_custom_encoder
+from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
+
+__all__ = [
+    "BeamModuleProxy",
+    "Elixir",
+    "ElixirError",
+    "call",
+    "cast",
+    "io_loop_for_connection",
+    "send",
+    "serve",
+    "serve_forever",
+    "set_custom_encoder",
+]
