@@ -238,6 +238,27 @@ defmodule SnexTest do
     end
   end
 
+  test "has the types that specifications of users name" do
+    for {module, names} <- [
+          {Snex,
+           [:code, :additional_vars, :from_env, :make_env_opt, :pyeval_opt, :env_or_interpreter]},
+          {Snex.Interpreter,
+           [:option, :server, :wrap_exec, :environment, :init_script, :port_opts]},
+          {Snex.Env, [:t, :id]},
+          {Snex.Error,
+           [:t, :error_code, :python_runtime_error, :internal_error, :env_not_found] ++
+             [:env_key_not_found, :init_script_timeout, :response_timeout, :call_failed] ++
+             [:interpreter_exited, :bad_request, :cancelled]},
+          {Snex.Serde,
+           [:encoding_opt, :encoding_opts, :serde_binary, :serde_term, :serde_object] ++
+             [:serde_float]}
+        ] do
+      {:ok, types} = Code.Typespec.fetch_types(module)
+      defined = for {kind, {name, _, []}} <- types, kind in [:type, :opaque], do: name
+      assert names -- defined == []
+    end
+  end
+
   describe "make_env" do
     test "takes every combination of arguments", %{env: env, interpreter: interpreter} do
       {:ok, nil} = Snex.pyeval(env, "a, b = 1, 2")
