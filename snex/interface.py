@@ -5,8 +5,6 @@
 ...     await send(pid, {"progress": 0.5})
 """
 
-from __future__ import annotations
-
 from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever

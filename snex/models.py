@@ -5,8 +5,6 @@
 True
 """
 
-from __future__ import annotations
-
 from snex_runtime.interface import BeamModuleProxy, ElixirError
 from snex_runtime.serde import Atom, DistinctAtom, EncodingOpt, EncodingOpts, Term
 

@@ -113,9 +113,21 @@ def _rex_mfa(request: object, kinds: tuple[str, ...]) -> tuple[str, str, list[ob
     if not isinstance(request, tuple) or len(request) < 4 or request[0] not in kinds:
         return None
     _, module, function, args = request[:4]
-    if isinstance(module, str) and isinstance(function, str) and isinstance(args, list):
-        return str(module), str(function), args
-    return None
+    names = _names(module, function)
+    return (*names, args) if names is not None and isinstance(args, list) else None
+
+
+def _names(module: object, function: object) -> tuple[str, str] | None:
+    """The names of a module and a function; None where these are no atoms."""
+    names = [
+        _ATOMS[term] if term is None or isinstance(term, bool) else str(term)
+        for term in (module, function)
+        if term is None or isinstance(term, bool | str)
+    ]
+    return (names[0], names[1]) if len(names) == 2 else None
+
+
+_ATOMS: Final[dict[object, str]] = {None: "nil", True: "true", False: "false"}
 
 
 class Spawner:
@@ -186,9 +198,10 @@ def _erpc_args(call: bool, args: object) -> tuple[object, Atom, Atom, list[objec
     """``[Result, M, F, Args]`` of a call; ``[M, F, Args]`` of a cast, whose result is None."""
     if isinstance(args, list) and len(args) == 3 + call:
         module, function, arguments = args[-3:]
-        if isinstance(module, str) and isinstance(function, str) and isinstance(arguments, list):
+        names = _names(module, function)
+        if names is not None and isinstance(arguments, list):
             result = args[0] if call else None
-            return result, Atom(str(module)[:255]), Atom(str(function)[:255]), arguments
+            return result, Atom(names[0][:255]), Atom(names[1][:255]), arguments
     raise _RefusedError("badarg", f"what erpc sent is {describe.inspect(args)}")
 
 

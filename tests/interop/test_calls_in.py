@@ -70,7 +70,7 @@ class TestErpc:
             (
                 "fail_unreadably, []",
                 f"{MODULE}.Unreadable".encode(),
-                b"<the exception's own __str__ failed>",
+                b"<exception str() failed>",
             ),
         ],
     )

@@ -147,7 +147,7 @@ class TestMakingAndCopying:
         env = make.(%{"answer" => 1}, [])
         nil = value.(snex, "answer = 0; shared.append(1)")
         {value.(env, "return answer"), value.(snex, "return answer, shared"),
-         value.(make.(%{}, from: {env, only: []}), "return answer")}
+         value.(make.(%{}, from: {env, only: ["other"]}), "return answer")}
         """
         assert await elixir(beam, runtime, source) == (1, (42, [1]), 42)
 

@@ -187,13 +187,13 @@ class TestErrors:
             (
                 "{:bogus, Integer.pow(10, 5000)}",
                 "bad_request",
-                "{:bogus, <an integer of 16610 bits>}",
+                "{:bogus, <an integer of 166",
             ),
             ("Enum.reduce(1..30_000, 1, &{&2, &1})", "bad_request", "unknown request: {{{{{{{{"),
             (
                 '{:eval, "1", %{}, [timeout: Integer.pow(10, 400)]}',
                 "bad_request",
-                "infinity, not 1000",
+                "infinity, not 10",
             ),
             ('{:eval, "1", %{}, [timeout: -5]}', "bad_request", "or :infinity, not -5"),
             ('{:eval, "1", %{}, [timeout: "5"]}', "bad_request", 'or :infinity, not "5"'),

@@ -201,7 +201,7 @@ async def test_code_locations(beam: Beam, runtime: Runtime) -> None:
     source = """
     {:error, plain} = pyeval.(inp, "raise RuntimeError('nolocation')", %{})
     # What the sigil ~p makes.
-    code = %{__struct__: Snex.Code, src: "raise RuntimeError('here')", file: "lib/my.ex", line: 7}
+    code = %{__struct__: Snex.Code, src: "raise RuntimeError('here')", file: "lib/my.ex", line: 8}
     {:error, located} = pyeval.(inp, code, %{})
     {Enum.at(plain.traceback, -2), Enum.at(located.traceback, -2), plain.__struct__}
     """
