@@ -168,14 +168,14 @@ class TestEnvironments:
         both.server.provide(began=began, go_on=go_on, origin=origin)
         env = await make_env(both)
         code = (
-            "import asyncio\nasync def ask():\n  return origin.get().name\n"
-            "first = origin.get().name\nbegan.set()\nawait go_on.wait()\n"
-            "return first, origin.get().name, await asyncio.create_task(ask())"
+            "import asyncio\nasync def ask():\n  return origin.get()[0].name\n"
+            "first = origin.get()[0].name\nbegan.set()\nawait go_on.wait()\n"
+            "return first, origin.get()[0].name, await asyncio.create_task(ask())"
         )
         waits = asyncio.ensure_future(evaluate(both, code, env))
         await asyncio.wait_for(began.wait(), 10)
         async with another_peer(both) as other:
-            request: Any = (Atom("eval"), "return origin.get().name", {})
+            request: Any = (Atom("eval"), "return origin.get()[0].name", {})
             assert await other.call(env, request, timeout=10) == ("ok", other.name)
             go_on.set()
             assert await asyncio.wait_for(waits, 10) == (both.peer.name,) * 3

@@ -45,7 +45,7 @@ class TestStarted:
     async def test_a_thread_inherits(self, both: Pair, start: str, form: str) -> None:
         code = (
             f"{form}import threading\nseen = []\n"
-            "def work(): seen.extend([variable.get(), origin.get().name, current.get()])\n"
+            "def work(): seen.extend([variable.get(), origin.get()[0].name, current.get()])\n"
             f"variable.set('mine')\n{start}\n"
             "thread.start()\nthread.join()\nreturn seen"
         )
@@ -64,7 +64,7 @@ class TestStarted:
         both.server.provide(pool=ThreadPoolExecutor(1))
         code = (
             "variable.set(value)\n"
-            "def seen(): return variable.get(), origin.get().name, current.get()\n"
+            "def seen(): return variable.get(), origin.get()[0].name, current.get()\n"
             "return pool.submit(seen).result()"
         )
         for value in ("first", "second"):
