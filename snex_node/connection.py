@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from snex_node.describe import short
@@ -494,19 +494,22 @@ async def initiate(
     peer_name: str,
     *,
     timeout: float = HANDSHAKE_TIMEOUT,
+    outstanding: set[int] | None = None,
 ) -> Completed:
     """Do the connecting side's handshake on a connected, non-blocking socket.
 
     A connection of our name that the peer still has is replaced: we would not connect if ours
-    lived. Raises `HandshakeError`, `OSError`.
+    lived. ``outstanding`` are the challenges of all handshakes of this node. Raises
+    `HandshakeError`, `OSError`.
     """
-    handshake = Initiator(identity, cookie, secrets.randbits(32), peer_name=peer_name)
 
     def on_event(event: Event) -> list[Event]:
         assert isinstance(event, AliveAsked)
         return handshake.answer_alive(True)
 
-    return await _shake(sock, handshake, on_event, timeout)
+    with _challenge(outstanding) as (challenge, others):
+        handshake = Initiator(identity, cookie, challenge, peer_name=peer_name, outstanding=others)
+        return await _shake(sock, handshake, on_event, timeout)
 
 
 async def accept(
@@ -516,12 +519,17 @@ async def accept(
     decide: Decide,
     *,
     timeout: float = HANDSHAKE_TIMEOUT,
+    received: bytes = b"",
+    confirm: Callable[[Completed], None] | None = None,
+    outstanding: set[int] | None = None,
 ) -> Completed:
     """Do the accepting side's handshake; ``decide`` says what to answer to a name.
 
+    ``received`` is what has been read already. ``confirm`` is called when the peer has shown that
+    it knows the cookie, before it is told that it is accepted: a `HandshakeError` that it raises
+    ends the handshake there. ``outstanding`` are the challenges of all handshakes of this node.
     Raises `HandshakeError`, `OSError`.
     """
-    handshake = Acceptor(identity, cookie, secrets.randbits(32))
 
     def on_event(event: Event) -> list[Event]:
         assert isinstance(event, NameReceived)
@@ -531,7 +539,32 @@ async def accept(
             raise HandshakeError(status.value, f"{event.name} was refused: {status.value}")
         return events
 
-    return await _shake(sock, handshake, on_event, timeout)
+    def on_completed(done: Completed) -> None:
+        if confirm is None:
+            return
+        try:
+            confirm(done)
+        except HandshakeError:
+            handshake.data_to_send()  # the word that it is accepted
+            raise
+
+    with _challenge(outstanding) as (challenge, others):
+        handshake = Acceptor(identity, cookie, challenge, outstanding=others)
+        return await _shake(sock, handshake, on_event, timeout, received, on_completed)
+
+
+@contextlib.contextmanager
+def _challenge(outstanding: set[int] | None) -> Iterator[tuple[int, set[int]]]:
+    """A challenge that is none of those ``outstanding`` and, meanwhile, one of them."""
+    others = set() if outstanding is None else outstanding
+    challenge = secrets.randbits(32)
+    while challenge in others:
+        challenge = secrets.randbits(32)
+    others.add(challenge)
+    try:
+        yield challenge, others
+    finally:
+        others.discard(challenge)
 
 
 async def _shake(
@@ -539,9 +572,12 @@ async def _shake(
     handshake: Handshake,
     on_event: Callable[[Event], list[Event]],
     timeout: float,
+    received: bytes = b"",
+    on_completed: Callable[[Completed], None] | None = None,
 ) -> Completed:
+    work = _exchange(sock, handshake, on_event, received, on_completed)
     try:
-        return await asyncio.wait_for(_exchange(sock, handshake, on_event), timeout)
+        return await asyncio.wait_for(work, timeout)
     except asyncio.TimeoutError:
         raise HandshakeError(
             "timeout", f"the handshake was not done within {timeout:g} s"
@@ -549,22 +585,31 @@ async def _shake(
 
 
 async def _exchange(
-    sock: socket.socket, handshake: Handshake, on_event: Callable[[Event], list[Event]]
+    sock: socket.socket,
+    handshake: Handshake,
+    on_event: Callable[[Event], list[Event]],
+    received: bytes,
+    on_completed: Callable[[Completed], None] | None,
 ) -> Completed:
     loop = asyncio.get_running_loop()
+    data = received
     while True:
-        try:
-            await _write(loop, sock, handshake)
-            data = await loop.sock_recv(sock, 4096)
-        except ConnectionError as error:
-            raise handshake.connection_lost() from error
         if not data:
-            raise handshake.connection_lost()
+            try:
+                await _write(loop, sock, handshake)
+                data = await loop.sock_recv(sock, 4096)
+            except ConnectionError as error:
+                raise handshake.connection_lost() from error
+            if not data:
+                raise handshake.connection_lost()
         try:
             events = handshake.receive_data(data)
+            data = b""
             while events:
                 event = events.pop(0)
                 if isinstance(event, Completed):
+                    if on_completed is not None:
+                        on_completed(event)
                     await _write(loop, sock, handshake)
                     return event
                 events += on_event(event)

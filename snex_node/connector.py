@@ -7,8 +7,6 @@ Source: "Distribution Handshake" in the ERTS user's guide, and what OTP's ``net_
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 from snex_node import connection as connections
 from snex_node import epmd
 from snex_node.connection import Connection, describe_error
+from snex_node.door import Door, Guest
 from snex_node.errors import ConnectError
 from snex_node.handshake import (
     Completed,
@@ -31,15 +30,7 @@ if TYPE_CHECKING:
     from snex_node.node import Node
     from snex_node.remote import RemoteNode
 
-MAX_HANDSHAKES = 64
-"""Incoming connections that may be in their handshake at one time, 7 s each at the most.
-
-A stranger who opens sockets and says nothing can hold this many, about 10 KiB each."""
-
-ACCEPT_PAUSE = 0.5
-"""Seconds of pause after the system refused to accept a connection: it may have room then."""
-
-_log = logging.getLogger(__name__)
+_SETTLED = frozenset(("nok", "alive", "crossed"))
 
 MakeConnection = Callable[["RemoteNode", socket.socket, Completed], Connection]
 """Makes the `Connection` of a socket whose handshake is done."""
@@ -58,8 +49,9 @@ class Connector:
         self._cookie = cookie
         self._epmd_port = epmd_port
         self._make = make
-        # Sockets of those who came and whose handshake is not done.
-        self._incoming: set[socket.socket] = set()
+        # What we have asked those who are in a handshake with us, whichever side began.
+        self._challenges: set[int] = set()
+        self._door = Door(self._welcome, node._run, lambda: node.net_setuptime)
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -69,9 +61,15 @@ class Connector:
         self._check_kind(name)
         host, port = remote.address or await self._look_up(name)
         sock = await self._open(name, host, port)
+        remote.introduced(asyncio.current_task())
         try:
             done = await connections.initiate(
-                sock, self._identity(), self._cookie, name, timeout=self._node.net_setuptime
+                sock,
+                self._identity(),
+                self._cookie,
+                name,
+                timeout=self._node.net_setuptime,
+                outstanding=self._challenges,
             )
         except (HandshakeError, OSError) as error:
             sock.close()
@@ -155,78 +153,84 @@ class Connector:
 
     # --- accepting ------------------------------------------------------------------------------
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Let others in, until this is cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue  # whoever came has gone
-                # Out of descriptors, most likely: the listening socket itself is fine.
-                _log.warning("cannot accept connections: %s", describe_error(error))
-                await asyncio.sleep(ACCEPT_PAUSE)
-                continue
-            where = f"{address[0]}:{address[1]}"
-            if len(self._incoming) >= MAX_HANDSHAKES:
-                _log.warning(
-                    "%s: refused the connection: %d others are in their handshake",
-                    where,
-                    MAX_HANDSHAKES,
-                )
-                sock.close()
-                continue
-            self._incoming.add(sock)
-            self._node._run(self._welcome(sock, where))
+    def listen(self, listener: socket.socket) -> None:
+        """Let others in from now on."""
+        self._door.open(listener)
+
+    def stop_listening(self) -> None:
+        """Let nobody in any more; handshakes under way go on."""
+        self._door.close()
+
+    @property
+    def handshakes(self) -> int:
+        """How many have come in whose handshake is not done."""
+        return len(self._door)
 
     def close(self) -> None:
-        """Close the sockets of handshakes whose task has ended before it began."""
-        for sock in self._incoming:
-            sock.close()
-        self._incoming.clear()
+        """Log what has not been logged yet."""
+        self._door.tell()
 
-    async def _welcome(self, sock: socket.socket, address: str) -> None:
+    async def _welcome(self, guest: Guest) -> None:
         """Do one handshake; when it fails, one line tells who it was and why."""
         remote: RemoteNode | None = None
+        knew_of_another = False
 
         def decide(event: NameReceived) -> tuple[Status, str | None, int | None]:
-            nonlocal remote
+            nonlocal remote, knew_of_another
             status, name, creation = self._decide(event)
             remote = self._node.remote(name or event.name)
             remote.accept_began()
-            if status is Status.OK_SIMULTANEOUS:
-                remote.give_way()
+            knew_of_another = status is Status.ALIVE
             return status, name, creation
 
+        def confirm(done: Completed) -> None:
+            assert remote is not None
+            if not remote.accept_confirmed(knew_of_another):
+                raise HandshakeError("crossed", "another connection stays")
+
         done: Completed | None = None
-        why = "this node stops"
+        why = "it was given up"
+        loop = asyncio.get_running_loop()
         try:
-            sock.setblocking(False)
             done = await connections.accept(
-                sock, self._identity(), self._cookie, decide, timeout=self._node.net_setuptime
+                guest.sock,
+                self._identity(),
+                self._cookie,
+                decide,
+                timeout=max(guest.deadline - loop.time(), 0.0),
+                received=guest.received,
+                confirm=confirm,
+                outstanding=self._challenges,
             )
         except HandshakeError as error:
             why = str(error)
-            if error.reason not in ("nok", "alive"):  # two nodes settle which connection stays
-                _log.warning("%s: refused the connection: %s", _who(remote, address), why)
+            if error.reason not in _SETTLED:  # two nodes settle which connection stays
+                self._door.warning(
+                    "%s: refused the connection: %s", _who(remote, guest.address), why
+                )
         except OSError as error:
             why = describe_error(error)
-            _log.warning("%s: lost the connection in its handshake: %s", _who(remote, address), why)
+            self._door.warning(
+                "%s: lost the connection in its handshake: %s", _who(remote, guest.address), why
+            )
         finally:
-            self._incoming.discard(sock)
+            self._door.left(guest)
             if done is None:
-                sock.close()
+                guest.sock.close()
                 if remote is not None:
                     remote.accept_failed(why)
         if done is not None:
             assert remote is not None
-            connection = self._make(remote, sock, done)
+            connection = self._make(remote, guest.sock, done)
             remote.accepted(connection)
             connection.start(done.trailing)
 
     def _decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
-        """What to say to a name: see "Distribution Handshake", step 3, for crossing connections."""
+        """What to say to a name: see "Distribution Handshake", step 3, for crossing connections.
+
+        ``ok_simultaneous`` says that our attempt gives way; it does when the other side has shown
+        the cookie (`RemoteNode.accept_confirmed`), because anybody can use a name.
+        """
         if event.wants_name:
             name = f"{secrets.token_hex(6)}@{event.name}"
             check_name(name)  # a host may be too long to have names

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hmac
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import md5
@@ -54,7 +54,9 @@ class HandshakeError(Exception):
     """The handshake has failed; ``reason`` is its short name.
 
     Reasons: ``closed``, ``cookie``, ``flags``, ``garbage``, ``name``, ``nok``, ``not_allowed``,
-    ``alive`` (the peer keeps the connection it has), ``tls`` and ``timeout``.
+    ``alive`` (the peer keeps the connection it has), ``crossed`` (another connection between the
+    two is the one that stays), ``reflection`` (the peer challenges us with a challenge of our own),
+    ``tls`` and ``timeout``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -180,14 +182,27 @@ class Handshake(ABC):
     """What may follow each state, the first one first. Nothing follows ``DONE`` and ``FAILED``."""
 
     def __init__(
-        self, identity: Identity, cookie: str, challenge: int, *, length_size: int = 2
+        self,
+        identity: Identity,
+        cookie: str,
+        challenge: int,
+        *,
+        length_size: int = 2,
+        outstanding: Container[int] = (),
     ) -> None:
-        """``challenge`` is 32 random bits, fresh for each handshake."""
+        """``challenge`` is 32 random bits, fresh for each handshake.
+
+        ``outstanding`` are all challenges that this node waits for an answer to, looked at when one
+        of the peer comes in. Whoever does not know the cookie could have us answer them ourselves:
+        he connects to us in the name of a node that we dial, answers that dial, and passes on
+        there what we ask him here.
+        """
         self.state = next(iter(self.TRANSITIONS))
         self._identity = identity
         self._cookie = cookie
         self._challenge = challenge
         self._length_size = length_size
+        self._outstanding = outstanding
         self._received = bytearray()
         self._to_send: list[bytes] = []
         self._peer: Peer | None = None
@@ -313,6 +328,14 @@ class Handshake(ABC):
                 "Give both nodes the same cookie",
             )
 
+    def _check_challenge(self, challenge: int) -> None:
+        if challenge == self._challenge or challenge in self._outstanding:
+            raise HandshakeError(
+                "reflection",
+                f"who answers for {self._peer_name()} sent us a challenge of our own, as somebody "
+                "does who lacks the cookie and wants us to answer it ourselves",
+            )
+
     def _unexpected(self, message: bytes) -> HandshakeError:
         return HandshakeError(
             "garbage", f"{self._peer_name()} sent {message[:32]!r} in state {self.state.value}"
@@ -344,8 +367,11 @@ class Initiator(Handshake):
         *,
         peer_name: str,
         length_size: int = 2,
+        outstanding: Container[int] = (),
     ) -> None:
-        super().__init__(identity, cookie, challenge, length_size=length_size)
+        super().__init__(
+            identity, cookie, challenge, length_size=length_size, outstanding=outstanding
+        )
         self._wanted = peer_name
         self._wants_name = bool(identity.flags & Flag.NAME_ME)
         name = identity.name.encode("ascii")
@@ -416,6 +442,7 @@ class Initiator(Handshake):
                 "name", f"the node that answers for {self._wanted} calls itself {_shorten(name)}"
             )
         _check_flags(name, flags)
+        self._check_challenge(challenge)
         self._peer = Peer(name, creation, expand(flags) & expand(self._identity.flags))
         self._send(_REPLY.pack(b"r", self._challenge, digest(self._cookie, challenge)))
         self._go(State.WAIT_ACK)
@@ -438,9 +465,17 @@ class Acceptor(Handshake):
     }
 
     def __init__(
-        self, identity: Identity, cookie: str, challenge: int, *, length_size: int = 2
+        self,
+        identity: Identity,
+        cookie: str,
+        challenge: int,
+        *,
+        length_size: int = 2,
+        outstanding: Container[int] = (),
     ) -> None:
-        super().__init__(identity, cookie, challenge, length_size=length_size)
+        super().__init__(
+            identity, cookie, challenge, length_size=length_size, outstanding=outstanding
+        )
         self._asked: NameReceived | None = None
         self._flags = 0
 
@@ -546,6 +581,7 @@ class Acceptor(Handshake):
             raise self._unexpected(message)
         _, challenge, received = _REPLY.unpack(message)
         self._check_digest(received)
+        self._check_challenge(challenge)
         self._send(_ACK.pack(b"a", digest(self._cookie, challenge)))
         return self._complete()
 

@@ -25,6 +25,7 @@ from snex_node.client import Client
 from snex_node.connection import Connection, describe_error
 from snex_node.connector import Connector, random_creation
 from snex_node.control import AliasSend, PayloadExit2, RegSend, SendSender
+from snex_node.door import BACKLOG
 from snex_node.epmd import Registrar
 from snex_node.errors import (
     CallTimeoutError,
@@ -123,7 +124,6 @@ class Node:
         # What our tasks run in: whoever made us dial would be in the context of all that arrives.
         self._context = contextvars.Context()
         self._listener: socket.socket | None = None
-        self._acceptor: asyncio.Task[None] | None = None
         self._registrar: Registrar | None = None
         self.guardian = Guardian()
         """The thread that keeps connections alive; it takes further checks."""
@@ -187,16 +187,15 @@ class Node:
         Rex(self, self._resolver).register("rex")
         if listener is not None:
             self._listener = listener
-            self._acceptor = self._run(self._connector.accept(listener))
+            self._connector.listen(listener)
 
     async def stop(self) -> None:
         """End every process with ``shutdown``, close every connection, leave epmd."""
         if self._loop is None:
             return
         listener, self._listener = self._listener, None
-        if listener is not None and self._acceptor is not None:
-            self._acceptor.cancel()
-            await asyncio.wait([self._acceptor])
+        if listener is not None:
+            self._connector.stop_listening()
             listener.close()
         for process in list(self._processes.values()):
             process.exit(Atom("shutdown"))
@@ -752,7 +751,7 @@ def _listen(host: str, port: int) -> socket.socket:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(128)
+            listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise

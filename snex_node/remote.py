@@ -58,6 +58,10 @@ One attempt ends within seconds; this bounds what fast senders pile up meanwhile
 MAX_REASON = 1000
 """Characters of the text that takes the place of an exit reason without an external form."""
 
+TRIES_AGAIN = 2
+"""Attempts after one that gave way to a connection which then did not come: whoever used that name
+may have been somebody else."""
+
 ENTRY_SIZE = 512
 """What a message that waits takes beside its payload, in bytes."""
 
@@ -135,8 +139,14 @@ class RemoteNode:
         self._queue: list[tuple[ControlMessage, bytes, object]] = []
         self._queued = 0
         self._dialling: asyncio.Task[None] | None = None
+        self._introduced = False
+        # Handshakes that others began with that name, and whether one of them has shown the cookie.
         self._accepting = 0
+        self._confirmed = False
+        # While theirs is expected: until when, since what became of ours, how often before.
         self._expecting: asyncio.TimerHandle | None = None
+        self._expected_after: ConnectError
+        self._again = 0
         self._waiters: list[asyncio.Future[Connection]] = []
         self._links: dict[tuple[BaseProcess, Pid], None] = {}
         self._monitors: dict[bytes, tuple[BaseProcess, Reference]] = {}
@@ -212,7 +222,13 @@ class RemoteNode:
         return waiter
 
     def _dial(self) -> None:
-        if self.connection is None and self._dialling is None and self._expecting is None:
+        if not (
+            self.connection is not None
+            or self._dialling is not None
+            or self._expecting is not None
+            or self._confirmed
+        ):
+            self._introduced = False
             self._dialling = self.node._run(self._try())
 
     async def _try(self) -> None:
@@ -231,11 +247,11 @@ class RemoteNode:
             mine = self._dialling is task
             if mine:
                 self._dialling = None
-        if not mine:
+        if not mine or self.connection is not None or self._confirmed:
             return
-        if error.reason == "nok" and self.connection is None:
-            # Both dialled at once and its name is the greater: its connection comes in now.
-            self._expect()
+        if error.reason == "nok" or (self._introduced and self._accepting):
+            # Both dialled at once, and it may be theirs that goes on: it comes in now.
+            self._expect(error)
         else:
             self._attempt_failed(error)
 
@@ -243,15 +259,25 @@ class RemoteNode:
         """Whether ``task`` makes the attempt that is under way: nobody has given it up."""
         return task is not None and self._dialling is task
 
-    def _expect(self) -> None:
+    def introduced(self, task: asyncio.Task[None] | None) -> None:
+        """The attempt that ``task`` makes is about to tell our name: the other side knows of it."""
+        if self.is_dialled_by(task):
+            self._introduced = True
+
+    def _expect(self, error: ConnectError) -> None:
+        """Wait for their connection a while; ``error`` is what became of ours."""
         if self._expecting is None:
+            self._expected_after = error
             loop = asyncio.get_running_loop()
             self._expecting = loop.call_later(self.node.net_setuptime, self._not_come)
 
     def _not_come(self) -> None:
         self._expecting = None
-        message = f"{self.name} said it was connecting to us, and did not"
-        self._attempt_failed(ConnectError(self.name, "nok", message))
+        error = self._expected_after
+        if error.reason == "nok":
+            message = f"{self.name} said it was connecting to us, and did not"
+            error = ConnectError(self.name, "nok", message)
+        self._attempt_failed(error)
 
     def _forget_expected(self) -> None:
         if self._expecting is not None:
@@ -259,8 +285,24 @@ class RemoteNode:
             self._expecting = None
 
     def accept_began(self) -> None:
-        """A handshake that the other side began has passed its first step."""
+        """A handshake that the other side began has passed its first step: it has told a name."""
         self._accepting += 1
+
+    def accept_confirmed(self, knew_of_another: bool) -> bool:
+        """Whoever began that handshake has shown the cookie: whether it may be completed.
+
+        ``knew_of_another``: when it told its name, it was told that there is a connection, and
+        asked to replace that. Crossing attempts are settled here, on both sides alike: an attempt
+        of the greater name that the other side knows of wins, and so does a connection that has
+        come up meanwhile; else ours gives way. Not earlier, because anybody can use a name.
+        """
+        if self.connection is not None:
+            return knew_of_another
+        if self.connecting and self._introduced and self.node.name > self.name:
+            return False
+        self.give_way()
+        self._confirmed = True
+        return True
 
     def accept_failed(self, why: str) -> None:
         """That handshake has failed. Who waits for a connection gets one by an attempt of ours.
@@ -269,17 +311,29 @@ class RemoteNode:
         end what was on its way to it.
         """
         self._accepting -= 1
+        self._confirmed = False
         if self._accepting or self.connection is not None:
             return
         if self._expecting is not None:
             self._forget_expected()
-            self._attempt_failed(ConnectError(self.name, "accept", why))
+            self._did_not_come(why)
         elif self._waiters or self._queue:
             self._dial()
+
+    def _did_not_come(self, why: str) -> None:
+        error = self._expected_after
+        if error.reason != "nok":
+            self._attempt_failed(error)
+        elif self._again < TRIES_AGAIN:
+            self._again += 1
+            self._dial()
+        else:
+            self._attempt_failed(ConnectError(self.name, "accept", why))
 
     def accepted(self, connection: Connection) -> None:
         """That handshake is done."""
         self._accepting -= 1
+        self._confirmed = False
         self.give_way()
         self.connected(connection)
 
@@ -294,6 +348,7 @@ class RemoteNode:
         if self.connection is not None:
             self.connection.close("replaced by a new connection")
         self._forget_expected()
+        self._again = 0
         flags = int(connection.peer.flags)
         with self._lock:
             self._old_forms = flags & _OLD_FORMS != _OLD_FORMS
@@ -311,8 +366,9 @@ class RemoteNode:
 
     def _attempt_failed(self, error: ConnectError) -> None:
         """An attempt came to nothing. When it was the last one, what waited for it is told."""
-        if self.connection is not None or self._dialling is not None or self._accepting:
+        if self.connection is not None or self._dialling is not None or self._confirmed:
             return
+        self._again = 0
         with self._lock:
             self._queue.clear()
             self._queued = 0

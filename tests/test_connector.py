@@ -6,18 +6,20 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 
-from snex_node import ConnectError, Node, Process
+from snex_node import ConnectError, Node, Process, door
 from snex_node import connection as connections
 from snex_node import connector as connectors
+from snex_node import remote as remote_nodes
 from snex_node.connection import Connection
 from snex_node.flags import CLAIMED, Flag
 from snex_node.handshake import HandshakeError, Identity, Initiator, Status
 from tests.support.peer import ScriptedPeer, shake
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 SMALLER, GREATER = "aa@127.0.0.1", "zz@127.0.0.1"
@@ -76,6 +78,28 @@ async def come_in(node: Node, name: str, cookie: str = "secret") -> ScriptedPeer
     return await ScriptedPeer.connect(Identity(name, 77), cookie, node.name, node.port)
 
 
+async def say_name_of(
+    node: Node, name: str, cookie: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Initiator]:
+    """Begin a handshake with our node under `name`; its answer has come, and waits to be read."""
+    assert node.port is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    handshake = Initiator(Identity(name, 4), cookie, 1, peer_name=node.name)
+    writer.write(handshake.data_to_send())
+    assert (await reader.readexactly(2))[0] == 0
+    handshake.receive_data(b"\0\3" + await reader.readexactly(3))
+    return reader, writer, handshake
+
+
+async def say_name(node: Node, name: str) -> Streams:
+    """As somebody without a cookie can, who goes no further."""
+    assert node.port is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(Initiator(Identity(name, 4), "wrong", 1, peer_name=node.name).data_to_send())
+    assert (await reader.readexactly(5))[2:] == b"sok"  # and perhaps "_simultaneous"
+    return reader, writer
+
+
 class TestCrossing:
     async def test_they_refuse_and_come(self, node: Node, listener: Listener) -> None:
         """Their name is the greater: they say nok to ours, and theirs is the connection."""
@@ -98,14 +122,27 @@ class TestCrossing:
         assert caught.value.reason == "nok"
 
     async def test_they_refuse_and_cannot_come(self, node: Node, listener: Listener) -> None:
+        """Whoever came in their name may have been anybody: we try again, but not for ever."""
+        dialling = dial(node, GREATER, listener)
+        for _ in range(1 + remote_nodes.TRIES_AGAIN):
+            await listener.answer(b"snok")
+            await until(lambda: not node.remote(GREATER).connecting)
+            with pytest.raises(HandshakeError):
+                await come_in(node, GREATER, "wrong")
+        with pytest.raises(ConnectError, match="cookie") as caught:
+            await dialling
+        assert caught.value.reason == "accept"
+
+    async def test_they_refuse_and_a_stranger_comes(self, node: Node, listener: Listener) -> None:
         dialling = dial(node, GREATER, listener)
         await listener.answer(b"snok")
         await until(lambda: not node.remote(GREATER).connecting)
         with pytest.raises(HandshakeError):
             await come_in(node, GREATER, "wrong")
-        with pytest.raises(ConnectError, match="cookie") as caught:
-            await dialling
-        assert caught.value.reason == "accept"
+        streams = await asyncio.wait_for(listener.came.get(), 5)
+        peer = await ScriptedPeer.accept(*streams, Identity(GREATER, 77), "secret")
+        await asyncio.wait_for(dialling, 5)
+        peer.close()
 
     async def test_we_refuse(self, node: Node, listener: Listener) -> None:
         """Ours is the greater name: they are told nok, and our attempt goes on."""
@@ -128,21 +165,108 @@ class TestCrossing:
             # Our attempt is dropped: its socket is closed.
             await asyncio.wait_for(reader.read(), 5)
 
-    async def test_a_stranger_makes_us_give_way(
+    async def test_a_stranger_does_not_make_us_give_way(
         self, node: Node, listener: Listener, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Whoever used their name had no cookie: we try again, and nothing is lost."""
+        """Whoever used their name had no cookie: our attempt goes on, and nothing is lost."""
         inbox = Process(node)
         inbox.send(("name", GREATER), 1)
         dialling = dial(node, GREATER, listener)
-        await asyncio.wait_for(listener.came.get(), 5)
+        streams = await asyncio.wait_for(listener.came.get(), 5)
         with pytest.raises(HandshakeError):
             await come_in(node, GREATER, "wrong")
-        streams = await asyncio.wait_for(listener.came.get(), 5)
         peer = await ScriptedPeer.accept(*streams, Identity(GREATER, 77), "secret")
         await dialling
         assert (await peer.read()).control is not None
         assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
+        assert listener.came.empty()
+        peer.close()
+
+    async def test_half_handshakes_in_their_name_do_not_keep_us_away(
+        self, node: Node, listener: Listener
+    ) -> None:
+        """A stranger begins one after the other; we connect all the same."""
+        strangers = [await say_name(node, GREATER) for _ in range(3)]
+        dialling = dial(node, GREATER, listener)
+        streams = await asyncio.wait_for(listener.came.get(), 5)
+        strangers += [await say_name(node, GREATER) for _ in range(3)]
+        peer = await ScriptedPeer.accept(*streams, Identity(GREATER, 77), "secret")
+        await asyncio.wait_for(dialling, 2)
+        assert node.nodes == [GREATER]
+        peer.close()
+        for _, writer in strangers:
+            writer.close()
+
+    async def test_half_handshakes_in_their_name_hide_no_error(self, node: Node) -> None:
+        """That nobody listens there is told, though somebody uses the name all the time."""
+        _, writer = await say_name(node, GREATER)
+        address = ("127.0.0.1", free_port())
+        with pytest.raises(ConnectError) as caught:
+            await asyncio.wait_for(node.connect(GREATER, address=address), 2)
+        assert caught.value.reason == "unreachable"
+        writer.close()
+
+    async def test_an_error_of_the_handshake_is_hidden_for_a_while_only(
+        self, listener: Listener
+    ) -> None:
+        """Theirs may be the connection that stays; a stranger's does not keep us waiting."""
+        async with Node("py@127.0.0.1", cookie="secret", epmd="none", net_setuptime=0.3) as node:
+            dialling = dial(node, GREATER, listener)
+            _, writer = await listener.answer(b"sok")
+            stranger = await say_name(node, GREATER)
+            writer.close()
+            with pytest.raises(ConnectError, match="closed the connection") as caught:
+                await asyncio.wait_for(dialling, 5)
+            assert caught.value.reason == "closed"
+            stranger[1].close()
+
+    async def test_theirs_is_done_after_they_dropped_ours(
+        self, node: Node, listener: Listener
+    ) -> None:
+        """They dropped our attempt because theirs goes on: nobody is told of an error."""
+        dialling = dial(node, GREATER, listener)
+        _, writer = await listener.answer(b"sok")
+        _, theirs = await say_name(node, GREATER)
+        writer.close()
+        await until(lambda: not node.remote(GREATER).connecting)
+        assert not dialling.done()
+        async with await come_in(node, GREATER):
+            await asyncio.wait_for(dialling, 5)
+            assert node.nodes == [GREATER]
+        theirs.close()
+
+    async def test_ours_that_they_know_of_stays(self, node: Node, listener: Listener) -> None:
+        """Our name is the greater. They began before us, and show the cookie while we connect.
+
+        Who answers to our name drops theirs for it: if we took that one, neither would be left.
+        """
+        reader, writer, theirs = await say_name_of(node, SMALLER, "secret")
+        dialling = dial(node, SMALLER, listener)
+        streams = await asyncio.wait_for(listener.came.get(), 5)
+        with pytest.raises(HandshakeError):
+            await shake(theirs, reader, writer)
+        writer.close()
+        peer = await ScriptedPeer.accept(
+            *streams, Identity(SMALLER, 77), "secret", status=Status.OK_SIMULTANEOUS
+        )
+        await asyncio.wait_for(dialling, 5)
+        assert node.nodes == [SMALLER]
+        peer.close()
+
+    async def test_theirs_is_late(self, node: Node, listener: Listener) -> None:
+        """They said their name before ours was done, and go on after it: ours stays."""
+        reader, writer, theirs = await say_name_of(node, SMALLER, "secret")
+        dialling = dial(node, SMALLER, listener)
+        streams = await asyncio.wait_for(listener.came.get(), 5)
+        peer = await ScriptedPeer.accept(*streams, Identity(SMALLER, 77), "secret")
+        await asyncio.wait_for(dialling, 5)
+        events = Process(node)
+        node.monitor_nodes(events)
+        with pytest.raises(HandshakeError):
+            await shake(theirs, reader, writer)
+        writer.close()
+        assert len(events) == 0
+        assert node.nodes == [SMALLER]
         peer.close()
 
     async def test_a_stranger_while_nothing_waits(self, node: Node) -> None:
@@ -165,7 +289,7 @@ class TestCrossing:
         peer = await ScriptedPeer.accept(*streams, Identity(SMALLER, 77), "secret")
         await dialling
         writer.close()
-        await until(lambda: not node._connector._incoming)
+        await until(lambda: not node._connector.handshakes)
         assert node.nodes == [SMALLER]
         peer.close()
 
@@ -209,10 +333,66 @@ class TestCrossing:
         writer.write(b"\x00\x06sfalse")
         assert await reader.read() == b""
         writer.close()
-        await until(lambda: not node._connector._incoming)
+        await until(lambda: not node._connector.handshakes)
         assert node.nodes == [SMALLER]
         assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
         first.close()
+
+
+class TestReflection:
+    """Whoever lacks the cookie has us answer our own challenge."""
+
+    async def test_of_the_other_side(self, node: Node, listener: Listener) -> None:
+        """A stranger whom we dial connects back in that name, and passes on what we ask there."""
+        dialling = dial(node, GREATER, listener)
+        _, dialled = await listener.answer(b"sok")
+        assert node.port is not None
+        reader, back = await asyncio.open_connection("127.0.0.1", node.port)
+        back.write(Initiator(Identity(GREATER, 4), "?", 1, peer_name=node.name).data_to_send())
+        assert await read_message(reader) == b"sok_simultaneous"
+        question = await read_message(reader)
+        dialled.write(challenge(GREATER, question[9:13]))
+        with pytest.raises(ConnectError, match="a challenge of our own") as caught:
+            await asyncio.wait_for(dialling, 10)
+        assert caught.value.reason == "reflection"
+        assert node.nodes == []
+        back.close()
+
+    async def test_of_another_attempt(self, node: Node, listener: Listener) -> None:
+        """Dialled under two names, he asks on one line what he has to answer on the other."""
+        names = ("aa@127.0.0.1", "ab@127.0.0.1")
+        first = dial(node, names[0], listener)
+        reader, writer = await listener.answer(b"sok")
+        writer.write(challenge(names[0], b"\1\2\3\4"))
+        asked = (await read_message(reader))[1:5]
+        second = dial(node, names[1], listener)
+        _, other = await listener.answer(b"sok")
+        other.write(challenge(names[1], asked))
+        with pytest.raises(ConnectError, match="a challenge of our own") as caught:
+            await asyncio.wait_for(second, 5)
+        assert caught.value.reason == "reflection"
+        first.cancel()
+
+    async def test_none_is_left_behind(self, node: Node) -> None:
+        """A challenge counts until its handshake is over, however that ends."""
+        (await come_in(node, SMALLER)).close()
+        with pytest.raises(HandshakeError):
+            await come_in(node, GREATER, "wrong")
+        await until(lambda: not node._connector.handshakes)
+        assert node._connector._challenges == set()
+
+
+async def read_message(reader: asyncio.StreamReader) -> bytes:
+    size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), 5), "big")
+    return await asyncio.wait_for(reader.readexactly(size), 5)
+
+
+def challenge(name: str, number: bytes) -> bytes:
+    """The message with which an accepting side asks for a digest of `number`."""
+    flags = int(CLAIMED).to_bytes(8, "big")
+    text = name.encode()
+    body = b"N" + flags + number + b"\0\0\0\4" + len(text).to_bytes(2, "big") + text
+    return len(body).to_bytes(2, "big") + body
 
 
 class TestNames:
@@ -245,22 +425,44 @@ class TestTheSystem:
         self, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Out of descriptors: told once, and tried again after a pause."""
-        monkeypatch.setattr(connectors, "ACCEPT_PAUSE", 0.01)
-        loop = asyncio.get_running_loop()
-        real = loop.sock_accept
+        monkeypatch.setattr(door, "ACCEPT_PAUSE", 0.01)
         failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "x")]
+        real = socket.socket.accept
 
-        async def sock_accept(listener: socket.socket) -> object:
+        def accept(listener: socket.socket) -> object:
             if failures:
                 raise failures.pop(0)
-            return await real(listener)
+            return real(listener)
 
-        monkeypatch.setattr(loop, "sock_accept", sock_accept)
-        (await come_in(node, SMALLER)).close()  # the accept that was under way
-        await until(lambda: not failures)
+        monkeypatch.setattr(socket.socket, "accept", accept)
         (await come_in(node, GREATER)).close()
+        assert not failures
         warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         assert warnings == ["cannot accept connections: Too many open files"]
+
+    async def test_it_refuses_to_accept_while_strangers_hold_descriptors(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The older half of those who are not done is closed, for others to come in."""
+        monkeypatch.setattr(door, "ACCEPT_PAUSE", 0.01)
+        halves = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
+        await until(lambda: node._connector.handshakes == 4)
+        failures = [OSError(errno.EMFILE, "Too many open files")]
+        real = socket.socket.accept
+
+        def accept(listener: socket.socket) -> object:
+            if failures:
+                raise failures.pop(0)
+            return real(listener)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        (await come_in(node, GREATER)).close()
+        for reader, writer in halves[:2]:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+        assert node._connector.handshakes == 2
+        for _, writer in halves[2:]:
+            writer.close()
 
     async def test_it_does_not_connect(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         """A host that drops our packets: given up after net_setuptime."""
@@ -308,7 +510,7 @@ class TestTheSystem:
         assert node.port is not None
         sock = socket.create_connection(("127.0.0.1", node.port))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        await until(lambda: node._connector._incoming)
+        await until(lambda: node._connector.handshakes)
         sock.close()
         await until(lambda: caplog.records)
         assert "closed the connection" in caplog.records[0].getMessage()
@@ -338,7 +540,8 @@ class TestTheSystem:
             await dial(node, SMALLER, listener)
         assert caught.value.reason == "closed"
         assert node.port is not None
-        with socket.create_connection(("127.0.0.1", node.port)):
+        with socket.create_connection(("127.0.0.1", node.port)) as sock:
+            sock.send(Initiator(Identity(SMALLER, 4), "?", 1, peer_name="?").data_to_send())
             await until(lambda: caplog.records)
         text = caplog.records[0].getMessage()
         assert text.endswith("lost the connection in its handshake: No route to host")
@@ -370,22 +573,32 @@ class TestTheSystem:
             reader, _ = await asyncio.wait_for(listener.came.get(), 5)
             assert node.port is not None
             halves = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(3)]
-            await until(lambda: len(node._connector._incoming) == 3)
+            await until(lambda: node._connector.handshakes == 3)
         with pytest.raises(ConnectError, match=r"py@127\.0\.0\.1 stops"):
             await dialling
         for other_reader, writer in (*halves, (reader, halves[0][1])):
             await asyncio.wait_for(other_reader.read(), 5)
             writer.close()
-        assert not node._connector._incoming
+        assert not node._connector.handshakes
 
-    async def test_stopped_before_a_handshake_began(self) -> None:
+    async def test_stopped_before_a_handshake_began(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A task that is cancelled before it begins runs nothing that could close its socket."""
         node = Node("py@127.0.0.1", cookie="secret", epmd="none")
         await node.start()
-        one, two = socket.socketpair()
-        node._connector._incoming.add(one)  # as if its task had been cancelled before its start
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        run = node._run
+
+        def run_and_cancel(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            task = run(work)
+            task.cancel()
+            return task
+
+        monkeypatch.setattr(node._connector._door, "_run", run_and_cancel)
+        writer.write(Initiator(Identity(SMALLER, 4), "?", 1, peer_name="?").data_to_send())
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert node._connector.handshakes == 0
         await node.stop()
-        assert one.fileno() == -1
-        two.close()
+        writer.close()
 
 
 class TestNodelay:

@@ -288,6 +288,29 @@ def test_a_wrong_digest_in_the_acknowledgement() -> None:
     assert caught.value.reason == "cookie"
 
 
+def test_a_challenge_of_our_own_is_not_answered() -> None:
+    """Neither this handshake's own nor one of another, which somebody may have passed on."""
+    for outstanding in ((CHALLENGE_B,), ()):
+        own = CHALLENGE_A if outstanding else CHALLENGE_B
+        side = Initiator(A, COOKIE, own, peer_name=B.name, outstanding=outstanding)
+        side.data_to_send()
+        side.receive_data(framed(b"sok"))
+        with pytest.raises(HandshakeError, match="a challenge of our own") as caught:
+            side.receive_data(framed(challenge_message(B.name)))
+        assert caught.value.reason == "reflection"
+        assert side.data_to_send() == b""
+
+
+def test_a_challenge_of_our_own_in_a_reply_is_not_answered() -> None:
+    side = Acceptor(B, COOKIE, CHALLENGE_B, outstanding={CHALLENGE_A})
+    side.receive_data(framed(name_message(A.name)))
+    side.decide(Status.OK)
+    side.data_to_send()
+    with pytest.raises(HandshakeError, match="a challenge of our own"):
+        side.receive_data(framed(reply_message()))
+    assert side.data_to_send() == b""
+
+
 @lengths
 @cuts
 def test_bytes_behind_the_handshake_belong_to_the_connection(
