@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from snex_node.describe import short
@@ -30,18 +30,13 @@ from snex_node.framing import (
     Skipped,
 )
 from snex_node.handshake import (
-    Acceptor,
     AliveAsked,
     Completed,
-    Event,
     Handshake,
     HandshakeError,
     Identity,
     Initiator,
-    NameReceived,
     Peer,
-    State,
-    Status,
 )
 
 HANDSHAKE_TIMEOUT = 7.0
@@ -484,9 +479,6 @@ def describe_error(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-Decide = Callable[[NameReceived], tuple[Status, str | None, int | None]]
-
-
 async def initiate(
     sock: socket.socket,
     identity: Identity,
@@ -503,120 +495,45 @@ async def initiate(
     `HandshakeError`, `OSError`.
     """
 
-    def on_event(event: Event) -> list[Event]:
-        assert isinstance(event, AliveAsked)
-        return handshake.answer_alive(True)
-
-    with _challenge(outstanding) as (challenge, others):
-        handshake = Initiator(identity, cookie, challenge, peer_name=peer_name, outstanding=others)
-        return await _shake(sock, handshake, on_event, timeout)
-
-
-async def accept(
-    sock: socket.socket,
-    identity: Identity,
-    cookie: str,
-    decide: Decide,
-    *,
-    timeout: float = HANDSHAKE_TIMEOUT,
-    received: bytes = b"",
-    confirm: Callable[[Completed], None] | None = None,
-    outstanding: set[int] | None = None,
-) -> Completed:
-    """Do the accepting side's handshake; ``decide`` says what to answer to a name.
-
-    ``received`` is what has been read already. ``confirm`` is called when the peer has shown that
-    it knows the cookie, before it is told that it is accepted: a `HandshakeError` that it raises
-    ends the handshake there. ``outstanding`` are the challenges of all handshakes of this node.
-    Raises `HandshakeError`, `OSError`.
-    """
-
-    def on_event(event: Event) -> list[Event]:
-        assert isinstance(event, NameReceived)
-        status, name, creation = decide(event)
-        events = handshake.decide(status, name=name, creation=creation)
-        if handshake.state is State.FAILED:
-            raise HandshakeError(status.value, f"{event.name} was refused: {status.value}")
-        return events
-
-    def on_completed(done: Completed) -> None:
-        if confirm is None:
-            return
-        try:
-            confirm(done)
-        except HandshakeError:
-            handshake.data_to_send()  # the word that it is accepted
-            raise
-
-    with _challenge(outstanding) as (challenge, others):
-        handshake = Acceptor(identity, cookie, challenge, outstanding=others)
-        return await _shake(sock, handshake, on_event, timeout, received, on_completed)
-
-
-@contextlib.contextmanager
-def _challenge(outstanding: set[int] | None) -> Iterator[tuple[int, set[int]]]:
-    """A challenge that is none of those ``outstanding`` and, meanwhile, one of them."""
     others = set() if outstanding is None else outstanding
-    challenge = secrets.randbits(32)
-    while challenge in others:
-        challenge = secrets.randbits(32)
-    others.add(challenge)
+    challenge = new_challenge(others)
     try:
-        yield challenge, others
-    finally:
-        others.discard(challenge)
-
-
-async def _shake(
-    sock: socket.socket,
-    handshake: Handshake,
-    on_event: Callable[[Event], list[Event]],
-    timeout: float,
-    received: bytes = b"",
-    on_completed: Callable[[Completed], None] | None = None,
-) -> Completed:
-    work = _exchange(sock, handshake, on_event, received, on_completed)
-    try:
-        return await asyncio.wait_for(work, timeout)
+        handshake = Initiator(identity, cookie, challenge, peer_name=peer_name, outstanding=others)
+        return await asyncio.wait_for(_exchange(sock, handshake), timeout)
     except asyncio.TimeoutError:
         raise HandshakeError(
             "timeout", f"the handshake was not done within {timeout:g} s"
         ) from None
+    finally:
+        others.discard(challenge)
 
 
-async def _exchange(
-    sock: socket.socket,
-    handshake: Handshake,
-    on_event: Callable[[Event], list[Event]],
-    received: bytes,
-    on_completed: Callable[[Completed], None] | None,
-) -> Completed:
+def new_challenge(outstanding: set[int]) -> int:
+    """A challenge for a handshake: 32 random bits, none of those ``outstanding``, and now one."""
+    challenge = secrets.randbits(32)
+    while challenge in outstanding:
+        challenge = secrets.randbits(32)
+    outstanding.add(challenge)
+    return challenge
+
+
+async def _exchange(sock: socket.socket, handshake: Initiator) -> Completed:
     loop = asyncio.get_running_loop()
-    data = received
     while True:
-        if not data:
-            try:
-                await _write(loop, sock, handshake)
-                data = await loop.sock_recv(sock, 4096)
-            except ConnectionError as error:
-                raise handshake.connection_lost() from error
-            if not data:
-                raise handshake.connection_lost()
         try:
-            events = handshake.receive_data(data)
-            data = b""
-            while events:
-                event = events.pop(0)
-                if isinstance(event, Completed):
-                    if on_completed is not None:
-                        on_completed(event)
-                    await _write(loop, sock, handshake)
-                    return event
-                events += on_event(event)
-        except HandshakeError:
-            with contextlib.suppress(OSError):  # the reason for the end is the one to tell
-                await _write(loop, sock, handshake)
-            raise
+            await _write(loop, sock, handshake)
+            data = await loop.sock_recv(sock, 4096)
+        except ConnectionError as error:
+            raise handshake.connection_lost() from error
+        if not data:
+            raise handshake.connection_lost()
+        events = handshake.receive_data(data)
+        while events:
+            event = events.pop(0)
+            if isinstance(event, Completed):
+                return event
+            assert isinstance(event, AliveAsked)
+            events += handshake.answer_alive(True)
 
 
 async def _write(

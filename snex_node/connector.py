@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from snex_node import connection as connections
 from snex_node import epmd
 from snex_node.connection import Connection, describe_error
-from snex_node.door import Door, Guest
+from snex_node.door import Door
 from snex_node.errors import ConnectError
 from snex_node.handshake import (
+    Acceptor,
     Completed,
     HandshakeError,
     Identity,
@@ -29,8 +30,6 @@ from snex_node.handshake import (
 if TYPE_CHECKING:
     from snex_node.node import Node
     from snex_node.remote import RemoteNode
-
-_SETTLED = frozenset(("nok", "alive", "crossed"))
 
 MakeConnection = Callable[["RemoteNode", socket.socket, Completed], Connection]
 """Makes the `Connection` of a socket whose handshake is done."""
@@ -51,7 +50,9 @@ class Connector:
         self._make = make
         # What we have asked those who are in a handshake with us, whichever side began.
         self._challenges: set[int] = set()
-        self._door = Door(self._welcome, node._run, lambda: node.net_setuptime)
+        self._door = Door(
+            lambda: _Visit(node, cookie, self._challenges, make), lambda: node.net_setuptime
+        )
 
     # --- dialling -------------------------------------------------------------------------------
 
@@ -158,79 +159,41 @@ class Connector:
         self._door.open(listener)
 
     def stop_listening(self) -> None:
-        """Let nobody in any more; handshakes under way go on."""
+        """Let nobody in any more, and end the handshakes of those who came."""
         self._door.close()
 
     @property
     def handshakes(self) -> int:
-        """How many have come in whose handshake is not done."""
+        """How many have come whose handshake is not done."""
         return len(self._door)
 
-    def close(self) -> None:
-        """Log what has not been logged yet."""
-        self._door.tell()
 
-    async def _welcome(self, guest: Guest) -> None:
-        """Do one handshake; when it fails, one line tells who it was and why."""
-        remote: RemoteNode | None = None
-        knew_of_another = False
+class _Visit:
+    """The handshake of one who came; see `snex_node.door.Visit`."""
 
-        def decide(event: NameReceived) -> tuple[Status, str | None, int | None]:
-            nonlocal remote, knew_of_another
-            status, name, creation = self._decide(event)
-            remote = self._node.remote(name or event.name)
-            remote.accept_began()
-            knew_of_another = status is Status.ALIVE
-            return status, name, creation
+    def __init__(self, node: Node, cookie: str, challenges: set[int], make: MakeConnection) -> None:
+        self._node = node
+        self._make = make
+        self._challenges = challenges
+        self._challenge = connections.new_challenge(challenges)
+        self._remote: RemoteNode | None = None
+        self._knew_of_another = False
+        identity = Identity(node.name, node.creation)
+        self.acceptor = Acceptor(identity, cookie, self._challenge, outstanding=challenges)
 
-        def confirm(done: Completed) -> None:
-            assert remote is not None
-            if not remote.accept_confirmed(knew_of_another):
-                raise HandshakeError("crossed", "another connection stays")
-
-        done: Completed | None = None
-        why = "it was given up"
-        loop = asyncio.get_running_loop()
-        try:
-            done = await connections.accept(
-                guest.sock,
-                self._identity(),
-                self._cookie,
-                decide,
-                timeout=max(guest.deadline - loop.time(), 0.0),
-                received=guest.received,
-                confirm=confirm,
-                outstanding=self._challenges,
-            )
-        except HandshakeError as error:
-            why = str(error)
-            if error.reason not in _SETTLED:  # two nodes settle which connection stays
-                self._door.warning(
-                    "%s: refused the connection: %s", _who(remote, guest.address), why
-                )
-        except OSError as error:
-            why = describe_error(error)
-            self._door.warning(
-                "%s: lost the connection in its handshake: %s", _who(remote, guest.address), why
-            )
-        finally:
-            self._door.left(guest)
-            if done is None:
-                guest.sock.close()
-                if remote is not None:
-                    remote.accept_failed(why)
-        if done is not None:
-            assert remote is not None
-            connection = self._make(remote, guest.sock, done)
-            remote.accepted(connection)
-            connection.start(done.trailing)
-
-    def _decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
+    def decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
         """What to say to a name: see "Distribution Handshake", step 3, for crossing connections.
 
         ``ok_simultaneous`` says that our attempt gives way; it does when the other side has shown
         the cookie (`RemoteNode.accept_confirmed`), because anybody can use a name.
         """
+        status, name, creation = self._answer(event)
+        self._remote = self._node.remote(name or event.name)
+        self._remote.accept_began()
+        self._knew_of_another = status is Status.ALIVE
+        return status, name, creation
+
+    def _answer(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
         if event.wants_name:
             name = f"{secrets.token_hex(6)}@{event.name}"
             check_name(name)  # a host may be too long to have names
@@ -242,6 +205,26 @@ class Connector:
             wins = self._node.name > event.name
             return (Status.NOK if wins else Status.OK_SIMULTANEOUS), None, None
         return Status.OK, None, None
+
+    def confirm(self) -> None:
+        """Crossing connections are settled before the other side learns that it is accepted."""
+        assert self._remote is not None
+        if not self._remote.may_be_accepted(self._knew_of_another):
+            raise HandshakeError("crossed", "another connection stays")
+
+    def succeeded(self, sock: socket.socket, done: Completed) -> None:
+        """From now on it is a connection."""
+        self._challenges.discard(self._challenge)
+        assert self._remote is not None
+        connection = self._make(self._remote, sock, done)
+        self._remote.accepted(connection)
+        connection.start(done.trailing)
+
+    def failed(self, error: HandshakeError) -> None:
+        """What waits for a connection to that node is told, where it waits for this one."""
+        self._challenges.discard(self._challenge)
+        if self._remote is not None:
+            self._remote.accept_failed(str(error))
 
 
 def random_creation() -> int:
@@ -256,10 +239,6 @@ def _kind(name: str) -> str:
     host = name.partition("@")[2]
     # An IPv6 address has no dot, and is no short name.
     return "long" if "." in host or ":" in host else "short"
-
-
-def _who(remote: RemoteNode | None, address: str) -> str:
-    return address if remote is None else f"{remote.name} ({address})"
 
 
 def _connect_error(name: str, error: HandshakeError | OSError) -> ConnectError:

@@ -139,4 +139,6 @@ def missing(flags: int) -> tuple[str, ...]:
     ('MAP_TAG',)
     """
     lacking = int(MANDATORY) & ~expand(flags)
+    if not lacking:  # nearly always; a flood of names is not to cost 100 us each for this
+        return ()
     return tuple(str(entry.flag.name) for entry in TABLE if entry.flag & lacking)

@@ -479,6 +479,11 @@ class Acceptor(Handshake):
         self._asked: NameReceived | None = None
         self._flags = 0
 
+    @property
+    def name(self) -> str | None:
+        """The name that has come in or been given, None while there is none."""
+        return self._asked.name if self._asked else None
+
     def decide(
         self, status: Status, *, name: str | None = None, creation: int | None = None
     ) -> list[Event]:

@@ -203,7 +203,6 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._connector.close()
         for remote in self.remotes:
             remote.close(f"{self.name} stops")
         registrar, self._registrar = self._registrar, None

@@ -140,9 +140,8 @@ class RemoteNode:
         self._queued = 0
         self._dialling: asyncio.Task[None] | None = None
         self._introduced = False
-        # Handshakes that others began with that name, and whether one of them has shown the cookie.
+        # Handshakes that others began with that name: it may be somebody else who uses it.
         self._accepting = 0
-        self._confirmed = False
         # While theirs is expected: until when, since what became of ours, how often before.
         self._expecting: asyncio.TimerHandle | None = None
         self._expected_after: ConnectError
@@ -222,12 +221,7 @@ class RemoteNode:
         return waiter
 
     def _dial(self) -> None:
-        if not (
-            self.connection is not None
-            or self._dialling is not None
-            or self._expecting is not None
-            or self._confirmed
-        ):
+        if self.connection is None and self._dialling is None and self._expecting is None:
             self._introduced = False
             self._dialling = self.node._run(self._try())
 
@@ -247,7 +241,7 @@ class RemoteNode:
             mine = self._dialling is task
             if mine:
                 self._dialling = None
-        if not mine or self.connection is not None or self._confirmed:
+        if not mine or self.connection is not None:
             return
         if error.reason == "nok" or (self._introduced and self._accepting):
             # Both dialled at once, and it may be theirs that goes on: it comes in now.
@@ -288,8 +282,8 @@ class RemoteNode:
         """A handshake that the other side began has passed its first step: it has told a name."""
         self._accepting += 1
 
-    def accept_confirmed(self, knew_of_another: bool) -> bool:
-        """Whoever began that handshake has shown the cookie: whether it may be completed.
+    def may_be_accepted(self, knew_of_another: bool) -> bool:
+        """Whether that handshake may be completed: whoever began it has shown the cookie.
 
         ``knew_of_another``: when it told its name, it was told that there is a connection, and
         asked to replace that. Crossing attempts are settled here, on both sides alike: an attempt
@@ -301,7 +295,6 @@ class RemoteNode:
         if self.connecting and self._introduced and self.node.name > self.name:
             return False
         self.give_way()
-        self._confirmed = True
         return True
 
     def accept_failed(self, why: str) -> None:
@@ -311,7 +304,6 @@ class RemoteNode:
         end what was on its way to it.
         """
         self._accepting -= 1
-        self._confirmed = False
         if self._accepting or self.connection is not None:
             return
         if self._expecting is not None:
@@ -333,7 +325,6 @@ class RemoteNode:
     def accepted(self, connection: Connection) -> None:
         """That handshake is done."""
         self._accepting -= 1
-        self._confirmed = False
         self.give_way()
         self.connected(connection)
 
@@ -366,7 +357,7 @@ class RemoteNode:
 
     def _attempt_failed(self, error: ConnectError) -> None:
         """An attempt came to nothing. When it was the last one, what waited for it is told."""
-        if self.connection is not None or self._dialling is not None or self._confirmed:
+        if self.connection is not None or self._dialling is not None:
             return
         self._again = 0
         with self._lock:

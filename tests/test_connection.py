@@ -19,12 +19,14 @@ import pytest
 
 from snex_node import connection as module
 from snex_node import control
-from snex_node.connection import Connection, accept, describe_error, initiate
+from snex_node.connection import Connection, describe_error, initiate
 from snex_node.control import RegSend, SendSender
+from snex_node.door import Door
 from snex_node.etf import Encoder
 from snex_node.flags import CLAIMED, Flag
 from snex_node.framing import FRAGMENT_SIZE, TICK, FrameReader, FrameWriter, Message
 from snex_node.handshake import (
+    Acceptor,
     Completed,
     HandshakeError,
     Identity,
@@ -1019,6 +1021,37 @@ def saying(
     status: Status, name: str | None = None, creation: int | None = None
 ) -> Callable[[NameReceived], tuple[Status, str | None, int | None]]:
     return lambda event: (status, name, creation)
+
+
+async def accept(
+    sock: socket.socket,
+    identity: Identity,
+    cookie: str,
+    decide: Callable[[NameReceived], tuple[Status, str | None, int | None]],
+    timeout: float = 20.0,
+) -> Completed:
+    """Do the accepting side's handshake as a node does it. Raises `HandshakeError`."""
+    done: asyncio.Future[Completed] = asyncio.get_running_loop().create_future()
+
+    class Visit:
+        acceptor = Acceptor(identity, cookie, random.getrandbits(32))
+
+        def decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
+            return decide(event)
+
+        def confirm(self) -> None:
+            pass
+
+        def succeeded(self, sock: socket.socket, completed: Completed) -> None:
+            sock.close()
+            done.set_result(completed)
+
+        def failed(self, error: HandshakeError) -> None:
+            done.set_exception(error)
+
+    door = Door(Visit, lambda: timeout)
+    door.enter(sock.dup(), ("they", 1))
+    return await done
 
 
 async def both(

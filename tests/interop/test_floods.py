@@ -1,0 +1,49 @@
+"""Strangers open sockets as fast as they can: who has the cookie gets in all the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import pytest
+
+from snex_node import Node, Process
+from snex_node.door import MAX_HANDSHAKES
+from tests.interop.conftest import NodeStarter
+from tests.support.beam import Beam
+from tests.support.flood import KINDS, flooding
+
+pytestmark = pytest.mark.both_loops
+
+CONNECT = """
+began = System.monotonic_time(:millisecond)
+connected = Node.connect(py)
+took = System.monotonic_time(:millisecond) - began
+Node.disconnect(py)
+{connected, took}
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_beam_connects_within_a_second(
+    beam: Beam, start_node: NodeStarter, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    node: Node = await start_node()
+    assert node.port is not None
+    events = Process(node)
+    node.monitor_nodes(events)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    async with flooding(node.port, kind):
+        for _ in range(8):
+            result = await beam.eval(CONNECT, py=node.name)
+            assert isinstance(result, tuple)
+            assert result[0] is True
+            assert result[1] < 1000
+            assert await events.next(timeout=5) == ("nodeup", beam.name)
+            assert await events.next(timeout=5) == ("nodedown", beam.name)
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + MAX_HANDSHAKES + 16
+    seconds = time.monotonic() - began
+    lines = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert 1 <= len(lines) <= 11 * (1 + seconds / 10)
