@@ -1112,6 +1112,7 @@ async def test_bytes_behind_the_handshake_are_handed_over(pair: Pair) -> None:
 
 
 async def test_a_handshake_that_stalls(pair: Pair) -> None:
+    await asyncio.get_running_loop().sock_sendall(pair[0], b"\0")
     with pytest.raises(HandshakeError, match=r"not done within 0\.05 s") as caught:
         await accept(pair[1], B, "secret", saying(Status.OK), timeout=0.05)
     assert caught.value.reason == "timeout"
@@ -1121,6 +1122,7 @@ async def test_a_handshake_that_stalls(pair: Pair) -> None:
 
 
 async def test_a_peer_that_closes_during_the_handshake(pair: Pair) -> None:
+    await asyncio.get_running_loop().sock_sendall(pair[0], b"\0")
     pair[0].close()
     with pytest.raises(HandshakeError, match=r"closed the connection .*wait_name") as caught:
         await accept(pair[1], B, "secret", saying(Status.OK))
