@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from snex_node.describe import short
+from snex_node.errors import ConnectError
 from snex_node.framing import (
     MAX_FRAME,
     MAX_MESSAGE,
@@ -73,6 +74,16 @@ _WRITES_MOST = 4
 
 _CORK_MOST = 256 * 1024
 """Bytes of answers that gather during one read before they are written after all."""
+
+ANSWER_AFTER = 0.002
+"""Seconds for which the first answer to a read may wait for others to leave with it.
+
+A write is 20 us, so that this many cost one per cent; what answers slowly is not to wait."""
+
+TURN = 0.010
+"""Seconds for which the messages of one read are handled before others have their turn.
+
+What was read may ask for minutes of work, and others wait for one answer."""
 
 _FULL = 0.005
 """Seconds for which `send` does not try to write to a socket that was full: each try would cost
@@ -137,6 +148,8 @@ class Connection:
         self._finishing = False
         self._failure: str | None = None
         self._full_until = 0.0
+        # What is left of a read for the next turn of the loop; nothing more is read meanwhile.
+        self._left: list[Message | Skipped] = []
         # These belong to the loop, but for the wish to be woken there.
         self._watch_asked = False
         self._writing = False
@@ -309,9 +322,19 @@ class Connection:
     # --- writing, on the loop -------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Wait until no more than the high-water mark waits to be written (or it is closed)."""
+        """Wait until no more than the high-water mark waits to be written.
+
+        Raises `ConnectError` (``lost``) when the connection ends meanwhile: what waited is lost.
+        """
         while self._queue.size > HIGH_WATER and self.closed is None:
             await self._wait()
+        if self.closed is not None:
+            raise ConnectError(
+                self.peer.name,
+                "lost",
+                f"the connection to {self.peer.name} was lost ({self.closed}) while messages to it "
+                "waited to be written; they have not arrived",
+            )
 
     async def _wait(self) -> None:
         """Wait until most of the queue has been written, or the connection has ended."""
@@ -358,7 +381,7 @@ class Connection:
     # --- reading --------------------------------------------------------------------------------
 
     def _resume_reading(self) -> None:
-        if not self._reading and self.closed is None:
+        if not self._reading and not self._left and self.closed is None:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
 
@@ -381,12 +404,16 @@ class Connection:
 
     def _receive(self, data: bytes) -> None:
         self.bytes_in += len(data)
-        reader = self._reader
-        messages = reader.receive_data(data)
+        messages = self._reader.receive_data(data)
         if messages:
             self._handle(messages)
-            if self.closed is not None:
+            if self._left or self.closed is not None:
                 return
+        self._received()
+
+    def _received(self) -> None:
+        """All messages of a read have been handled: what else there was in it."""
+        reader = self._reader
         if reader.failure is not None:
             self.close(f"protocol error: {reader.failure}")
         elif reader.ticks != self._ticks_seen:
@@ -397,36 +424,83 @@ class Connection:
     def _handle(self, messages: list[Message | Skipped]) -> None:
         self._corked = [] if self._open else None
         try:
-            for message in messages:
-                if isinstance(message, Skipped):
-                    _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
-                    continue
-                try:
-                    self._handler.message_received(self, message)
-                except Exception:
-                    what = short(message.control)
-                    _log.exception("%s: handling %s failed", self.peer.name, what)
-                if self.closed is not None:
-                    return
+            if len(messages) == 1:
+                self._handle_one(messages[0])
+            else:
+                self._handle_many(messages)
         finally:
             with self._lock:
                 self._uncork_locked()
                 self._corked = None
             self._after_write()
 
+    def _handle_one(self, message: Message | Skipped) -> None:
+        if isinstance(message, Skipped):
+            _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
+            return
+        try:
+            self._handler.message_received(self, message)
+        except Exception:
+            _log.exception("%s: handling %s failed", self.peer.name, short(message.control))
+
+    def _handle_many(self, messages: list[Message | Skipped]) -> None:
+        """Handle them in order, and leave the rest for later when they take long."""
+        began = written = time.monotonic()
+        for number, message in enumerate(messages, 1):
+            self._handle_one(message)
+            if self.closed is not None:
+                return
+            now = time.monotonic()
+            if now - written >= ANSWER_AFTER:
+                written = now
+                if self._corked:
+                    self._write_corked()
+            if now - began >= TURN and number < len(messages):
+                self._leave(messages[number:])
+                return
+
+    def _write_corked(self) -> None:
+        with self._lock:
+            self._uncork_locked()
+        self._after_write()
+
+    def _leave(self, messages: list[Message | Skipped]) -> None:
+        self._left = messages
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Handle what is left of a read; then the next one may come."""
+        if self.closed is not None:
+            return
+        messages, self._left = self._left, []
+        self._handle(messages)
+        if self._left or self.closed is not None:
+            return
+        self._received()
+        if self._queue.pressure <= HIGH_WATER:  # else `_on_writable` goes on with it
+            self._resume_reading()
+
     def _on_check(self) -> None:
         """Four times per net_ticktime: give up a peer that has been silent for five checks.
 
         Checks are counted, not seconds: after user code has blocked the loop for a minute there
         has been one check, and what the peer sent in the meantime is read before the next.
+
+        While we do not read, because too much waits for the peer, it lives as long as it takes
+        some of that.
         """
         silent = self.bytes_in == self._in_at_check
-        self._silent_checks = self._silent_checks + 1 if silent and self._reading else 0
+        stuck = self.bytes_out == self._out_at_check
+        silent = silent and (self._reading or stuck) and not self._left
+        self._silent_checks = self._silent_checks + 1 if silent else 0
         self._in_at_check = self.bytes_in
         if self._silent_checks >= 4:
             self.close("net_tick_timeout")
             return
-        if not self._reading and self.bytes_out == self._out_at_check:
+        if not self._reading and stuck:
             # Neither side writes: two nodes that both stopped reading would wait for ever.
             self._resume_reading()
         self._out_at_check = self.bytes_out
@@ -459,6 +533,7 @@ class Connection:
             if self.closed is not None:
                 return
             self.closed = reason
+            self._left = []
             self._stop_sending_locked()
         if self._timer is not None:
             self._timer.cancel()

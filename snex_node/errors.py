@@ -34,7 +34,8 @@ class ConnectError(NodeError):
 
     ``node`` is its name, ``reason`` a short word: ``unknown`` (its epmd does not know it),
     ``unreachable``, ``resolve``, ``names`` (short against long), ``name`` (it is no node name),
-    ``stopped`` (given up by `Node.disconnect` or `Node.stop`), or one of `HandshakeError`.
+    ``stopped`` (given up by `Node.disconnect` or `Node.stop`), ``lost`` (it ended while a message
+    waited to be written), or one of `HandshakeError`.
     """
 
     def __init__(self, node: str, reason: str, message: str) -> None:

@@ -22,6 +22,7 @@ from snex_node import control
 from snex_node.connection import Connection, describe_error, initiate
 from snex_node.control import RegSend, SendSender
 from snex_node.door import Door
+from snex_node.errors import ConnectError
 from snex_node.etf import Encoder
 from snex_node.flags import CLAIMED, Flag
 from snex_node.framing import FRAGMENT_SIZE, TICK, FrameReader, FrameWriter, Message
@@ -255,7 +256,10 @@ async def test_garbage_that_came_with_the_handshake(open_line: Open) -> None:
     assert not line.connection._reading
 
 
-async def test_answers_to_one_read_leave_in_one_write(open_line: Open) -> None:
+async def test_answers_to_one_read_leave_in_one_write(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_AFTER", 1000.0)
     ours, theirs = socket.socketpair()
     counting = CountingSocket(ours)
     line = open_line((counting, theirs))
@@ -464,7 +468,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from(
     assert connection.pending == 0
 
 
-async def test_drain_returns_when_the_connection_ends(
+async def test_drain_raises_when_the_connection_ends(
     open_line: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HIGH_WATER", 500_000)
@@ -475,7 +479,11 @@ async def test_drain_returns_when_the_connection_ends(
     await turns()
     assert not draining.done()
     line.connection.close("enough")
-    await asyncio.wait_for(draining, 20)
+    with pytest.raises(ConnectError, match=r"was lost \(enough\) while messages") as caught:
+        await asyncio.wait_for(draining, 20)
+    assert (caught.value.node, caught.value.reason) == ("they@127.0.0.1", "lost")
+    with pytest.raises(ConnectError):  # asked by another thread, which could not know
+        await line.connection.drain()
 
 
 @pytest.mark.parametrize("from_thread", [False, True])
@@ -935,6 +943,159 @@ async def test_silence_does_not_count_while_we_do_not_read(
     for _ in range(4):
         connection._on_check()
     assert line.handler.lost == ["net_tick_timeout"]
+
+
+async def test_a_dead_peer_for_which_much_waits_is_dropped(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We do not read because of what waits, and each tick of the guardian says so again."""
+    monkeypatch.setattr(module, "HIGH_WATER", 100_000)
+    line = open_line(small=True, net_ticktime=4000)
+    connection = line.connection
+    connection.send(SEND, bytes(3_000_000))
+    checks = 0
+    while connection.closed is None:
+        assert checks < 7
+        connection._on_check()
+        checks += 1
+        connection.tick()
+        await turns()
+    assert checks >= 5
+    assert line.handler.lost == ["net_tick_timeout"]
+
+
+async def test_a_peer_that_takes_what_waits_is_kept(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing while it does, and we would not read it."""
+    monkeypatch.setattr(module, "HIGH_WATER", 100_000)
+    line = open_line(small=True, net_ticktime=4000)
+    connection = line.connection
+    connection.send(SEND, bytes(3_000_000))
+    await turns()
+    for _ in range(20):
+        await line.take_raw()
+        connection.flush()
+        connection._on_check()
+    assert connection.closed is None
+
+
+async def test_a_peer_is_not_silent_while_we_handle_what_it_said(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN", 0.0)
+    line = open_line(net_ticktime=4000)
+    line.handler.on_message = lambda connection, message: line.loop.call_soon(connection._on_check)
+    await line.give(*map(numbered, range(20)))
+    assert len(await line.handler.received(20)) == 20
+    assert line.connection.closed is None
+
+
+# Turns
+
+
+async def test_answers_do_not_wait_for_slow_ones(open_line: Open) -> None:
+    """Ten callers, 20 ms each: the first answer leaves before the second request is begun."""
+    line = open_line()
+    arrived: list[int] = []
+
+    def answer(connection: Connection, message: Message) -> None:
+        with contextlib.suppress(BlockingIOError):
+            arrived.append(len(line.raw.recv(1 << 16)))
+        time.sleep(0.02)
+        connection.send(SEND, numbered(len(line.handler.messages)))
+
+    line.handler.on_message = answer
+    await line.give(*map(numbered, range(10)))
+    await line.handler.received(10)
+    frame = len(line.writer.frame(SEND, numbered(1)))
+    assert arrived == [frame] * 9
+
+
+async def test_quick_answers_leave_after_a_while(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one turn, though more is to be handled."""
+    monkeypatch.setattr(module, "ANSWER_AFTER", 0.0)
+    monkeypatch.setattr(module, "TURN", 1000.0)
+    ours, theirs = socket.socketpair()
+    counting = CountingSocket(ours)
+    line = open_line((counting, theirs))
+    line.handler.on_message = lambda connection, message: connection.send(SEND, b"x")
+    await line.give(*map(numbered, range(10)))
+    await line.take(10)
+    assert counting.writes == 10
+
+
+async def test_others_have_their_turn(open_line: Open) -> None:
+    """One peer asks for two seconds of work in one write; another waits for one answer."""
+    busy, other = open_line(), open_line()
+
+    def work(connection: Connection, message: Message) -> None:
+        time.sleep(0.002)
+
+    busy.handler.on_message = work
+    other.handler.on_message = lambda connection, message: connection.send(SEND, b"answer")
+    payloads = list(map(numbered, range(1000)))
+    await busy.give(*payloads)
+    await busy.handler.wait_for(lambda: busy.handler.messages)
+    await other.give(b"question")
+    assert await other.take(1) == [b"answer"]
+    assert len(busy.handler.messages) < 200
+    await busy.give(b"the last one")
+    assert await busy.handler.received(1001) == [*payloads, b"the last one"]
+    assert busy.connection._reading
+
+
+async def test_what_is_left_of_a_read_when_it_is_closed(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN", 0.0)
+    line = open_line()
+    await line.give(*map(numbered, range(10)))
+    await line.handler.received(3)
+    count = len(line.handler.messages)
+    line.connection.close("enough")
+    await turns(20)
+    assert len(line.handler.messages) == count < 10
+    assert line.handler.lost == ["enough"]
+
+
+async def test_a_broken_frame_behind_what_is_left(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before it is handled first, and ticks in between are answered at the end."""
+    monkeypatch.setattr(module, "TURN", 0.0)
+    line = open_line()
+    frames = [line.writer.frame(SEND, numbered(number)) for number in range(10)]
+    await line.give_raw(b"".join([*frames, TICK, b"\0\0\0\1x"]))
+    assert "protocol error" in await line.handler.ended()
+    assert len(line.handler.messages) == 10
+
+
+async def test_nothing_is_read_while_something_is_left(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when what waited has been written, nor when it is time to listen."""
+    monkeypatch.setattr(module, "TURN", 0.0)
+    line = open_line()
+    reading: list[bool] = []
+
+    def check(connection: Connection) -> None:
+        connection._on_check()
+        connection._on_check()
+        reading.append(connection._reading)
+
+    def answer(connection: Connection, message: Message) -> None:
+        line.loop.call_soon(check, connection)
+
+    line.handler.on_message = answer
+    await line.give(*map(numbered, range(5)))
+    assert await line.handler.received(5) == list(map(numbered, range(5)))
+    await line.handler.wait_for_turns(lambda: len(reading) == 5)
+    assert reading == [False, False, False, False, True]
+    await line.give(b"more")
+    assert (await line.handler.received(6))[5] == b"more"
 
 
 async def test_a_blocked_loop_does_not_drop_a_peer_that_ticks(open_line: Open) -> None:
