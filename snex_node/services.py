@@ -22,7 +22,7 @@ from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
 from snex_node.etf import DecodeError, EncodeError, Encoder
 from snex_node.gen import From, GenProcess
 from snex_node.process import KILLED, NORMAL, BaseProcess
-from snex_node.terms import Atom, Term
+from snex_node.terms import Atom, Pid, Term
 
 if TYPE_CHECKING:
     from snex_node.node import Node
@@ -37,6 +37,8 @@ TUNING: Final = frozenset(
 )
 """Options ``{Name, Value}`` of a spawn request that mean something to a BEAM only: ignored here."""
 
+_REX: Final = Atom("rex")
+_REX_TAG: Final = Encoder().encode(_REX)
 _UNDEF: Final = Atom("undef")
 _RETURN: Final = Atom("return")
 _ERROR: Final = Atom("error")
@@ -77,7 +79,7 @@ class NetKernel(GenProcess):
 
 
 class Rex(GenProcess):
-    """``rex``: the remote procedure calls of ``:rpc.block_call`` and of nodes older than erpc."""
+    """``rex``: the calls of ``:rpc.block_call``, of C nodes, and of nodes older than erpc."""
 
     __slots__ = ("_calls", "_resolver")
 
@@ -101,6 +103,40 @@ class Rex(GenProcess):
         mfa = _rex_mfa(request, ("cast",))
         if mfa is not None:
             _Job(self.node).run(self._resolver, *mfa)
+
+    def info_received(self, message: object) -> None:
+        """Answer ``{From, Request}``, as ``erl_call`` and ``:rpc.sbcast`` send it, by ``{rex, ..}``.
+
+        Like OTP's, it also takes ``{From, {send, Name, Message}}``, which older nodes send, and
+        tells which other features of `rpc` it has; the rest is dropped.
+        """
+        if not isinstance(message, tuple) or len(message) != 2 or not isinstance(message[0], Pid):
+            return
+        sender, request = message
+        mfa = _rex_mfa(request, ("call",))
+        if mfa is not None:
+            caller = From(sender, _REX_TAG, None)
+            _RexCall(self.node, caller, self._calls).run(self._resolver, *mfa)
+        elif isinstance(request, Atom) and request == "features_request":
+            self._tell(sender, (Atom("features_reply"), self.node.name, [Atom("erpc")]))
+        elif isinstance(request, tuple) and len(request) == 3 and isinstance(request[1], Atom):
+            self._pass_on(sender, *request)
+
+    def _pass_on(self, sender: Pid, kind: object, name: Atom, message: object) -> None:
+        """To the process registered as ``name``; that there is none is always told."""
+        if kind not in ("sbcast", "send"):
+            return
+        answer: object = self.node.name
+        if self.node.find(name) is None:
+            answer = (Atom("nonexisting_name"), name)
+        else:
+            self.node.send(name, message if kind == "sbcast" else (sender, message))
+            if kind == "send":
+                return
+        self._tell(sender, (_REX, self.node.name, answer))
+
+    def _tell(self, to: Pid, message: object) -> None:
+        self.node.send(to, message, sender=self.pid)
 
     def demonitored(self, ref: bytes) -> None:
         """A caller's time is over, or it has died: so has the work."""
@@ -142,9 +178,9 @@ class Spawner:
         try:
             job, module, function, args = self._prepare(remote, request, data, offset)
         except _RefusedError as refused:
-            _log.warning(
-                "%s: refused to spawn %s:%s/%d: %s", remote.name, *request.mfa, refused.why
-            )
+            module, function, arity = request.mfa
+            what = f"{module}:{function}/{describe.inspect(arity)}"
+            _log.warning("%s: refused to spawn %s: %s", remote.name, what, refused.why)
             remote.send(SpawnReply(request.id, request.from_, 0, Atom(refused.reason)))
             return
         flags = 0

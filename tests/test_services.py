@@ -15,6 +15,7 @@ from snex_node import (
     Atom,
     Node,
     Pid,
+    Process,
     UndefinedFunctionError,
     control,
     errors,
@@ -354,6 +355,67 @@ class TestRex:
             await peer.send(RegSend(peer.pid(), Atom("rex")), encode(message))
         await settled(peer)
         assert events == [("running", 1)]
+
+
+class TestRexByPlainMessages:
+    """What C nodes and `:rpc.sbcast` send: ``{From, Request}``, answered by ``{rex, ..}``."""
+
+    async def ask(self, peer: ScriptedPeer, request: object) -> object:
+        message = encode((peer.pid(), request))
+        await peer.send(RegSend(peer.pid(), Atom("rex")), message)
+        return (await read(peer))[1]
+
+    async def test_calls(self, peer: ScriptedPeer) -> None:
+        mfa = (Atom("m"), Atom("echo"), [1], Atom("user"))
+        assert await self.ask(peer, (Atom("call"), *mfa)) == ("rex", [1])
+        missing = (Atom("call"), Atom("m"), Atom("nothing"), [], Atom("user"))
+        answer = ("badrpc", ("EXIT", ("undef", [("m", "nothing", [], [])])))
+        assert await self.ask(peer, missing) == ("rex", answer)
+
+    async def test_sbcast(self, node: Node, peer: ScriptedPeer) -> None:
+        inbox = Process(node, name="inbox")
+        request = (Atom("sbcast"), Atom("inbox"), 1)
+        assert await self.ask(peer, request) == ("rex", node.name, node.name)
+        assert await inbox.next(timeout=5) == 1
+        request = (Atom("sbcast"), Atom("nobody"), 1)
+        nobody = ("nonexisting_name", "nobody")
+        assert await self.ask(peer, request) == ("rex", node.name, nobody)
+
+    async def test_send(self, node: Node, peer: ScriptedPeer) -> None:
+        inbox = Process(node, name="inbox")
+        message = encode((peer.pid(), (Atom("send"), Atom("inbox"), 1)))
+        await peer.send(RegSend(peer.pid(), Atom("rex")), message)
+        assert await inbox.next(timeout=5) == (peer.pid(), 1)
+        request = (Atom("send"), Atom("nobody"), 1)
+        nobody = ("nonexisting_name", "nobody")
+        assert await self.ask(peer, request) == ("rex", node.name, nobody)
+
+    async def test_features(self, node: Node, peer: ScriptedPeer) -> None:
+        answer = ("features_reply", node.name, ["erpc"])
+        assert await self.ask(peer, Atom("features_request")) == answer
+
+    async def test_the_rest_is_dropped(self, peer: ScriptedPeer) -> None:
+        for request in (1, (), (Atom("other"), Atom("rex"), 1), (Atom("sbcast"), 1, 1), [1]):
+            for message in ((peer.pid(), request), (1, request), request):
+                await peer.send(RegSend(peer.pid(), Atom("rex")), encode(message))
+        mfa = (Atom("m"), Atom("echo"), [1], Atom("user"))
+        assert await self.ask(peer, (Atom("call"), *mfa)) == ("rex", [1])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [(Atom("x"), b"a" * 100_000), Atom("x" * 255), [b"y" * 1000] * 1000, 10**5000],
+    ids=["tuple", "atom", "list", "integer"],
+)
+async def test_a_bad_option_is_logged_in_short(
+    peer: ScriptedPeer, caplog: pytest.LogCaptureFixture, option: object
+) -> None:
+    request = await spawn(peer, ("m", "echo"), [1], option)
+    control, _ = await read(peer)
+    assert control == SpawnReply(request.id, peer.pid(), 0, Atom("badopt"))
+    [record] = caplog.records
+    assert "refused to spawn m:echo/1: there is no option" in record.getMessage()
+    assert len(record.getMessage()) < 500
 
 
 class TestNetKernel:

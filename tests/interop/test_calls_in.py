@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from snex_node import Atom, Node, Pid, Process, UndefinedFunctionError, import_f
 from tests.interop import functions
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
+from tests.support.epmd import RealEpmd
 from tests.support.waiting import until
 
 MODULE = functions.MODULE
@@ -251,6 +254,32 @@ class TestRpc:
         value = await beam.eval(source, py=node.name, m=MODULE)
         assert value == (4.0, bad, bad, "no")
         await until(lambda: functions.called == [("old",)])
+
+
+class TestPlainMessagesToRex:
+    async def test_sbcast(self, beam: Beam, node: Node) -> None:
+        told = Process(node, name="told")
+        source = "{:rpc.sbcast([py], :told, :hello), :rpc.sbcast([py], :nobody, :hello)}"
+        good: object = ([node.name], [])
+        bad: object = ([], [node.name])
+        assert await beam.eval(source, py=node.name) == (good, bad)
+        assert await told.next(timeout=5) == "hello"
+
+    async def test_eval_everywhere(self, beam: Beam, node: Node) -> None:
+        source = ":rpc.eval_everywhere([py], m, :note, [:everywhere])"
+        assert await beam.eval(source, py=node.name, m=MODULE) == "abcast"
+        await until(lambda: functions.called == [("everywhere",)])
+
+    async def test_erl_call(self, beam: Beam, node: Node, epmd: RealEpmd) -> None:
+        """A C node: it knows no other way."""
+        process = await asyncio.create_subprocess_exec(
+            *("erl_call", "-name", node.name, "-c", beam.cookie, "-a", "math sqrt [16.0]"),
+            env={**os.environ, "ERL_EPMD_PORT": str(epmd.port)},
+            stdout=subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 20)
+        assert float(output) == 4.0
+        assert process.returncode == 0
 
 
 class TestSpawn:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from snex_node import Atom, GenServer, Node, Pid, Process, ProcessExitError
+from snex_node import Atom, ConnectError, GenServer, Node, Pid, Process, ProcessExitError
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
 from tests.support.proxy import Proxy
@@ -201,3 +202,34 @@ class TestTheLine:
         await tied.check_theirs()
         assert "not responding" not in tied.beam.log
         await tied.check_reconnects()
+
+
+async def test_a_stopped_beam_for_which_much_waits(
+    start_beam: BeamStarter, start_node: NodeStarter
+) -> None:
+    """100 MB are on their way to it when it stops: it is gone as if nothing were on its way.
+
+    Whoever waits for them to be written is told.
+    """
+    peer = start_beam()
+    node = await start_node(cookie=peer.cookie, net_ticktime=8)
+    events = Process(node)
+    node.monitor_nodes(events)
+    pid = await peer.eval("spawn(fn -> Process.sleep(:infinity) end)")
+    assert isinstance(pid, Pid)
+    await node.connect(peer.name)
+    assert await events.next(timeout=5) == ("nodeup", peer.name)
+    connection = node.remote(peer.name).connection
+    assert connection is not None
+    peer.suspend()
+    began = time.monotonic()
+    try:
+        for _ in range(100):
+            node.send(pid, bytes(1_000_000))
+        draining = asyncio.ensure_future(connection.drain())
+        assert await events.next(timeout=15) == ("nodedown", peer.name)
+        assert time.monotonic() - began < 11
+        with pytest.raises(ConnectError, match=r"was lost \(net_tick_timeout\) while messages"):
+            await draining
+    finally:
+        peer.resume()
