@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
@@ -56,9 +57,18 @@ Python hashes and compares tuples by recursion in C; 100,000 levels of it overfl
 """
 
 MAX_REREAD: Final = 64
-"""How many times the size of the data may be copied for opaque terms inside of opaque terms.
+"""How many times the size of the data may be copied for terms inside of terms that are kept whole.
 
-Each level is copied anew. Without a bound, 1 MB of improper lists in improper lists costs 50 GB.
+Those are opaque terms, funs, and keys of maps that cannot be hashed. Each level is copied anew.
+Without a bound, 1 MB of improper lists in improper lists costs 50 GB.
+"""
+
+MAX_EQUAL_HASHES: Final = 64
+"""Keys of one map that may have the same hash; more of them arrive as ``Term``.
+
+Python's hashes of numbers, and of tuples of them, are the same everywhere: 100,000 integers that are
+multiples of 2^61 - 1 are compared each with each, which takes minutes. This many cost 32
+comparisons a key at the most. A ``Term`` has a hash that nobody can foresee.
 """
 
 
@@ -133,6 +143,8 @@ _ATOM_TAGS: Final = frozenset((119, 118, 115, 100))
 
 # Terms of a fixed size, tag included.
 _FIXED: Final = {97: 2, 98: 5, 70: 9, 99: 32, 106: 1}
+
+_NOTHING_KNOWN: Final[dict[int, int]] = {}
 
 _REFUSED: Final = {
     121: "LOCAL_EXT (tag 121): only the node that made this term can read it; "
@@ -240,6 +252,8 @@ class Decoder:
         raw_structs = self._find_raw_structs(data, pos) if self._raw_structs else None
         in_hook = False
         reread = 0
+        # Where maps end that had to be read twice, by where they begin: those around them skip them.
+        reread_maps: dict[int, int] = {}
         # The innermost term under construction: its elements so far, how many are still to come,
         # what it is, where it started. Those around it are on the stack.
         out: list[Any] = []
@@ -380,6 +394,8 @@ class Decoder:
                         pos = begin
                     else:
                         value, pos = self._rare(data, pos, tag)
+                        if kind == _MAP and not len(out) & 1:  # a large integer, perhaps
+                            kind = _KEYED_MAP
                         out.append(value)
                 # All elements are there: the term is put together and handed to the one around it.
                 if kind == _TUPLE:
@@ -402,7 +418,7 @@ class Decoder:
                         remaining = 1
                         continue
                 elif kind == _MAP or kind == _KEYED_MAP:  # noqa: SIM109 - faster than `in`
-                    if kind == _MAP or all(map(_is_shallow, out[::2])):
+                    if kind == _MAP or _are_plain(out[::2]):
                         pairs = iter(out)
                         try:
                             if len(out) <= 6:  # half the time of dict(zip())
@@ -417,10 +433,11 @@ class Decoder:
                     else:
                         complete = False
                     if not complete:
-                        reread += pos - start
+                        value, copied = self._careful_map(data, start, out, reread_maps)
+                        reread_maps[start] = pos
+                        reread += copied
                         if reread > MAX_REREAD * size:
                             raise _too_much_reread(size, start)
-                        value = self._careful_map(data, start, out)
                     if hook is not None and self._struct_key in value and self._is_struct(value):
                         if pos > size:
                             raise _truncated(data)
@@ -436,9 +453,13 @@ class Decoder:
                         raise _truncated(data)
                     if kind == _TAIL and not self._opaque:
                         tail = out.pop()
+                        if isinstance(tail, list):
+                            reread += 8 * len(tail)
+                            if reread > MAX_REREAD * size:
+                                raise _too_much_reread(size, start)
                         value = _joined(out, tail)
                     else:
-                        if self._opaque:
+                        if self._opaque or kind == _FUN:
                             reread += pos - start
                             if reread > MAX_REREAD * size:
                                 raise _too_much_reread(size, start)
@@ -469,15 +490,24 @@ class Decoder:
         _check_end(data, end)
         return end
 
-    def _careful_map(self, data: bytes, start: int, out: list[Any]) -> dict[Any, Any]:
-        """The map whose keys Python cannot hash, or takes for one another: those become terms."""
+    def _careful_map(
+        self, data: bytes, start: int, out: list[Any], known: dict[int, int]
+    ) -> tuple[dict[Any, Any], int]:
+        """The map whose keys Python cannot hash, or takes for one another: those become terms.
+
+        ``known`` tells where maps end that have been read this way already, so that of maps in maps
+        no byte is read a third time. Returned besides is how many bytes have been copied.
+        """
         result: dict[Any, Any] = {}
         present: dict[Any, Any] = {}
+        crowded = _crowded(out[::2])
+        copied = 0
         pos = start + 5
         for key, value in zip(out[::2], out[1::2], strict=True):
-            end = self.skip(data, pos)
-            if not _is_hashable(key):
+            end = _skip(data, pos, known)
+            if not _is_hashable(key) or (crowded and hash(key) in crowded):
                 key = self._term(data[pos:end])
+                copied += end - pos
             if key in present:
                 other = present[key]
                 if _is_same(key, other):
@@ -486,12 +516,14 @@ class Decoder:
                     del result[key]
                 else:
                     key = self._term(data[pos:end])
+                    copied += end - pos
                     if key in present:
                         raise DecodeError(f"a map has the key {inspect(other)} twice", pos)
             present[key] = key
             result[key] = value
-            pos = self.skip(data, end)
-        return result
+            pos = _skip(data, end, known)
+        _check_end(data, pos)
+        return result, copied
 
     def _is_struct(self, fields: dict[Any, Any]) -> bool:
         """Whether the key and the value of ``__struct__`` are atoms, and no strings."""
@@ -727,6 +759,19 @@ def _is_shallow(key: object, depth: int = 0) -> bool:
     return depth < MAX_KEY_DEPTH and all(_is_shallow(part, depth + 1) for part in parts)
 
 
+def _are_plain(keys: list[Any]) -> bool:
+    """Whether a dict can be made of the keys at once, at a cost that is in proportion to them."""
+    return all(map(_is_shallow, keys)) and not _crowded(keys)
+
+
+def _crowded(keys: list[Any]) -> set[int]:
+    """The hashes that more than `MAX_EQUAL_HASHES` of the keys have."""
+    if len(keys) <= MAX_EQUAL_HASHES:
+        return set()
+    counts = Counter(hash(key) for key in keys if _is_hashable(key))
+    return {value for value, count in counts.items() if count > MAX_EQUAL_HASHES}
+
+
 def _is_hashable(key: object) -> bool:
     if not _is_shallow(key):
         return False
@@ -765,10 +810,17 @@ def _header(data: bytes, pos: int, tag: int) -> tuple[int, int, int]:
     return kind, count, begin
 
 
-def _skip(data: bytes, pos: int) -> int:
-    """The offset behind the term, which may lie behind the end of the data."""
+def _skip(data: bytes, pos: int, known: dict[int, int] = _NOTHING_KNOWN) -> int:
+    """The offset behind the term, which may lie behind the end of the data.
+
+    ``known`` tells where some maps end, by where they begin.
+    """
     pending = 1
     while pending:
+        if known and pos in known:
+            pos = known[pos]
+            pending -= 1
+            continue
         pos, children = _step(data, pos)
         pending += children - 1
     return pos

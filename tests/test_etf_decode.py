@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import threading
@@ -755,3 +756,110 @@ def test_funs_are_decoded_with_what_they_hold() -> None:
     assert value.free == (1, [7])
     assert value.external == data
     assert Encoder().encode([value]) == b"l\0\0\0\1" + data + b"j"
+
+
+# Work that is in proportion to the data
+
+
+def map_of(*pairs: tuple[bytes, bytes]) -> bytes:
+    return b"t" + len(pairs).to_bytes(4, "big") + b"".join(key + value for key, value in pairs)
+
+
+def big(number: int) -> bytes:
+    digits = number.to_bytes((number.bit_length() + 7) // 8, "little")
+    return b"n" + bytes([len(digits), 0]) + digits
+
+
+ONE = b"a\x01"
+ONE_POINT_ZERO = b"F\x3f\xf0\0\0\0\0\0\0"
+SAME_HASH = 2**61 - 1  # Python's hash of an integer is its remainder
+
+
+class Steps:
+    """Counts the terms that are passed over without being built."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        real = etf_decode._step
+
+        def step(data: bytes, pos: int) -> tuple[int, int]:
+            self.count += 1
+            return real(data, pos)
+
+        monkeypatch.setattr(etf_decode, "_step", step)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda inner: map_of((inner, ONE)), id="a map as key of a map"),
+        pytest.param(
+            lambda inner: map_of((b"h\1" + inner, ONE)), id="a map in a tuple as key of a map"
+        ),
+        pytest.param(
+            lambda inner: map_of((ONE, inner), (ONE_POINT_ZERO, ONE)),
+            id="a map in a map with keys that are equal in Python",
+        ),
+    ],
+)
+def test_maps_in_maps_are_read_twice_and_not_once_for_each_level(
+    monkeypatch: pytest.MonkeyPatch, around: Callable[[bytes], bytes], opaque: bool
+) -> None:
+    data = map_of((ONE, b"l" + (5000).to_bytes(4, "big") + 5000 * ONE + b"j"))
+    for _ in range(50):
+        data = around(data)
+    steps = Steps(monkeypatch)
+    value, end = Decoder(opaque=opaque).decode(data)
+    assert (end, len(value)) == (len(data), data[4])
+    assert steps.count < 7000
+    assert Decoder(opaque=opaque).decode(Encoder().encode(value))[0] == value
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda number: number, id="integers"),
+        pytest.param(lambda number: b"h\1" + number, id="tuples"),
+        pytest.param(lambda number: b"h\1h\1" + number, id="tuples in tuples"),
+        pytest.param(lambda number: b"l\0\0\0\1" + number + ONE, id="improper lists"),
+    ],
+)
+def test_keys_of_the_same_hash_become_terms(around: Callable[[bytes], bytes]) -> None:
+    """A dict would compare each of them with each: 100,000 of them take minutes."""
+    numbers = [SAME_HASH * (n + 1) for n in range(1000)]
+    pairs = [(around(big(number)), ONE) for number in numbers]
+    data = map_of((b"m\0\0\0\1k", ONE), *pairs)
+    value, _ = Decoder().decode(data)
+    assert len(value) == 1001
+    assert value[b"k"] == 1
+    assert [type(key) for key in value] == [bytes] + [Term] * 1000
+    assert Encoder().encode(value) == data
+
+
+def test_few_keys_of_the_same_hash_stay_what_they_are() -> None:
+    """Those of -1 and -2 are the same: a grid of them is nothing unusual."""
+    count = etf_decode.MAX_EQUAL_HASHES
+    numbers = [SAME_HASH * (n + 1) for n in range(count)]
+    others = list(range(1, 1000))  # 0 has that hash, too
+    wanted = dict.fromkeys([*numbers, *others], 1)
+    assert Decoder().decode(Encoder().encode(wanted))[0] == wanted
+    grid = dict.fromkeys(itertools.product((-1, -2), repeat=6), 0)
+    assert Decoder().decode(Encoder().encode(grid))[0] == grid
+
+
+def test_a_key_twice_among_many_of_the_same_hash() -> None:
+    pairs = [(big(SAME_HASH * (n + 1)), ONE) for n in range(100)]
+    with pytest.raises(DecodeError, match="twice"):
+        Decoder().decode(map_of(*pairs, pairs[0]))
+
+
+def test_funs_in_funs_are_bounded() -> None:
+    """Each holds its external form: a megabyte of them would be eight gigabytes."""
+    data = ONE
+    for _ in range(200):
+        body = b"w\1m" + ONE + ONE + PID.external + data
+        rest = bytes([0]) + bytes(16) + bytes(4) + (1).to_bytes(4, "big") + body
+        data = b"p" + (4 + len(rest)).to_bytes(4, "big") + rest
+    with pytest.raises(DecodeError, match="would be copied"):
+        Decoder().decode(data)
