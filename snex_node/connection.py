@@ -39,6 +39,7 @@ from snex_node.handshake import (
     Initiator,
     Peer,
 )
+from snex_node.memory import Holdings, Trimmer
 
 HANDSHAKE_TIMEOUT = 7.0
 """Seconds a handshake may take: OTP's ``net_setuptime``."""
@@ -120,6 +121,8 @@ class Connection:
         net_ticktime: float = NET_TICKTIME,
         max_frame: int = MAX_FRAME,
         max_message: int = MAX_MESSAGE,
+        unfinished: Holdings[Connection] | None = None,
+        trimmer: Trimmer | None = None,
     ) -> None:
         self.peer = peer
         self.closed: str | None = None
@@ -134,6 +137,10 @@ class Connection:
         self._loop = loop
         self._thread = threading.get_ident()
         self._reader = FrameReader(peer.flags, max_frame=max_frame, max_message=max_message)
+        # What the reader holds, as it was told to those who count what all of them do.
+        self._unfinished = 0
+        self._holdings = unfinished
+        self._trimmer = trimmer
         self._writer = FrameWriter(peer.flags)
         # Guards all that writing needs, down to ``closed``. Held for a few system calls, and
         # never while calling out.
@@ -404,12 +411,24 @@ class Connection:
 
     def _receive(self, data: bytes) -> None:
         self.bytes_in += len(data)
-        messages = self._reader.receive_data(data)
+        reader = self._reader
+        messages = reader.receive_data(data)
+        if reader.unfinished != self._unfinished:
+            self._hold(reader.unfinished)
+            if self.closed is not None:
+                return
         if messages:
             self._handle(messages)
             if self._left or self.closed is not None:
                 return
         self._received()
+
+    def _hold(self, size: int) -> None:
+        before, self._unfinished = self._unfinished, size
+        if self._trimmer is not None and before - size >= _READ_LARGE:
+            self._trimmer.released(before - size)
+        if self._holdings is not None:
+            self._holdings.changed(self, size)
 
     def _received(self) -> None:
         """All messages of a read have been handled: what else there was in it."""
@@ -534,6 +553,7 @@ class Connection:
                 return
             self.closed = reason
             self._left = []
+            waiting = self._queue.size
             self._stop_sending_locked()
         if self._timer is not None:
             self._timer.cancel()
@@ -542,6 +562,10 @@ class Connection:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._sock.close()
+        self._reader = FrameReader(self.peer.flags)  # forgets what it holds
+        self._hold(0)
+        if self._trimmer is not None:
+            self._trimmer.released(waiting)
         self._wake()
         try:
             self._handler.connection_lost(self, reason)

@@ -66,8 +66,8 @@ Without a bound, 1 MB of improper lists in improper lists costs 50 GB.
 MAX_EQUAL_HASHES: Final = 64
 """Keys of one map that may have the same hash; more of them arrive as ``Term``.
 
-Python's hashes of numbers, and of tuples of them, are the same everywhere: 100,000 integers that are
-multiples of 2^61 - 1 are compared each with each, which takes minutes. This many cost 32
+Python's hashes of numbers, and of tuples of them, are the same everywhere: 100,000 integers that
+are multiples of 2^61 - 1 are compared each with each, which takes minutes. This many cost 32
 comparisons a key at the most. A ``Term`` has a hash that nobody can foresee.
 """
 
@@ -252,7 +252,7 @@ class Decoder:
         raw_structs = self._find_raw_structs(data, pos) if self._raw_structs else None
         in_hook = False
         reread = 0
-        # Where maps end that had to be read twice, by where they begin: those around them skip them.
+        # Where maps end that had to be read twice, by where they begin: others need not read them.
         reread_maps: dict[int, int] = {}
         # The innermost term under construction: its elements so far, how many are still to come,
         # what it is, where it started. Those around it are on the stack.

@@ -131,6 +131,8 @@ class FrameReader:
         self.failure: FramingError | None = None
         self.frames = 0
         self.ticks = 0
+        self.unfinished = 0
+        """Bytes held for frames and fragmented messages that are not complete."""
         self._headers = bool(flags & (Flag.FRAGMENTS | Flag.DIST_HDR_ATOM_CACHE))
         self._max_frame = max_frame
         self._max_message = max_message
@@ -144,11 +146,6 @@ class FrameReader:
         # Reads that parts of sequences keep alive, and the latest of them.
         self._pinned = 0
         self._last_pinned: bytes | None = None
-
-    @property
-    def unfinished(self) -> int:
-        """Bytes held for frames and fragmented messages that are not complete."""
-        return self._have + self._held
 
     def receive_data(self, data: bytes) -> list[Message | Skipped]:
         """Take bytes; returns the messages that are complete with them.
@@ -168,6 +165,7 @@ class FrameReader:
             self._sequences.clear()
             self._held = 0
             self._unpin()
+        self.unfinished = self._have + self._held
         return messages
 
     def _finish_frame(self, data: bytes, messages: list[Message | Skipped]) -> int:

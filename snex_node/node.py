@@ -38,6 +38,7 @@ from snex_node.framing import MAX_FRAME, MAX_MESSAGE
 from snex_node.gen import GEN_CAST, From
 from snex_node.guardian import Guardian
 from snex_node.handshake import Completed, HandshakeError, check_name
+from snex_node.memory import MAX_UNFINISHED, Holdings, Trimmer
 from snex_node.process import NOPROC, BaseProcess, Destination, Target
 from snex_node.remote import RemoteNode, encode_reason
 from snex_node.services import NetKernel, Resolver, Rex, Spawner, import_function
@@ -69,7 +70,8 @@ class Node:
     to register with: a running one or else one that is started (``auto``), only a running one
     (``external``), only one of our own (``embedded``), or none. ``net_ticktime`` is the silence,
     in seconds, after which a peer is lost; ``net_setuptime`` what each step towards a connection
-    may take. ``max_frame`` and ``max_message`` bound what a peer can make us hold, in bytes.
+    may take. ``max_frame`` and ``max_message`` bound what a peer can make us hold, in bytes, and
+    ``max_unfinished`` what all of them can.
     ``decoder`` and ``encoder`` convert the terms of messages. ``resolver`` finds the functions that
     other nodes may call here by ``:erpc``, ``:rpc`` and ``Node.spawn``: by default any function of
     any module that can be imported (whoever knows the cookie may run code, as everywhere in a
@@ -94,6 +96,7 @@ class Node:
         net_setuptime: float = connections.HANDSHAKE_TIMEOUT,
         max_frame: int = MAX_FRAME,
         max_message: int = MAX_MESSAGE,
+        max_unfinished: int = MAX_UNFINISHED,
         decoder: Decoder | None = None,
         encoder: Encoder | None = None,
         resolver: Resolver | None = import_function,
@@ -117,6 +120,8 @@ class Node:
         self._net_ticktime = net_ticktime
         self._max_frame = max_frame
         self._max_message = max_message
+        self._unfinished: Holdings[Connection] = Holdings(max_unfinished, self._too_much_unfinished)
+        self._trimmer = Trimmer()
         self._resolver = resolver
         self._connector = Connector(self, cookie, epmd_port, self._make_connection)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -127,6 +132,7 @@ class Node:
         self._registrar: Registrar | None = None
         self.guardian = Guardian()
         """The thread that keeps connections alive; it takes further checks."""
+        self.guardian.add_check(self._trimmer.check)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._own: Client | None = None
         self._spawner: Spawner
@@ -723,9 +729,17 @@ class Node:
             net_ticktime=self._net_ticktime,
             max_frame=self._max_frame,
             max_message=self._max_message,
+            unfinished=self._unfinished,
+            trimmer=self._trimmer,
         )
         self.guardian.watch(connection)
         return connection
+
+    def _too_much_unfinished(self, connection: Connection) -> None:
+        connection.close(
+            f"all peers together have sent more than {self._unfinished.limit} bytes of messages "
+            "that are not complete, and it has sent the most"
+        )
 
 
 class _Ties:

@@ -1,0 +1,152 @@
+"""What many hold together is bounded, and memory is given back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import time
+from pathlib import Path
+
+import pytest
+
+from snex_node import Node, memory
+from snex_node.control import SendSender, encode
+from snex_node.framing import FRAGMENT_SIZE
+from snex_node.handshake import Identity
+from snex_node.memory import TRIM_AFTER, TRIM_PAUSE, Holdings, Trimmer, find_trim
+from tests.support.peer import ScriptedPeer
+from tests.support.waiting import until
+
+
+class TestHoldings:
+    def test_who_holds_the_most_is_told(self) -> None:
+        told: list[str] = []
+        holdings: Holdings[str] = Holdings(100, told.append)
+        for name, size in ("a", 40), ("b", 60), ("a", 30), ("c", 10):
+            holdings.changed(name, size)
+        assert (holdings.size, told) == (100, [])
+        holdings.changed("c", 11)
+        assert told == ["b"]
+        holdings.changed("b", 0)
+        assert holdings.size == 41
+
+    def test_who_holds_nothing_is_forgotten(self) -> None:
+        holdings: Holdings[str] = Holdings(100, lambda holder: None)
+        holdings.changed("a", 40)
+        holdings.changed("a", 0)
+        holdings.changed("b", 0)
+        assert (holdings.size, holdings._held) == (0, {})
+
+
+class TestTrimmer:
+    @pytest.fixture
+    def trims(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        trims: list[float] = []
+        monkeypatch.setattr(memory, "find_trim", lambda: lambda: trims.append(time.monotonic()))
+        return trims
+
+    def test_when_enough_has_been_released(self, trims: list[float]) -> None:
+        trimmer = Trimmer()
+        trimmer.released(TRIM_AFTER - 1)
+        trimmer.check()
+        assert trims == []
+        trimmer.released(1)
+        trimmer.check()
+        trimmer.check()
+        assert len(trims) == 1
+
+    def test_not_too_often(self, trims: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [1000.0]
+        monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
+        trimmer = Trimmer()
+        for _ in range(100):
+            trimmer.released(TRIM_AFTER)
+            trimmer.check()
+        assert len(trims) == 1
+        now[0] += TRIM_PAUSE
+        trimmer.check()
+        trimmer.check()
+        assert len(trims) == 2
+
+    def test_where_there_is_no_such_thing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(name: object) -> object:
+            raise OSError("no such library")
+
+        monkeypatch.setattr(ctypes, "CDLL", refuse)
+        find_trim()()
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+        find_trim()()
+
+
+IDENTITIES = [Identity(f"p{n}@127.0.0.1", 7) for n in range(3)]
+
+
+def part(peer: ScriptedPeer, number: int, size: int) -> bytes:
+    """A message of which `number` fragments are to come after this one, of `size` bytes."""
+    head = encode(SendSender(peer.pid(), peer.pid()))
+    body = b"\x83E" + (1).to_bytes(8, "big") + (number + 1).to_bytes(8, "big") + b"\0" + head
+    return (len(body) + size).to_bytes(4, "big") + body + bytes(size)
+
+
+async def connect(node: Node, number: int) -> ScriptedPeer:
+    assert node.port is not None
+    return await ScriptedPeer.connect(IDENTITIES[number], "secret", node.name, node.port)
+
+
+async def test_peers_together_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """None of them sends too much; the one that has sent the most is closed, the others live."""
+    name = f"py{secrets.token_hex(4)}@127.0.0.1"
+    async with Node(name, cookie="secret", epmd="none", max_unfinished=250_000) as node:
+        peers = [await connect(node, number) for number in range(3)]
+        for peer, size in zip(peers, (60_000, 110_000, 50_000), strict=True):
+            await peer.send_raw(part(peer, 5, size))
+        await until(lambda: node._unfinished.size > 220_000)
+        assert len(node.nodes) == 3
+        await peers[2].send_raw(bytes.fromhex("0000ffff") + bytes(40_000))
+        await peers[1].wait_closed()
+        await until(lambda: len(node.nodes) == 2)
+        assert node.nodes == [IDENTITIES[0].name, IDENTITIES[2].name]
+        assert "all peers together have sent more than 250000 bytes" in caplog.text
+        for peer in peers:
+            peer.close()
+        await until(lambda: not node.nodes)
+        assert node._unfinished.size == 0
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def glibc() -> bool:
+    return hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+@pytest.mark.skipif(not glibc(), reason="no malloc_trim here")
+async def test_memory_is_given_back() -> None:
+    """After 200 MB of a message that never became whole, in pieces between which others live."""
+    name = f"py{secrets.token_hex(4)}@127.0.0.1"
+    async with Node(name, cookie="secret", epmd="none") as node:
+        peer = await connect(node, 0)
+        await until(lambda: node.nodes)
+        before = resident()
+        kept: list[bytes] = []
+        for number in range(3200, 0, -1):
+            if number == 3200:
+                await peer.send_raw(part(peer, number, FRAGMENT_SIZE))
+            else:
+                await peer.send_raw(fragment(number + 1, FRAGMENT_SIZE))
+            if not number % 100:
+                await until(lambda: node._unfinished.size > (3100 - number) * FRAGMENT_SIZE)  # noqa: B023
+                kept.append(bytes(2000))
+        held = resident()
+        assert held - before > 150_000_000
+        peer.close()
+        await until(lambda: resident() - before < 60_000_000, timeout=20)
+        del kept
+
+
+def fragment(number: int, size: int) -> bytes:
+    body = b"\x83F" + (1).to_bytes(8, "big") + number.to_bytes(8, "big")
+    return (len(body) + size).to_bytes(4, "big") + body + bytes(size)
