@@ -441,42 +441,35 @@ class Connection:
                 self.tick()
 
     def _handle(self, messages: list[Message | Skipped]) -> None:
+        """Handle them in order; when that takes long, leave the rest for a later turn."""
         self._corked = [] if self._open else None
+        left = len(messages)
+        began = written = time.monotonic() if left > 1 else 0.0
         try:
-            if len(messages) == 1:
-                self._handle_one(messages[0])
-            else:
-                self._handle_many(messages)
+            for message in messages:
+                if isinstance(message, Skipped):
+                    _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
+                else:
+                    try:
+                        self._handler.message_received(self, message)
+                    except Exception:
+                        _log.exception("%s: handling %s failed", self.peer.name, short(message.control))
+                left -= 1
+                if not left or self.closed is not None:
+                    return
+                now = time.monotonic()
+                if now - written >= ANSWER_AFTER:
+                    written = now
+                    if self._corked:
+                        self._write_corked()
+                if now - began >= TURN:
+                    self._leave(messages[-left:])
+                    return
         finally:
             with self._lock:
                 self._uncork_locked()
                 self._corked = None
             self._after_write()
-
-    def _handle_one(self, message: Message | Skipped) -> None:
-        if isinstance(message, Skipped):
-            _log.warning("%s: skipped a frame: %s", self.peer.name, message.reason)
-            return
-        try:
-            self._handler.message_received(self, message)
-        except Exception:
-            _log.exception("%s: handling %s failed", self.peer.name, short(message.control))
-
-    def _handle_many(self, messages: list[Message | Skipped]) -> None:
-        """Handle them in order, and leave the rest for later when they take long."""
-        began = written = time.monotonic()
-        for number, message in enumerate(messages, 1):
-            self._handle_one(message)
-            if self.closed is not None:
-                return
-            now = time.monotonic()
-            if now - written >= ANSWER_AFTER:
-                written = now
-                if self._corked:
-                    self._write_corked()
-            if now - began >= TURN and number < len(messages):
-                self._leave(messages[number:])
-                return
 
     def _write_corked(self) -> None:
         with self._lock:

@@ -23,7 +23,7 @@ TRIM_AFTER: Final = 32 * 1024 * 1024
 """Bytes that must have been released before memory is given back."""
 
 TRIM_PAUSE: Final = 10.0
-"""Seconds between two times: one takes 1 ms for each few MB that are free, on a thread of its own."""
+"""Seconds between two times: one takes 1 ms for each few MB that are free, on another thread."""
 
 _Holder = TypeVar("_Holder", bound=Hashable)
 

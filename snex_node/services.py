@@ -105,7 +105,7 @@ class Rex(GenProcess):
             _Job(self.node).run(self._resolver, *mfa)
 
     def info_received(self, message: object) -> None:
-        """Answer ``{From, Request}``, as ``erl_call`` and ``:rpc.sbcast`` send it, by ``{rex, ..}``.
+        """Answer ``{From, Request}`` by ``{rex, ..}``: ``erl_call`` and ``:rpc.sbcast`` send it.
 
         Like OTP's, it also takes ``{From, {send, Name, Message}}``, which older nodes send, and
         tells which other features of `rpc` it has; the rest is dropped.

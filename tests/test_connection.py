@@ -985,7 +985,11 @@ async def test_a_peer_is_not_silent_while_we_handle_what_it_said(
 ) -> None:
     monkeypatch.setattr(module, "TURN", 0.0)
     line = open_line(net_ticktime=4000)
-    line.handler.on_message = lambda connection, message: line.loop.call_soon(connection._on_check)
+
+    def check_soon(connection: Connection, message: Message) -> None:
+        line.loop.call_soon(connection._on_check)
+
+    line.handler.on_message = check_soon
     await line.give(*map(numbered, range(20)))
     assert len(await line.handler.received(20)) == 20
     assert line.connection.closed is None

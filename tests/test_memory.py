@@ -58,7 +58,7 @@ class TestTrimmer:
 
     def test_not_too_often(self, trims: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         now = [1000.0]
-        monkeypatch.setattr(memory.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
         trimmer = Trimmer()
         for _ in range(100):
             trimmer.released(TRIM_AFTER)

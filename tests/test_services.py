@@ -368,8 +368,8 @@ class TestRexByPlainMessages:
     async def test_calls(self, peer: ScriptedPeer) -> None:
         mfa = (Atom("m"), Atom("echo"), [1], Atom("user"))
         assert await self.ask(peer, (Atom("call"), *mfa)) == ("rex", [1])
-        missing = (Atom("call"), Atom("m"), Atom("nothing"), [], Atom("user"))
-        answer = ("badrpc", ("EXIT", ("undef", [("m", "nothing", [], [])])))
+        missing: object = (Atom("call"), Atom("m"), Atom("nothing"), [], Atom("user"))
+        answer: object = ("badrpc", ("EXIT", ("undef", [("m", "nothing", [], [])])))
         assert await self.ask(peer, missing) == ("rex", answer)
 
     async def test_sbcast(self, node: Node, peer: ScriptedPeer) -> None:
