@@ -579,19 +579,20 @@ async def initiate(
     *,
     timeout: float = HANDSHAKE_TIMEOUT,
     outstanding: set[int] | None = None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Completed:
     """Do the connecting side's handshake on a connected, non-blocking socket.
 
     A connection of our name that the peer still has is replaced: we would not connect if ours
-    lived. ``outstanding`` are the challenges of all handshakes of this node. Raises
-    `HandshakeError`, `OSError`.
+    lived. ``outstanding`` are the challenges of all handshakes of this node; ``wanted`` tells
+    whether this connection still is. Raises `HandshakeError`, `OSError`.
     """
 
     others = set() if outstanding is None else outstanding
     challenge = new_challenge(others)
     try:
         handshake = Initiator(identity, cookie, challenge, peer_name=peer_name, outstanding=others)
-        return await asyncio.wait_for(_exchange(sock, handshake), timeout)
+        return await asyncio.wait_for(_exchange(sock, handshake, wanted), timeout)
     except asyncio.TimeoutError:
         raise HandshakeError(
             "timeout", f"the handshake was not done within {timeout:g} s"
@@ -609,7 +610,9 @@ def new_challenge(outstanding: set[int]) -> int:
     return challenge
 
 
-async def _exchange(sock: socket.socket, handshake: Initiator) -> Completed:
+async def _exchange(
+    sock: socket.socket, handshake: Initiator, wanted: Callable[[], bool]
+) -> Completed:
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -619,6 +622,10 @@ async def _exchange(sock: socket.socket, handshake: Initiator) -> Completed:
             raise handshake.connection_lost() from error
         if not data:
             raise handshake.connection_lost()
+        if not wanted():
+            # A task that is cancelled goes on for two turns of the loop (until Python 3.12). To
+            # answer `alive` now would end the connection that this one gave way to.
+            raise HandshakeError("crossed", "another connection stays")
         events = handshake.receive_data(data)
         while events:
             event = events.pop(0)

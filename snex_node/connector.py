@@ -62,7 +62,8 @@ class Connector:
         self._check_kind(name)
         host, port = remote.address or await self._look_up(name)
         sock = await self._open(name, host, port)
-        remote.introduced(asyncio.current_task())
+        task = asyncio.current_task()
+        remote.introduced(task)
         try:
             done = await connections.initiate(
                 sock,
@@ -71,6 +72,7 @@ class Connector:
                 name,
                 timeout=self._node.net_setuptime,
                 outstanding=self._challenges,
+                wanted=lambda: remote.is_dialled_by(task),
             )
         except (HandshakeError, OSError) as error:
             sock.close()

@@ -1286,6 +1286,19 @@ async def test_a_handshake_that_stalls(pair: Pair) -> None:
         await initiate(pair[0], A, "secret", B.name, timeout=0.05)
 
 
+async def test_an_attempt_that_was_given_up_answers_nothing(pair: Pair) -> None:
+    """Not even that the connection which the peer has is dead: it is the one that stays."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(pair[1], b"\0\6salive")
+    with pytest.raises(HandshakeError) as caught:
+        await initiate(pair[0], A, "secret", B.name, wanted=lambda: False)
+    assert caught.value.reason == "crossed"
+    name = await loop.sock_recv(pair[1], 1000)
+    assert len(name) == 2 + int.from_bytes(name[:2], "big")
+    with pytest.raises(BlockingIOError):
+        pair[1].recv(100)
+
+
 async def test_a_peer_that_closes_during_the_handshake(pair: Pair) -> None:
     await asyncio.get_running_loop().sock_sendall(pair[0], b"\0")
     pair[0].close()
