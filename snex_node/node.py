@@ -203,6 +203,7 @@ class Node:
         if listener is not None:
             self._connector.stop_listening()
             listener.close()
+        await asyncio.sleep(0)  # what was to be done soon is done while the node is there
         for process in list(self._processes.values()):
             process.exit(Atom("shutdown"))
         await self._finish_connections()
