@@ -453,7 +453,8 @@ class Connection:
                     try:
                         self._handler.message_received(self, message)
                     except Exception:
-                        _log.exception("%s: handling %s failed", self.peer.name, short(message.control))
+                        what = short(message.control)
+                        _log.exception("%s: handling %s failed", self.peer.name, what)
                 left -= 1
                 if not left or self.closed is not None:
                     return
