@@ -139,7 +139,7 @@ class TestCallsWithin:
         assert await calling == 2
 
     async def test_who_is_not_there(self, node: Node) -> None:
-        with pytest.raises(ProcessExitError, match="'nobody' has ended: :noproc"):
+        with pytest.raises(ProcessExitError, match='"nobody" has ended: :noproc'):
             await node.call("nobody", 1)
 
     async def test_who_ends(self, node: Node) -> None:
@@ -153,7 +153,7 @@ class TestCallsWithin:
 
     async def test_timeout(self, node: Node) -> None:
         server = Server(node)
-        with pytest.raises(CallTimeoutError, match=r"'server' did not answer within 0\.01 s"):
+        with pytest.raises(CallTimeoutError, match=r'"server" did not answer within 0\.01 s'):
             await node.call("server", Atom("wait"), timeout=0.01)
         assert server.withdrawn == [server.callers[0].ref]
         node.reply(server.callers[0], 1)  # nobody's
