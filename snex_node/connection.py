@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from snex_node import forks, tasks
 from snex_node.describe import short
 from snex_node.errors import ConnectError
 from snex_node.framing import (
@@ -169,6 +170,9 @@ class Connection:
         self._out_at_check = -1
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
+        self._forked = False
+        forks.keep_from_children(sock)
+        forks.tell_children(self._on_fork)
 
     def __repr__(self) -> str:
         state = f", {self.closed}" if self.closed else ""
@@ -455,8 +459,12 @@ class Connection:
                     except Exception:
                         what = short(message.control)
                         _log.exception("%s: handling %s failed", self.peer.name, what)
+                if self.closed is not None:
+                    if self._forked:
+                        forks.end_child()  # whatever forked has returned: the rest is the parent's
+                    return
                 left -= 1
-                if not left or self.closed is not None:
+                if not left:
                     return
                 now = time.monotonic()
                 if now - written >= ANSWER_AFTER:
@@ -520,6 +528,13 @@ class Connection:
         self._timer = self._loop.call_later(self._net_ticktime / 4, self._on_check)
 
     # --- the end --------------------------------------------------------------------------------
+
+    def _on_fork(self) -> None:
+        """This is a forked child now: the connection is the parent's."""
+        self._lock = threading.Lock()  # another thread of the parent's may hold it
+        self._stop_sending_locked()
+        self._forked = True
+        self.closed = "this process was forked from the one that it belongs to"
 
     def finish(self) -> None:
         """Write what waits, and then say that no more will come: the peer's answer is to close.
@@ -593,7 +608,8 @@ async def initiate(
     challenge = new_challenge(others)
     try:
         handshake = Initiator(identity, cookie, challenge, peer_name=peer_name, outstanding=others)
-        return await asyncio.wait_for(_exchange(sock, handshake, wanted), timeout)
+        exchanging = tasks.start(_exchange(sock, handshake, wanted))
+        return await asyncio.wait_for(exchanging, timeout)
     except asyncio.TimeoutError:
         raise HandshakeError(
             "timeout", f"the handshake was not done within {timeout:g} s"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from snex_node import connection as connections
-from snex_node import epmd
+from snex_node import epmd, forks, tasks
 from snex_node.connection import Connection, describe_error
 from snex_node.door import Door
 from snex_node.errors import ConnectError
@@ -136,9 +136,11 @@ class Connector:
         why = "it has no address"
         for family, _, _, _, address in found:
             sock = socket.socket(family, socket.SOCK_STREAM)
+            forks.keep_from_children(sock)
             sock.setblocking(False)
             try:
-                await asyncio.wait_for(loop.sock_connect(sock, address), self._node.net_setuptime)
+                connecting = tasks.start(loop.sock_connect(sock, address))
+                await asyncio.wait_for(connecting, self._node.net_setuptime)
             except asyncio.TimeoutError:
                 sock.close()
                 why = f"no answer within {self._node.net_setuptime:g} s"

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from snex_node import forks
 from snex_node.handshake import Acceptor, Completed, HandshakeError, NameReceived, State, Status
 from snex_node.log_limit import SECONDS, LogLimit
 
@@ -199,6 +200,7 @@ class Door:
         self._watch_all()
 
     def _enter(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        forks.keep_from_children(sock)
         sock.setblocking(False)
         guest = _Guest(sock, address, _share(sock.family, address[0]), self._nameless)
         self._join(self._nameless, guest)

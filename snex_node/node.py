@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from snex_node import connection as connections
-from snex_node import epmd
+from snex_node import epmd, forks, tasks
 from snex_node.client import Client
 from snex_node.connection import Connection, describe_error
 from snex_node.connector import Connector, random_creation
@@ -146,6 +146,12 @@ class Node:
         self._ref_numbers = itertools.count(1)
         self._pid_head = b""
         self._ref_head = b""
+        self.forked = False
+        """Whether this process is a forked child of the one that the node runs in."""
+        forks.tell_children(self._on_fork)
+
+    def _on_fork(self) -> None:
+        self.forked = True
 
     def __repr__(self) -> str:
         return f"<Node {self.name}>"
@@ -226,7 +232,7 @@ class Node:
         for connection in live:
             connection.finish()
         if live:
-            closed = [asyncio.ensure_future(connection.wait_closed()) for connection in live]
+            closed = [tasks.start(connection.wait_closed()) for connection in live]
             await asyncio.wait(closed, timeout=FAREWELL)
             for waiting in closed:
                 waiting.cancel()
@@ -263,7 +269,7 @@ class Node:
         if self._loop is None:
             work.close()
             raise self._not_running()
-        task = self._context.copy().run(self._loop.create_task, work)
+        task = self._context.copy().run(tasks.start, work, self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -761,6 +767,7 @@ def _listen(host: str, port: int) -> socket.socket:
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
+        forks.keep_from_children(listener)
         try:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

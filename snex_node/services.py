@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Final
 
-from snex_node import describe
+from snex_node import describe, forks
 from snex_node.control import SpawnReply, SpawnRequest
 from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
 from snex_node.etf import DecodeError, EncodeError, Encoder
@@ -262,6 +262,8 @@ class _Job(BaseProcess):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # `sys.exit` in it ends what runs it, not this node
+            if self.node.forked:
+                forks.end_child(error)
             if called is None and isinstance(error, UndefinedFunctionError):
                 self.undefined(Atom(module[:255]), Atom(function[:255]), args)
             else:
@@ -281,6 +283,8 @@ class _Job(BaseProcess):
         except KeyboardInterrupt:
             raise
         except BaseException as error:
+            if self.node.forked:
+                forks.end_child(error)
             if self.alive:
                 self.failed(error)
             if isinstance(error, asyncio.CancelledError):

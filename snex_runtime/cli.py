@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
 
-from snex_node import epmd
+from snex_node import epmd, tasks
 from snex_node.cookie import CookieError, find_cookie
 from snex_node.describe import short
 from snex_node.errors import (
@@ -475,7 +475,7 @@ async def _until_signal(work: Coroutine[object, object, None]) -> int:
     turn: code that blocks it has `GRACE` seconds, or until the second signal.
     """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
+    task = tasks.start(work)
     stopping = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from snex_node import etf
+from snex_node import etf, tasks
 from snex_node.connection import HIGH_WATER
 from snex_node.describe import inspect, short, text_of, type_name
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
@@ -411,7 +411,7 @@ class LogQueue:
     def wake(self) -> None:
         """Write what waits, unless that is under way, or nobody is there."""
         if self._writer is None and self.records and self._next_node() is not None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+            self._writer = tasks.start(self._write())
 
     def close(self) -> None:
         """Write no more."""

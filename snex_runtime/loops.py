@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module, util
 from types import FrameType
 from typing import Any, TypeVar
+
+from snex_node import forks, tasks
 
 T = TypeVar("T")
 
@@ -37,75 +41,114 @@ def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
     as `loop_factory` does.
     """
     try:
-        loop = loop_factory(choice)()
+        make = loop_factory(choice)
     except ValueError:
         main.close()  # or Python complains that it was never awaited
         raise
-    try:
-        asyncio.set_event_loop(loop)
-        task = loop.create_task(main)
-        with _cancelled_at_interrupt(task):
-            return _run_until_done(loop, task)
-    finally:
+    with forks.owning_loop(make) as loop:
+        runner = _Runner(loop)
         try:
-            _cancel_all(loop)
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            asyncio.set_event_loop(loop)
+            return runner.run_main(main)
         finally:
-            asyncio.set_event_loop(None)
-            loop.close()
+            try:
+                runner.run(end_tasks())
+                runner.run(loop.shutdown_default_executor())
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
 
 
-def _run_until_done(loop: asyncio.AbstractEventLoop, main: asyncio.Task[T]) -> T:
-    """Run ``main`` to its end, whatever happens elsewhere on the loop.
-
-    ``sys.exit()`` in a task or callback of user code leaves the loop as if it were over; it is that
-    code's end, and not the process's.
-    """
-    while True:
-        try:
-            return loop.run_until_complete(main)
-        except SystemExit:
-            if main.done():
-                raise
-            _log.warning("code on the event loop called sys.exit(): only that code has ended")
-
-
-@contextlib.contextmanager
-def _cancelled_at_interrupt(main: asyncio.Task[Any]) -> Iterator[None]:
-    """Ctrl-C cancels ``main``, as under `asyncio.run` from Python 3.11 on.
-
-    Raised in the middle of the loop's own work, KeyboardInterrupt leaves it in any state.
-    """
-    interrupted = False
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted = True
-        main.get_loop().call_soon_threadsafe(main.cancel)
-
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if ours and signal.getsignal(signal.SIGINT) is on_interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
+async def end_tasks() -> None:
+    """Cancel all other tasks but the library's, wait for their clean-up, end async generators."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
         task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+class _Runner:
+    """Runs coroutines on ``loop``, each to its end, whatever happens elsewhere on the loop.
+
+    The loop serves many: ``sys.exit()``, ``KeyboardInterrupt`` and ``loop.stop()`` in a task or
+    callback of user code would leave it as if it were over. They are that code's end, and not the
+    process's.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._interrupts = 0
+        self._warned: dict[str, float] = {}
+
+    def run_main(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run ``main``, which Ctrl-C cancels."""
+        task = tasks.start(main, self._loop)
+        with self._cancelled_at_interrupt(task):
+            return self._run_until_done(task)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` to its end."""
+        return self._run_until_done(tasks.start(work, self._loop))
+
+    def _run_until_done(self, task: asyncio.Task[T]) -> T:
+        while True:
+            try:
+                return self._loop.run_until_complete(task)
+            except BaseException as error:
+                forks.end_if_inherited(self._loop, error)
+                what = self._elsewhere(error)
+                if task.done() or what is None:
+                    raise
+                self._warn(f"code on the event loop {what}")
+
+    def _elsewhere(self, error: BaseException) -> str | None:
+        """What code has done that ends the loop with ``error``; None when it is no such thing."""
+        if isinstance(error, SystemExit):
+            return "called sys.exit(): only that code has ended"
+        if isinstance(error, KeyboardInterrupt):
+            # Ctrl-C, the second time or with Python's own handler, is not code's.
+            real = self._interrupts > 1 or (
+                threading.current_thread() is threading.main_thread()
+                and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            )
+            return None if real else "raised KeyboardInterrupt: only that code has ended"
+        if isinstance(error, RuntimeError) and str(error).startswith("Event loop stopped before"):
+            return "stopped the loop, which is not its own: it goes on"
+        return None
+
+    def _warn(self, text: str) -> None:
+        """Log ``text``, not more often than once a second: code may do this at every turn."""
+        now = time.monotonic()
+        if now - self._warned.get(text, -math.inf) >= 1.0:
+            self._warned[text] = now
+            _log.warning("%s", text)
+
+    @contextlib.contextmanager
+    def _cancelled_at_interrupt(self, main: asyncio.Task[Any]) -> Iterator[None]:
+        """Ctrl-C cancels ``main``, as under `asyncio.run` from Python 3.11 on.
+
+        Raised in the middle of the loop's own work, KeyboardInterrupt leaves it in any state.
+        """
+
+        def on_interrupt(number: int, frame: FrameType | None) -> None:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+            self._loop.call_soon_threadsafe(main.cancel)
+
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if ours:
+            forks.set_handler(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._interrupts:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if ours and signal.getsignal(signal.SIGINT) is on_interrupt:
+                signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,6 +24,7 @@ from struct import error as StructError  # noqa: N812 - its own name says too li
 from typing import TYPE_CHECKING, Any, Final
 
 import snex
+from snex_node import forks, tasks
 from snex_node.describe import inspect
 from snex_node.errors import NodeError
 from snex_node.etf import DecodeError, Decoder
@@ -274,7 +275,7 @@ class Server(BaseProcess):
             self.environments.handle_down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
-            task = asyncio.ensure_future(self._learn_sets(str(message[1])))
+            task = tasks.start(self._learn_sets(str(message[1])))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif isinstance(message, tuple) and message[:1] == ("nodedown",):
@@ -348,6 +349,8 @@ class Server(BaseProcess):
         except Interrupted:
             return self._failed(caller, cancelled("timeout"))
         except BaseException as error:
+            if self.node.forked:
+                forks.end_child(error)
             return self._failed(caller, from_exception(error))
 
     def _handle_in_task(self, enter: contexts.Enter, *request: Any) -> bytes | Call | None:
@@ -586,6 +589,8 @@ class Server(BaseProcess):
         if call.caller is not None and call.caller.ref is not None:
             self._calls[call.caller.ref] = call
         call.task = task = _start_task(self._loop, self._complete(call))
+        if not task.done():
+            tasks.hide(task)
         if call.stopped is not None:
             task.cancel()
 
@@ -614,6 +619,8 @@ class Server(BaseProcess):
                 return self._failed(caller, from_exception(error))
             return self._failed(caller, cancelled(call.stopped))
         except BaseException as error:
+            if self.node.forked:
+                forks.end_child(error)
             return self._failed(caller, from_exception(error))
         finally:
             self._running.discard(call)
@@ -647,6 +654,8 @@ class Server(BaseProcess):
             environment.exit(reason)
         for call in list(self._running):
             call.stop("the runtime stops")
+            if call.task is not None:
+                tasks.show(call.task)  # who ends the loop waits for its clean-up
         for task in self._tasks:
             task.cancel()
 

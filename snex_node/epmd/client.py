@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
 
+from snex_node import forks, tasks
 from snex_node.epmd.errors import (
     BadAnswerError,
     EpmdTimeoutError,
@@ -164,9 +165,9 @@ class _Address:
     def __str__(self) -> str:
         return shown(self.host, self.port)
 
-    async def within(self, timeout: float, asking: Awaitable[_T]) -> _T:
+    async def within(self, timeout: float, asking: Coroutine[Any, Any, _T]) -> _T:
         try:
-            return await asyncio.wait_for(asking, timeout)
+            return await asyncio.wait_for(tasks.start(asking), timeout)
         except asyncio.TimeoutError:
             raise EpmdTimeoutError(
                 f"the epmd at {self} did not answer within {timeout:g} s: "
@@ -250,7 +251,15 @@ class _AliveConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        forks.keep_from_children(self)
         self._transport.write(self._request)
+
+    def fileno(self) -> int:
+        """The descriptor, -1 without one: forked children must not have it, or it never ends."""
+        if self._transport is None or self.ended.done():
+            return -1
+        number: int = self._transport.get_extra_info("socket").fileno()
+        return number
 
     def data_received(self, data: bytes) -> None:
         if self.answer.done():

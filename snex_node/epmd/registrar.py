@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal, TypeVar
 
+from snex_node import tasks
 from snex_node.epmd import starter
 from snex_node.epmd.client import Registration, is_ours, register
 from snex_node.epmd.errors import (
@@ -139,7 +140,7 @@ class Registrar:
             raise
         self._registration = registration
         self._creation = registration.creation
-        self._keeper = asyncio.create_task(self._keep(), name=f"epmd {self._node.name}")
+        self._keeper = tasks.start(self._keep())
         return self._creation
 
     async def close(self) -> None:
