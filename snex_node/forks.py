@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import select
 import signal
 import sys
@@ -80,7 +81,16 @@ _kept: set[weakref.ref[HasFileno]] = set()
 _told: set[weakref.WeakMethod[Callable[[], None]]] = set()
 _handlers: dict[int, Handler] = {}
 _owner: _Loop | None = None
-_forking: asyncio.Task[Any] | None = None
+
+
+class _Forking(threading.local):
+    """What a thread notes before it forks: its signal mask, and the task that it runs."""
+
+    mask: Iterable[int] = ()
+    task: asyncio.Task[Any] | None = None
+
+
+_forking = _Forking()
 
 
 def keep_from_children(file: HasFileno) -> None:
@@ -98,6 +108,11 @@ def set_handler(number: int, handler: Handler) -> Any:
     before = signal.signal(number, handler)
     _handlers[number] = handler
     return before
+
+
+def has_handler(number: int) -> bool:
+    """Whether the handler of a signal is the one that `set_handler` set last, and not a user's."""
+    return number in _handlers and signal.getsignal(number) == _handlers[number]
 
 
 @contextlib.contextmanager
@@ -158,22 +173,30 @@ def _flush() -> None:
 
 
 def _before_fork() -> None:
-    global _forking  # noqa: PLW0603 - one fork at a time: this thread has the interpreter
-    _forking = None
+    # A signal that comes to a child before it has the default handler would be lost.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _handlers)
+    _forking.task = None
     if _owner is None:
         return
     # What waits to be written would be written by both.
     _flush()
     with contextlib.suppress(RuntimeError):
-        _forking = asyncio.current_task()
+        _forking.task = asyncio.current_task()
 
 
 def _in_child() -> None:
+    try:
+        _become_child()
+    finally:
+        _unblock()
+
+
+def _become_child() -> None:
     _take_away(file.fileno() for file in _living(_kept))
     for method in _living(_told):
         method()
-    for number, handler in _handlers.items():
-        if signal.getsignal(number) == handler:
+    for number in _handlers:
+        if has_handler(number):
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual)
     # It leads to the parent's loop. asyncio forgets it as well, from 3.12 on.
@@ -182,6 +205,10 @@ def _in_child() -> None:
     if _owner is not None and not _owner.inherited:
         _owner.inherited = True
         _end_at_next_turn(_owner)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _living(references: Iterable[Callable[[], Any]]) -> list[Any]:
@@ -213,13 +240,33 @@ def _end_at_next_turn(owner: _Loop) -> None:
             os.dup2(empty.fileno(), number, inheritable=False)
             empty.close()
     if threading.get_ident() != owner.thread:
-        return  # the loop's thread is not in this process
+        _end_worker()  # the loop's thread is not in this process
+        return
     # What was ready to run is the parent's to run. (uvloop shows nobody what is: there the rest of
     # one turn runs here too, without a socket to speak through.)
     ready = getattr(owner.loop, "_ready", None)
     if ready is not None:
         ready.clear()
-    owner.loop.call_soon(_came_back, _forking)
+    owner.loop.call_soon(_came_back, _forking.task)
+
+
+class _End:
+    """What a thread of an executor is given to do when its child's code has returned."""
+
+    def run(self, *_: object) -> None:
+        """End the child."""
+        end_child()
+
+
+def _end_worker() -> None:
+    """A thread of a `ThreadPoolExecutor` would do in the child too what waits in its queue."""
+    executors = sys.modules.get("concurrent.futures.thread")
+    work = getattr(executors, "_threads_queues", {}).get(threading.current_thread())
+    if work is not None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work.get_nowait()
+        work.put(_End())
 
 
 def _came_back(task: asyncio.Task[Any] | None) -> None:
@@ -246,7 +293,7 @@ def _pollers() -> frozenset[int]:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_unblock, after_in_child=_in_child)
 
 
 __all__ = [
@@ -254,6 +301,7 @@ __all__ = [
     "OwnedDescriptor",
     "end_child",
     "end_if_inherited",
+    "has_handler",
     "keep_from_children",
     "owning_loop",
     "set_handler",

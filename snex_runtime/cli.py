@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
 
-from snex_node import epmd, tasks
+from snex_node import epmd, forks, tasks
 from snex_node.cookie import CookieError, find_cookie
 from snex_node.describe import short
 from snex_node.errors import (
@@ -488,7 +488,7 @@ async def _until_signal(work: Coroutine[object, object, None]) -> int:
         watchdog.start()
         loop.call_soon_threadsafe(task.cancel)
 
-    before = {number: signal.signal(number, on_signal) for number in _ending_signals()}
+    before = {number: forks.set_handler(number, on_signal) for number in _ending_signals()}
     try:
         await task
     except asyncio.CancelledError:

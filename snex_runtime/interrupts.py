@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Final, TypeVar
 
 import snex_node
+from snex_node import forks
 from snex_runtime import loops
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Interrupter:
         """Set the signal handler, where there can be one."""
         if SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return
-        self._before = signal.signal(SIGNAL, self._on_signal)
+        self._before = forks.set_handler(SIGNAL, self._on_signal)
         self.installed = True
 
     def remove(self) -> None:

@@ -150,5 +150,5 @@ class _Runner:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if ours and signal.getsignal(signal.SIGINT) is on_interrupt:
+            if ours and forks.has_handler(signal.SIGINT):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
