@@ -183,6 +183,19 @@ root.info("of the root")
     assert [text for _, text, _ in events] == ["last"]
 
 
+async def test_code_that_cancels_every_task_keeps_no_record_from_its_way(logs: Events) -> None:
+    code = """
+import asyncio
+for n in range(20):
+    logger.info("at %d", n)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0)
+"""
+    events = await logs(code, 20)
+    assert [text for _, text, _ in events] == [f"at {n}" for n in range(20)]
+
+
 async def test_never_raises_into_user_code(logs: Events) -> None:
     code = """
 class Bad:
