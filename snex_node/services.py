@@ -259,7 +259,8 @@ class _Job(BaseProcess):
             called = _find(resolver, module, function)
             # In a context of its own, so that it leaves nothing to others.
             value = copy_context().run(called, *args)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            self.failed(error)
             raise
         except BaseException as error:  # `sys.exit` in it ends what runs it, not this node
             if self.node.forked:
@@ -280,7 +281,8 @@ class _Job(BaseProcess):
     async def _finish(self, awaitable: Awaitable[object]) -> None:
         try:
             value = await awaitable
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            self.failed(error)
             raise
         except BaseException as error:
             if self.node.forked:
@@ -311,6 +313,10 @@ class _Job(BaseProcess):
         task, self._task = self._task, None
         if task is not None and not task.done() and task is not _current_task():
             task.cancel()
+
+
+BOUNDARIES: Final = (_Job.run.__code__, _Job._finish.__code__)
+"""What calls functions of users here."""
 
 
 class _ErpcCall(_Job):
@@ -399,6 +405,7 @@ def _find(resolver: Resolver | None, module: str, function: str) -> Callable[...
 
 
 __all__ = [
+    "BOUNDARIES",
     "TUNING",
     "NetKernel",
     "Resolver",

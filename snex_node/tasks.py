@@ -8,10 +8,12 @@ and means neither.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_left: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
 
 def start(
@@ -28,9 +30,15 @@ def hide(task: asyncio.Task[Any]) -> None:
     asyncio._unregister_task(task)
 
 
-def show(task: asyncio.Task[Any]) -> None:
-    """Put ``task`` back: who ends the event loop then waits for it."""
+def leave(task: asyncio.Task[Any]) -> None:
+    """Put ``task``, which is cancelled, back: who ends the event loop then waits for it."""
     asyncio._register_task(task)
+    _left.add(task)
 
 
-__all__ = ["hide", "show", "start"]
+def is_left(task: asyncio.Task[Any]) -> bool:
+    """Whether ``task`` was left cancelled: once more, and it could not clean up."""
+    return task in _left
+
+
+__all__ = ["hide", "is_left", "leave", "start"]

@@ -4,9 +4,8 @@ The BEAM holds the other end of standard input, the leash. Its first bytes are t
 the cookie is in no argument and in no environment), further lines are commands. When it ends, the
 BEAM has gone or wants this process to go:
 
-* the runtime stops and the program ends as programs do, ``atexit`` functions included;
-* code that still blocks the event loop after `PATIENCE` gets a ``KeyboardInterrupt``;
-* after `GRACE`, whatever still runs, the ``atexit`` functions are called and the process exits;
+* the runtime stops and the program ends as programs do, ``atexit`` functions included, within the
+  times of `snex_runtime.ending`;
 * after `LAST` a second process, the watcher, kills the process group. It is there for C code that
   lets no thread run, and for child processes, which it also kills when this process has ended.
 """
@@ -15,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import base64
 import contextlib
+import faulthandler
 import logging
 import os
 import select
@@ -26,34 +25,24 @@ import socket
 import struct
 import sys
 import threading
-import time
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, Final
 
+from snex_node import forks
 from snex_node.epmd import EpmdError
 from snex_node.errors import ConnectError, NodeStartError
 from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
 from snex_node.terms import Atom, Pid
-from snex_runtime import serde
+from snex_runtime import ending, loops, serde, watcher
 from snex_runtime.logging import is_untold
 from snex_runtime.server import Server
 from snex_runtime.stderr import StderrHandler
-
-PATIENCE: Final = 1.0
-"""Seconds that code which blocks the event loop has to give it a turn, before it is interrupted."""
-
-GRACE: Final = 3.5
-"""Seconds after which the process exits, whatever runs. The BEAM's users were promised five."""
-
-LAST: Final = 4.5
-"""Seconds after which the watcher kills what is left."""
 
 MARK: Final = b"\0snex "
 """What the line begins with that tells the BEAM how the start went; no output of users does."""
 
 _MAX_CONFIGURATION: Final = 1024 * 1024
 _CHUNK: Final = 256 * 1024
-_POLL: Final = 0.5  # seconds, where the system cannot tell the watcher of the end of a process
 
 
 class Configuration:
@@ -105,15 +94,17 @@ async def run(args: argparse.Namespace) -> int:
     except (EOFError, ValueError, KeyError) as error:
         sys.stderr.write(f"snex: no configuration on standard input: {error}\n")
         return 1
+    with contextlib.suppress(Exception):  # standard error may be none
+        faulthandler.enable()
     given = _take_standard_input()
     _lead_group()
-    start_watcher(given)
+    signals = watcher.start(leash=given, group=True)
     relay = None if configuration.beam is None else Relay(given, _take_standard_output())
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _leave_logging_to_users()
-    leash = Leash(given if relay is None else relay.leash)
+    leash = Leash((given if relay is None else relay.leash).fileno(), signals)
     leash.start()
     try:
         if relay is not None:
@@ -127,6 +118,9 @@ async def run(args: argparse.Namespace) -> int:
         else:
             sys.stderr.write(f"snex: {error}\n")
         return 1
+    finally:
+        await loops.end_tasks()
+        leash.ending.over()
 
 
 async def _serve(configuration: Configuration, leash: Leash) -> int:
@@ -193,19 +187,19 @@ def _output() -> IO[bytes]:
     return sys.stdout.buffer
 
 
-def _take_standard_input() -> int:
+def _take_standard_input() -> forks.OwnedDescriptor:
     """Keep standard input for the leash: user code and child processes find an empty one."""
-    taken = os.dup(0)
+    taken = forks.OwnedDescriptor(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
     return taken
 
 
-def _take_standard_output() -> int:
+def _take_standard_output() -> forks.OwnedDescriptor:
     """Keep standard output for the distribution: what child processes print goes to the errors."""
     sys.stdout.flush()
-    taken = os.dup(1)
+    taken = forks.OwnedDescriptor(os.dup(1))
     os.dup2(2, 1)
     sys.stdin = sys.stdout = None
     return taken
@@ -236,42 +230,34 @@ def _lead_group() -> None:
 class Leash(threading.Thread):
     """Waits, on a thread of its own, for the end of ``file`` or the line ``stop``; or for SIGTERM.
 
-    Then `let_go` gets the exit status, and what does not end in time is ended.
+    Then `let_go` gets the exit status, and `ending` sees to it that the process ends in time.
+    ``signals`` is where the watcher tells of SIGTERM.
     """
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, signals: watcher.Signals) -> None:
         super().__init__(name="snex-leash", daemon=True)
         self._file = file
+        self._signals = signals
         self._loop = asyncio.get_running_loop()
         self.let_go: asyncio.Future[int] = self._loop.create_future()
-        self._turn = threading.Event()
-        self._main = threading.get_ident()
+        self.ending = ending.Ending(self._let_go)
         self._status = 0
-        self._wake, self._waker = os.pipe()
-        signal.signal(signal.SIGTERM, self._terminated)
+        forks.set_handler(signal.SIGTERM, self._terminated)
 
     def run(self) -> None:
         """Wait, and end this process."""
         self._wait()
-        began = time.monotonic()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the program is ending
-            self._loop.call_soon_threadsafe(self._end)
-        if not self._turn.wait(PATIENCE):
-            # Not the handler that user code may have set: this has to raise.
-            with contextlib.suppress(ProcessLookupError):
-                signal.pthread_kill(self._main, signal.SIGINT)
-        time.sleep(max(0.0, began + GRACE - time.monotonic()))
-        # Something does not end: a thread, a `finally`, an `atexit` function.
-        finishing = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-        finishing.start()
-        finishing.join((LAST - GRACE) / 2)
-        os._exit(self._status or 1)
+        self.ending.finish(self._status)
 
     def _wait(self) -> None:
         commands = b""
         while True:
-            if self._wake in select.select([self._file, self._wake], [], [])[0]:
-                return
+            told = self._signals.fileno()
+            if told in select.select([self._file, told], [], [])[0]:
+                if self._signals.terminated():
+                    self._status = 128 + signal.SIGTERM
+                    return
+                continue
             try:
                 data = os.read(self._file, 4096)
             except OSError:
@@ -281,14 +267,12 @@ class Leash(threading.Thread):
                 return
             commands = commands[-len(b"stop\n") :]
 
-    def _end(self) -> None:
-        self._turn.set()
+    def _let_go(self) -> None:
         if not self.let_go.done():
             self.let_go.set_result(self._status)
 
     def _terminated(self, number: int, frame: object) -> None:
-        self._status = 128 + number
-        os.write(self._waker, b"x")
+        self._signals.terminate()
 
 
 # --- distribution through standard input and output ---------------------------------------------
@@ -302,12 +286,13 @@ class Relay:
     ``given``.
     """
 
-    def __init__(self, given: int, output: int) -> None:
+    def __init__(self, given: forks.OwnedDescriptor, output: forks.OwnedDescriptor) -> None:
         self._given = given
         self._output = output
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        forks.keep_from_children(self._listener)
         self.address: tuple[str, int] = self._listener.getsockname()
-        self.leash, self._leash_end = os.pipe()
+        self.leash, self._leash_end = map(forks.OwnedDescriptor, os.pipe())
 
     def start(self) -> None:
         """Serve the next connection."""
@@ -316,99 +301,31 @@ class Relay:
     def _run(self) -> None:
         with self._listener:
             connection, _ = self._listener.accept()
+        forks.keep_from_children(connection)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inward = threading.Thread(target=self._inward, args=(connection,), daemon=True)
         inward.start()
         try:
             while data := connection.recv(_CHUNK):
-                _write_all(self._output, data)
+                _write_all(self._output.fileno(), data)
         except OSError:
             pass  # one end has gone: the node is told, and the leash tells of the BEAM
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            os.close(self._output)
+            self._output.close()
 
     def _inward(self, connection: socket.socket) -> None:
         try:
-            while data := os.read(self._given, _CHUNK):
+            while data := os.read(self._given.fileno(), _CHUNK):
                 connection.sendall(data)
         except OSError:
             pass  # the node has closed: it is ending
         finally:
-            os.close(self._leash_end)
+            self._leash_end.close()
 
 
 def _write_all(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-# --- the watcher --------------------------------------------------------------------------------
-
-
-def start_watcher(leash: int) -> None:
-    """Start a process that kills this one's group when this one has ended, or does not in time.
-
-    It is no child of this process (which may wait for its children), but in its group, so that the
-    group's number is not given to others. Call it before there are threads.
-    """
-    main = os.getpid()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.fork() == 0:
-                _watch(main, leash)
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-
-
-def _watch(main: int, leash: int) -> NoReturn:
-    try:
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            with contextlib.suppress(OSError):
-                signal.signal(number, signal.SIG_IGN)
-        kept = os.dup2(leash, 3) if leash != 3 else 3
-        # Standard output too: BEAM takes its end for the end of the program.
-        os.closerange(0, 3)
-        os.closerange(4, 1 + max(map(int, os.listdir("/dev/fd"))))
-        _wait_for_end(main, kept)
-    finally:
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-        os._exit(1)
-
-
-def _wait_for_end(main: int, leash: int) -> None:
-    """Return when the process ``main`` has ended, or `LAST` after the leash has."""
-    poll = select.poll()
-    poll.register(leash, 0)  # hang-ups are always told
-    try:
-        process = os.pidfd_open(main)
-        poll.register(process, select.POLLIN)
-        pause: float | None = None
-    except (AttributeError, OSError):
-        process, pause = -1, _POLL
-    deadline: float | None = None
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        waits = [each for each in (pause, left) if each is not None]
-        events = dict(poll.poll(min(waits) * 1000 if waits else None))
-        if process in events or not _exists(main):
-            return
-        if leash in events:
-            poll.unregister(leash)
-            deadline = time.monotonic() + LAST
-        if deadline is not None and time.monotonic() >= deadline:
-            return
-
-
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

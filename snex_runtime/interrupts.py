@@ -9,9 +9,11 @@ processes at once; a single call into C that does not look at signals, when it r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +22,7 @@ from types import CodeType, FrameType
 from typing import Final, TypeVar
 
 import snex_node
-from snex_node import forks
+from snex_node import forks, services
 from snex_runtime import loops
 
 T = TypeVar("T")
@@ -40,6 +42,7 @@ _OWN: Final = tuple(
 # neither is library code that user code called.
 _LOOP: Final = asyncio.Handle._run.__code__
 _LOOPS: Final = loops.run.__code__.co_filename
+_TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
 
 
 class Interrupted(BaseException):
@@ -85,11 +88,11 @@ class Interrupter:
     and is left to finish.
     """
 
-    def __init__(self, running: Iterable[Deadline], boundaries: Iterable[CodeType]) -> None:
+    def __init__(self, running: Iterable[Deadline], boundaries: Iterable[CodeType] = ()) -> None:
         self.blocking: Deadline | None = None
         """What runs without awaiting right now, if it has a deadline."""
         self._running = running
-        self._boundaries = frozenset((*boundaries, Interrupter.run.__code__, _LOOP))
+        _boundaries.update(boundaries)
         self._thread = threading.get_ident()
         self._before: object = None
         self.installed = False
@@ -121,7 +124,7 @@ class Interrupter:
 
     def check(self) -> None:
         """Signal the main thread when something there is over its deadline."""
-        if not self.installed or SIGNAL is None:
+        if not self.installed or SIGNAL is None or _ending:
             return
         now = time.monotonic()
         blocking = self.blocking
@@ -131,22 +134,71 @@ class Interrupter:
             signal.pthread_kill(self._thread, SIGNAL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        on_ending(number, frame)
         work = current.get()
         if work is None or work.over or time.monotonic() < work.deadline:
             return
-        if self._in_user_code(frame):
+        if _user_frame(frame) is not None:
             raise Interrupted("the evaluation is over its deadline")
 
-    def _in_user_code(self, frame: FrameType | None) -> bool:
-        inside = False
-        while frame is not None:
-            if frame.f_code in self._boundaries or frame.f_code.co_filename == _LOOPS:
-                return inside
-            if frame.f_code.co_filename.startswith(_OWN):
-                return False
-            inside = True
-            frame = frame.f_back
-        return inside
+
+_boundaries: Final = {Interrupter.run.__code__, _LOOP, *services.BOUNDARIES}
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    """The outermost frame of the user code that runs in ``frame``; None when library code does."""
+    found = None
+    while frame is not None:
+        code = frame.f_code
+        if code in _boundaries or code.co_filename == _LOOPS:
+            return found
+        if code is _TURN or code.co_filename.startswith(_OWN):
+            return None
+        found = frame
+        frame = frame.f_back
+    return found
+
+
+def _in_callback(frame: FrameType | None) -> bool:
+    """Whether the loop may be in a callback that is a function in C, and has no frame."""
+    return frame is not None and (frame.f_code is _LOOP or frame.f_code.co_filename == _LOOPS)
+
+
+# --- the end of the process -----------------------------------------------------------------------
+
+_ending = False
+_handled = 0
+
+
+def begin_ending() -> None:
+    """From now on nothing has a deadline of its own: `interrupt` ends what blocks."""
+    global _ending  # noqa: PLW0603 - a process ends once
+    _ending = True
+
+
+def on_ending(number: int, frame: FrameType | None) -> None:
+    """The handler of `SIGNAL` where there is no `Interrupter`: raises in user code at the end."""
+    global _handled  # noqa: PLW0603 - there is one main thread
+    _handled += 1
+    if _ending and (_user_frame(frame) is not None or _in_callback(frame)):
+        raise KeyboardInterrupt("this process ends")
+
+
+def interrupt(thread: int) -> Callable[[], bool]:
+    """Raise ``KeyboardInterrupt`` in the user code that runs on ``thread``, the main one.
+
+    What is returned tells whether the thread has taken notice: it does not while it is in C code.
+    """
+    before = _handled
+    if SIGNAL is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(thread, SIGNAL)
+    return lambda: _handled != before
+
+
+def running_on(thread: int) -> FrameType | None:
+    """The outermost frame of the user code that runs on ``thread``, if any does."""
+    return _user_frame(sys._current_frames().get(thread))
 
 
 def _snapshot(running: Iterable[Deadline]) -> list[Deadline]:
@@ -154,4 +206,16 @@ def _snapshot(running: Iterable[Deadline]) -> list[Deadline]:
     return list(running)
 
 
-__all__ = ["Deadline", "Interrupted", "Interrupter", "checkpoint", "current"]
+__all__ = [
+    "GRACE",
+    "SIGNAL",
+    "Deadline",
+    "Interrupted",
+    "Interrupter",
+    "begin_ending",
+    "checkpoint",
+    "current",
+    "interrupt",
+    "on_ending",
+    "running_on",
+]

@@ -63,7 +63,8 @@ async def end_tasks() -> None:
     """Cancel all other tasks but the library's, wait for their clean-up, end async generators."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
-        task.cancel()
+        if not tasks.is_left(task):
+            task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_asyncgens()
 

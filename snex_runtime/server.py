@@ -655,7 +655,7 @@ class Server(BaseProcess):
         for call in list(self._running):
             call.stop("the runtime stops")
             if call.task is not None:
-                tasks.show(call.task)  # who ends the loop waits for its clean-up
+                tasks.leave(call.task)
         for task in self._tasks:
             task.cancel()
 

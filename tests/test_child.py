@@ -22,6 +22,7 @@ from snex_node.node import Node
 from snex_node.terms import Atom
 from snex_runtime import child, serde
 from tests.support.epmd import RealEpmd
+from tests.support.waiting import until
 
 PROMISE = 5.0
 """Seconds within which a child is gone when its BEAM is."""
@@ -30,13 +31,19 @@ PROMISE = 5.0
 class Child:
     """A child process, at the other end of its standard input and output."""
 
-    def __init__(self, epmd: RealEpmd, stderr: int | None = None, **configuration: object) -> None:
+    def __init__(
+        self,
+        epmd: RealEpmd,
+        loop: str = "auto",
+        stderr: int | None = None,
+        **configuration: object,
+    ) -> None:
         self.name = f"child_{secrets.token_hex(5)}@127.0.0.1"
         self.cookie = secrets.token_hex(10)
         environ = {**os.environ, "ERL_EPMD_PORT": str(epmd.port)}
         self.epmd = epmd
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "snex_runtime", "child"],
+            [sys.executable, "-m", "snex_runtime", "child", "--loop", loop],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -86,12 +93,19 @@ class Child:
             request: Any = (Atom("eval"), code, {})
             return await node.call(("snex", self.name), request, timeout=timeout)
 
-    async def begin(self, code: str) -> None:
+    async def begin(self, *codes: str, request: str = "eval") -> None:
         """Have code run that does not answer."""
         async with self.caller() as node:
             began = await node.call(("snex", self.name), (Atom("eval"), "return 1", {}))
             assert began == ("ok", 1)
-            node.send(("snex", self.name), (Atom("eval"), code, {}))
+            for code in codes:
+                node.send(("snex", self.name), (Atom(request), code, {}))
+
+    async def begin_and_tell(self, file: Path, *codes: str, request: str = "eval") -> None:
+        """The same; return when the first of it runs."""
+        tell = f"__import__('pathlib').Path({str(file)!r}).touch()\n"
+        await self.begin(tell + codes[0], *codes[1:], request=request)
+        await until(file.exists)
 
     def caller(self) -> Node:
         return Node(
@@ -322,3 +336,243 @@ async def test_children_go_when_the_process_is_killed(start: Start) -> None:
     assert len(group(process.process.pid)) == 3  # with the watcher
     process.process.kill()
     assert process.gone_within(PROMISE)
+
+
+# --- how soon it is gone --------------------------------------------------------------------------
+
+SOON = 1.5
+"""Seconds within which a child is gone that has nothing to clean up."""
+
+STATES = {
+    "idle": "",
+    "sleep": "import time; time.sleep(600)",
+    "busy loop": "while True: pass",
+    "busy loop that catches errors": (
+        "import time\nwhile True:\n    try: time.sleep(0.01)\n    except Exception: pass"
+    ),
+    "lock": "import threading; l = threading.Lock(); l.acquire(); l.acquire()",
+    "queue": "import queue; queue.Queue().get()",
+    "select": "import select; select.select([], [], [], 600)",
+    "async sleep": "import asyncio; await asyncio.sleep(600)",
+    "async, blocks": "import asyncio, time; await asyncio.sleep(0); time.sleep(600)",
+    "background task": (
+        "import asyncio, time\nasync def f():\n    await asyncio.sleep(0)\n    time.sleep(600)\n"
+        "snex.t = asyncio.create_task(f())"
+    ),
+    "callback": "import asyncio, time\nasyncio.get_running_loop().call_soon(time.sleep, 600)",
+    "loop's threads": (
+        "import asyncio, time\n"
+        "await asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)"
+    ),
+    "thread pool": (
+        "import time, concurrent.futures\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(4)\n"
+        "for _ in range(9): pool.submit(time.sleep, 600)"
+    ),
+    "result of a thread": (
+        "import time, concurrent.futures\n"
+        "concurrent.futures.ThreadPoolExecutor(4).submit(time.sleep, 600).result()"
+    ),
+    "thread": "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()",
+    "program": "import subprocess; subprocess.run(['sleep', '600'])",
+    "programs": "import subprocess; subprocess.Popen(['sleep', '600'])",
+    "child process": (
+        "import multiprocessing, time\n"
+        "multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,)).start()"
+    ),
+    "process pool": (
+        "import asyncio, concurrent.futures, multiprocessing, time\n"
+        "fork = multiprocessing.get_context('fork')\n"
+        "pool = concurrent.futures.ProcessPoolExecutor(2, mp_context=fork)\n"
+        "await asyncio.get_running_loop().run_in_executor(pool, time.sleep, 600)"
+    ),
+    "C code that lets threads run": (
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)"
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+@pytest.mark.parametrize("code", STATES.values(), ids=STATES)
+async def test_what_has_nothing_to_do_is_gone_at_once(
+    start: Start, tmp_path: Path, code: str, loop: str
+) -> None:
+    process = start(loop=loop)
+    process.told()
+    await process.eval(registering(tmp_path / "cleaned"))
+    await process.begin_and_tell(tmp_path / "runs", code)
+    process.close()
+    began = time.monotonic()
+    assert process.gone_within(PROMISE)
+    assert time.monotonic() - began < SOON
+    assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(600)", "while True: pass"])
+async def test_so_is_an_init_script(start: Start, tmp_path: Path, code: str) -> None:
+    process = start()
+    process.told()
+    await process.begin_and_tell(tmp_path / "runs", code, request="init")
+    process.close()
+    assert process.gone_within(SOON)
+
+
+async def test_so_are_many_blocking_calls_in_a_row(start: Start, tmp_path: Path) -> None:
+    process = start()
+    process.told()
+    await process.begin_and_tell(tmp_path / "runs", *["import time; time.sleep(600)"] * 3)
+    process.close()
+    assert process.gone_within(SOON + 0.7)  # each has a moment of its own
+
+
+CLEANING = {
+    "finally": (
+        "import time\ntry: time.sleep(600)\nfinally:\n    time.sleep({seconds})\n    done()"
+    ),
+    "except": (
+        "import time\ntry: time.sleep(600)\n"
+        "except KeyboardInterrupt:\n    time.sleep({seconds})\n    done()"
+    ),
+    "with": (
+        "import contextlib, time\n@contextlib.contextmanager\ndef managed():\n"
+        "    try: yield\n    finally:\n        time.sleep({seconds})\n        done()\n"
+        "with managed(): time.sleep(600)"
+    ),
+    "busy": (
+        "import time\ntry:\n    while True: n = 1\nfinally:\n    time.sleep({seconds})\n    done()"
+    ),
+    "async finally": (
+        "import asyncio\ntry: await asyncio.sleep(600)\n"
+        "finally:\n    await asyncio.sleep({seconds})\n    done()"
+    ),
+    "async finally that blocks": (
+        "import asyncio, time\ntry: await asyncio.sleep(600)\n"
+        "finally:\n    time.sleep({seconds})\n    done()"
+    ),
+    "atexit": "import atexit, time\natexit.register(done)\natexit.register(time.sleep, {seconds})",
+}
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+@pytest.mark.parametrize("code", CLEANING.values(), ids=CLEANING)
+async def test_clean_up_has_its_time(
+    start: Start, tmp_path: Path, code: str, seconds: float, loop: str
+) -> None:
+    process = start(loop=loop)
+    process.told()
+    done = f"done = __import__('pathlib').Path({str(tmp_path / 'done')!r}).touch\n"
+    await process.begin_and_tell(tmp_path / "runs", done + code.format(seconds=seconds))
+    process.close()
+    assert process.gone_within(SOON + seconds)
+    assert (tmp_path / "done").exists()
+
+
+async def test_what_goes_on_after_an_interruption_can_finish(start: Start, tmp_path: Path) -> None:
+    process = start()
+    process.told()
+    code = f"""
+import pathlib, time
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    pass
+time.sleep(0.5)
+pathlib.Path({str(tmp_path / "done")!r}).touch()
+"""
+    await process.begin_and_tell(tmp_path / "runs", code)
+    process.close()
+    assert process.gone_within(PROMISE)
+    assert (tmp_path / "done").exists()
+
+
+class TestSigterm:
+    @pytest.mark.parametrize("loop", ["auto", "asyncio"])
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "sum(range(10 ** 13))",
+            "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)",
+            "import time; time.sleep(600)",
+        ],
+        ids=["c that keeps the lock", "c that releases it", "sleep"],
+    )
+    async def test_ends_it_whatever_runs(
+        self, start: Start, tmp_path: Path, code: str, loop: str
+    ) -> None:
+        process = start(loop=loop)
+        process.told()
+        await process.begin_and_tell(tmp_path / "runs", code)
+        process.process.send_signal(signal.SIGTERM)
+        assert process.gone_within(PROMISE)
+
+    async def test_is_user_codes_if_it_has_a_handler(self, start: Start) -> None:
+        process = start()
+        process.told()
+        code = "import signal; snex.n = []; signal.signal(15, lambda *_: snex.n.append(1))"
+        assert (await process.eval(code))[0] == "ok"
+        process.process.send_signal(signal.SIGTERM)
+
+        async def seen() -> bool:
+            return bool((await process.eval("return snex.n"))[1])
+
+        while not await seen():
+            pass
+        assert not process.gone_within(PROMISE)  # the watcher would have killed it by now
+
+    async def test_of_a_worker_is_the_workers(self, start: Start) -> None:
+        process = start()
+        process.told()
+        code = """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    values = pool.map(abs, [-1, -2])
+pool.join()
+return values
+"""
+        assert await process.eval(code) == ("ok", [1, 2])
+        assert await process.eval("return 1") == ("ok", 1)
+
+    @pytest.mark.parametrize("loop", ["auto", "asyncio"])
+    async def test_other_signals_reach_user_code(self, start: Start, loop: str) -> None:
+        process = start(loop=loop)
+        process.told()
+        code = """
+import asyncio, os, signal
+loop = asyncio.get_running_loop()
+seen = loop.create_future()
+signal.signal(signal.SIGUSR1, lambda *_: seen.set_result("python"))
+asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), signal.SIGUSR1)
+one = await asyncio.wait_for(seen, 5)
+seen = loop.create_future()
+loop.add_signal_handler(signal.SIGUSR2, seen.set_result, "loop")
+loop.call_later(0.01, os.kill, os.getpid(), signal.SIGUSR2)
+return one, await asyncio.wait_for(seen, 5)
+"""
+        assert await process.eval(code, timeout=20) == ("ok", ("python", "loop"))
+
+
+async def test_a_crash_shows_where_it_was(epmd: RealEpmd) -> None:
+    with subprocess.Popen(  # noqa: ASYNC220 - it starts and is left to itself
+        [sys.executable, "-m", "snex_runtime", "child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "ERL_EPMD_PORT": str(epmd.port)},
+    ) as process:
+        name = f"child_{secrets.token_hex(5)}@127.0.0.1"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(framed({Atom("name"): name, Atom("cookie"): "c"}))
+        process.stdin.flush()
+        assert process.stdout.readline().startswith(child.MARK)
+        options: Any = {"cookie": "c", "listen": None, "epmd": "none", "epmd_port": epmd.port}
+        async with Node(f"caller_{secrets.token_hex(5)}@127.0.0.1", **options) as node:
+            code = "def crash():\n    import ctypes; ctypes.string_at(0)\ncrash()"
+            await node.connect(name)
+            node.send(("snex", name), (Atom("eval"), code, {}))
+            assert process.wait(PROMISE) == -signal.SIGSEGV
+        text = process.stderr.read().decode()
+        assert "Segmentation fault" in text
+        assert "in crash" in text
