@@ -67,7 +67,19 @@ def import_function(module: str, function: str) -> Callable[..., object]:
     return found
 
 
-class NetKernel(GenProcess):
+class _Service(GenProcess):
+    """A process that lives as long as the node: exit signals do nothing to it, nor does a stop."""
+
+    __slots__ = ()
+
+    def _system(self, caller: From, request: object) -> None:
+        self.node.reply(caller, (Atom("error"), Atom("not_allowed")), sender=self.pid)
+
+    def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+        pass
+
+
+class NetKernel(_Service):
     """``net_kernel``: says yes to ``Node.ping/1`` and ``:net_adm.ping/1``."""
 
     __slots__ = ()
@@ -78,7 +90,7 @@ class NetKernel(GenProcess):
         self.node.reply(caller, Atom("yes" if known else "no"), sender=self.pid)
 
 
-class Rex(GenProcess):
+class Rex(_Service):
     """``rex``: the calls of ``:rpc.block_call``, of C nodes, and of nodes older than erpc."""
 
     __slots__ = ("_calls", "_resolver")

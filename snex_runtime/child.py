@@ -27,7 +27,7 @@ import sys
 import threading
 from typing import IO, Any, Final
 
-from snex_node import forks
+from snex_node import forks, tasks
 from snex_node.epmd import EpmdError
 from snex_node.errors import ConnectError, NodeStartError
 from snex_node.etf import Decoder, Encoder
@@ -135,7 +135,19 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
     async with node:
         server = Server(node, options=configuration.encoding)
         _tell_beam((Atom("ready"), node.name, node.port, server.pid))
-        return await leash.let_go
+        ended = tasks.start(server.wait_ended())
+        await _first_of(leash.let_go, ended)
+        return leash.let_go.result() if leash.let_go.done() else 1
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    """Wait until the first is done, and cancel those that are tasks."""
+    try:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in futures:
+            if isinstance(future, asyncio.Task):
+                future.cancel()
 
 
 async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leash) -> int:
@@ -156,10 +168,9 @@ async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leas
         node.send(configuration.interpreter, (Atom("snex_ready"), server.pid))
         connection = node.remote(configuration.beam).connection
         assert connection is not None
-        lost = asyncio.ensure_future(connection.wait_closed())
-        ends: list[asyncio.Future[Any]] = [leash.let_go, lost]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        lost.cancel()
+        lost = tasks.start(connection.wait_closed())
+        ended = tasks.start(server.wait_ended())
+        await _first_of(leash.let_go, lost, ended)
         return leash.let_go.result() if leash.let_go.done() else 1
 
 

@@ -36,7 +36,7 @@ from snex_node.errors import (
 from snex_node.etf import EncodeError
 from snex_node.node import Node
 from snex_node.terms import Atom
-from snex_runtime import child, demo, loops, search_path, serde
+from snex_runtime import child, demo, loops, search_path, serde, standard_files
 from snex_runtime.server import Server, version
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.stderr import StderrHandler
@@ -70,6 +70,7 @@ class CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 for a failure, 2 for wrong usage."""
+    standard_files.open_missing()
     try:
         code = _main(argv)
         _say()  # what others printed: nothing of it may fail when the interpreter ends
@@ -229,9 +230,10 @@ async def _serve(args: argparse.Namespace) -> None:
             node.keep_connected(peer)
         _say(f"ready {node.name} {node.port}")
         try:
-            await _forever()
+            reason = await server.wait_ended()
         finally:
             _log.info("%s stops", node.name)
+        raise CommandError(f"{node.name} ends: an exit signal ended its runtime ({reason})")
 
 
 def _tell_address(node: Node) -> None:

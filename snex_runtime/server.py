@@ -29,7 +29,7 @@ from snex_node.describe import inspect
 from snex_node.errors import NodeError
 from snex_node.etf import DecodeError, Decoder
 from snex_node.gen import From, parse_call, parse_cast, parse_system
-from snex_node.process import DOWN, BaseProcess
+from snex_node.process import DOWN, EXIT, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.terms import Atom, Pid
 from snex_runtime import contexts, interface, namespace, serde, threads
@@ -172,6 +172,8 @@ class Server(BaseProcess):
         max_reply: int = MAX_REPLY,
     ) -> None:
         super().__init__(node)
+        self.trap_exit = True  # without it the node would be there, and answer nobody
+        self._ended = asyncio.Event()
         self._max_reply = max_reply
         self.environments = Environments(self)
         self.options = options
@@ -270,8 +272,10 @@ class Server(BaseProcess):
         self.request_received(self, data, offset, remote)
 
     def receive(self, message: object) -> None:
-        """Take a message from this node: the DOWN of a handle, or that a node is up."""
-        if isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
+        """Take a message from this node: of a handle, a node that is up, an exit signal."""
+        if isinstance(message, tuple) and len(message) == 3 and message[0] == EXIT:
+            _log.warning("an exit signal of %s does not end the runtime", message[1])
+        elif isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
             self.environments.handle_down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
@@ -640,8 +644,19 @@ class Server(BaseProcess):
         if call is not None and not call.continues:
             call.stop("its caller has given up")
 
+    async def wait_ended(self) -> object:
+        """Wait until this process has ended, and return why: ``killed`` by somebody, most likely.
+
+        Nobody is answered from then on, so the node should end as well.
+        """
+        await self._ended.wait()
+        return self.exit_reason
+
     def exited(self, reason: object) -> None:
         """Stop everything: environments are freed, work is cancelled."""
+        self._ended.set()
+        if reason not in ("shutdown", "normal"):
+            _log.error("the runtime of %s has ended: %s", self.node.name, reason)
         if interface.current_backend() is self.backend:
             interface.set_backend(None, stopped=True)
         self.backend.close()
@@ -845,9 +860,15 @@ else:
 
 def version() -> str:
     """The version of this package; ``unknown`` where it runs from its source alone."""
-    # Imported only when it is asked for: it takes 1.2 MiB and 20 ms.
-    metadata: Any = import_module("importlib.metadata")
-    try:
-        return str(metadata.version("snex-node"))
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    global _version  # noqa: PLW0603 - read once
+    if _version is None:
+        # Imported only when it is asked for: it takes 1.2 MiB and 20 ms.
+        metadata: Any = import_module("importlib.metadata")
+        try:
+            _version = str(metadata.version("snex-node"))
+        except metadata.PackageNotFoundError:
+            _version = "unknown"
+    return _version
+
+
+_version: str | None = None

@@ -576,3 +576,83 @@ async def test_a_crash_shows_where_it_was(epmd: RealEpmd) -> None:
         text = process.stderr.read().decode()
         assert "Segmentation fault" in text
         assert "in crash" in text
+
+
+async def test_killing_its_runtime_ends_it(start: Start) -> None:
+    process = start()
+    server = process.told()[3]
+    async with process.caller() as node:
+        await node.connect(process.name)
+        node.exit_signal(server, Atom("boom"))
+        assert await node.call(server, Atom("ping")) == "pong"
+        node.exit_signal(server, Atom("kill"))
+        assert process.gone_within(PROMISE)
+    assert process.process.returncode == 1
+
+
+async def test_info_needs_no_descriptor(start: Start) -> None:
+    process = start()
+    process.told()
+    async with process.caller() as node:
+        await node.connect(process.name)
+        code = """
+import os, resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+snex.files = []
+try:
+    while True:
+        snex.files.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    return str(error)
+"""
+        taken = await node.call(("snex", process.name), (Atom("eval"), code, {}))
+        assert taken == ("ok", "[Errno 24] Too many open files: '/dev/null'")
+        answer: Any = await node.call(("snex", process.name), Atom("info"))
+        assert answer[0] == "ok"
+        assert answer[1]["os_pid"] == process.process.pid
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+def test_a_node_starts_without_standard_files(
+    epmd: RealEpmd, tmp_path: Path, closed: str, loop: str
+) -> None:
+    (tmp_path / "cookie").write_text("c")
+    (tmp_path / "cookie").chmod(0o400)
+    script = """
+import os
+links = [os.readlink(f"/proc/self/fd/{n}") for n in range(3)]
+with open("links.new", "w") as file:
+    file.write("\\n".join(links))
+os.rename("links.new", "links")
+os.kill(os.getpid(), 15)
+"""
+    (tmp_path / "init.py").write_text(script)
+    name = f"py{secrets.token_hex(5)}@127.0.0.1"
+    command = f"{sys.executable} -m snex_runtime start --name {name} --cookie-file cookie"
+    done = subprocess.run(
+        ["sh", "-c", f"exec {command} --init-script init.py --loop {loop} {closed}"],
+        cwd=tmp_path,
+        env={**os.environ, "ERL_EPMD_PORT": str(epmd.port)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    links = (tmp_path / "links").read_text().split("\n")
+    for number, mark in enumerate(["<&-", " >&-", "2>&-"]):
+        if mark in f" {closed}":
+            assert links[number] == "/dev/null"
+
+
+def test_a_child_without_standard_input_says_so(epmd: RealEpmd) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m snex_runtime child <&-"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"no configuration on standard input" in done.stderr
