@@ -153,6 +153,14 @@ def end_child(error: BaseException | None = None) -> NoReturn:
     os._exit(status)
 
 
+def end_waiting_child() -> NoReturn:
+    """End this process, a forked child whose code waits for the event loop of its parent."""
+    with contextlib.suppress(Exception):
+        sys.stderr.write(CAME_BACK)
+    _flush()
+    os._exit(1)
+
+
 def _exit_status(error: SystemExit) -> int:
     if error.code is None:
         return 0
@@ -275,9 +283,7 @@ def _came_back(task: asyncio.Task[Any] | None) -> None:
         end_child()
     if task.done():
         end_child(task.exception())
-    sys.stderr.write(CAME_BACK)
-    _flush()
-    os._exit(1)
+    end_waiting_child()
 
 
 def _pollers() -> frozenset[int]:
@@ -301,6 +307,7 @@ __all__ = [
     "OwnedDescriptor",
     "end_child",
     "end_if_inherited",
+    "end_waiting_child",
     "has_handler",
     "keep_from_children",
     "owning_loop",

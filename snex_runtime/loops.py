@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -29,9 +30,27 @@ def loop_factory(choice: str = "auto") -> Callable[[], asyncio.AbstractEventLoop
     if choice == "uvloop" and not installed:
         raise ValueError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
     if choice == "asyncio" or not installed:
-        return asyncio.new_event_loop
+        return asyncio.new_event_loop if sys.platform == "win32" else _SelectorLoop
     factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
     return factory
+
+
+class _SelectorLoop(asyncio.SelectorEventLoop):
+    """asyncio's loop, which `nest_asyncio` does not get to patch.
+
+    Run inside of one of its callbacks, a loop that is patched finds our socket readable, cannot
+    enter the callback again that would read it, and spins.
+    """
+
+    @property
+    def _nest_patched(self) -> bool:
+        raise RuntimeError(
+            "nest_asyncio cannot patch the event loop of a snex-node: code that is evaluated may "
+            "await at its top level (`return await f()`), and asyncio.run() works in a thread"
+        )
+
+
+_SelectorLoop.__module__ = asyncio.SelectorEventLoop.__module__
 
 
 def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
@@ -93,14 +112,21 @@ class _Runner:
         return self._run_until_done(tasks.start(work, self._loop))
 
     def _run_until_done(self, task: asyncio.Task[T]) -> T:
+        stopped = False
         while True:
             try:
+                if stopped:
+                    # `nest_asyncio` would find the loop stopped for ever.
+                    stopped = False
+                    self._loop.call_soon(self._loop.stop)
+                    self._loop.run_forever()
                 return self._loop.run_until_complete(task)
             except BaseException as error:
                 forks.end_if_inherited(self._loop, error)
                 what = self._elsewhere(error)
                 if task.done() or what is None:
                     raise
+                stopped = isinstance(error, RuntimeError)
                 self._warn(f"code on the event loop {what}")
 
     def _elsewhere(self, error: BaseException) -> str | None:

@@ -594,6 +594,8 @@ class Server(BaseProcess):
             self._calls[call.caller.ref] = call
         call.task = task = _start_task(self._loop, self._complete(call))
         if not task.done():
+            if self.node.forked:
+                forks.end_waiting_child()
             tasks.hide(task)
         if call.stopped is not None:
             task.cancel()

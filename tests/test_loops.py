@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import signal
 import sys
 
 import pytest
@@ -72,6 +73,61 @@ class TestRun:
         with pytest.raises(SystemExit) as caught:
             loops.run(main(), choice)
         assert caught.value.code == 5
+
+
+def test_nest_asyncio_is_refused() -> None:
+    async def main() -> bool:
+        # What it looks at first.
+        return hasattr(asyncio.get_running_loop(), "_nest_patched")
+
+    with pytest.raises(RuntimeError, match="nest_asyncio cannot patch the event loop of a snex"):
+        loops.run(main(), "asyncio")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+class TestWhatCodeElsewhereDoes:
+    def test_stopping_the_loop(self, choice: str, caplog: pytest.LogCaptureFixture) -> None:
+        async def main() -> str:
+            for _ in range(3):
+                asyncio.get_running_loop().stop()
+                await asyncio.sleep(0)
+            return "still here"
+
+        assert loops.run(main(), choice) == "still here"
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ["code on the event loop stopped the loop, which is not its own: it goes on"]
+
+    def test_keyboard_interrupt_that_is_none(
+        self, choice: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def raises() -> None:
+            raise KeyboardInterrupt
+
+        async def main() -> str:
+            task = asyncio.create_task(raises())
+            await asyncio.wait([task])
+            assert isinstance(task.exception(), KeyboardInterrupt)
+            return "still here"
+
+        assert loops.run(main(), choice) == "still here"
+        assert "raised KeyboardInterrupt" in caplog.text
+
+    def test_ctrl_c_is_no_such_thing(self, choice: str) -> None:
+        async def main() -> None:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await asyncio.sleep(60)
+
+        with pytest.raises(KeyboardInterrupt):
+            loops.run(main(), choice)
+
+    def test_cancelling_all_tasks(self, choice: str) -> None:
+        async def main() -> str:
+            for task in asyncio.all_tasks():
+                task.cancel()
+            await asyncio.sleep(0)
+            return "still here"
+
+        assert loops.run(main(), choice) == "still here"
 
 
 def test_an_unknown_choice_is_refused_before_main_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,8 @@ async def test_the_node_s_own_cannot_be_killed(beam: Beam, kept: Runtime, name: 
     Process.exit(pid, :kill)
     try do
       GenServer.stop(pid)
-    catch
-      :exit, _ -> :refused
+    rescue
+      _ -> :refused
     end
     """
     assert await beam.eval(source, py=kept.name, name=name.encode()) == "refused"
