@@ -36,7 +36,7 @@ from snex_node.errors import (
 from snex_node.etf import EncodeError
 from snex_node.node import Node
 from snex_node.terms import Atom
-from snex_runtime import child, demo, loops, search_path, serde, standard_files
+from snex_runtime import child, demo, loops, search_path, serde, standard_files, watcher
 from snex_runtime.server import Server, version
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.stderr import StderrHandler
@@ -200,7 +200,8 @@ def _discard(stream: TextIO) -> None:
 async def _start(args: argparse.Namespace) -> int:
     undo = args.log.take_reports()
     try:
-        return await _until_signal(_serve(args))
+        with watcher.guard(GRACE):
+            return await _until_signal(_serve(args))
     finally:
         undo()
 

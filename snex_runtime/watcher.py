@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Iterable
 from typing import Final, NoReturn
@@ -40,9 +41,13 @@ class Signals:
         os.read(self._told.fileno(), 64)
         if forks.has_handler(signal.SIGTERM):
             return True
+        self.answer()
+        return False
+
+    def answer(self) -> None:
+        """Tell the watcher that threads do run here, and see to the end themselves."""
         with contextlib.suppress(OSError):
             os.write(self._answers.fileno(), _TERMINATED)
-        return False
 
     def terminate(self) -> None:
         """Tell of it without a watcher."""
@@ -84,6 +89,26 @@ def start(*, leash: forks.HasFileno | None = None, group: bool = False) -> Signa
     for number in (*copies, signals, answered):
         os.close(number)
     return Signals(told, tells, answers, wakeup)
+
+
+def guard(grace: float) -> None:
+    """Have SIGTERM end this process, which has a handler for it, where that does not get to run.
+
+    A watcher kills the process while C code keeps the interpreter's lock; in other code that does
+    not return, a thread ends it ``grace`` seconds after the signal.
+    """
+    signals = start()
+
+    def wait() -> None:
+        while True:
+            select.select([signals.fileno()], [], [])
+            if signals.terminated():
+                signals.answer()
+                ending = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
+                ending.daemon = True
+                ending.start()
+
+    threading.Thread(target=wait, name="snex-signals", daemon=True).start()
 
 
 class _Watcher:
@@ -201,4 +226,4 @@ def _exists(process: int) -> bool:
     return True
 
 
-__all__ = ["Signals", "start"]
+__all__ = ["Signals", "guard", "start"]
