@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
 from snex_node import forks
@@ -26,11 +26,12 @@ _TERMINATED: Final = b"t"
 class Signals:
     """Tells of SIGTERM, whatever the main thread does. Any thread may wait for its ``fileno``."""
 
-    def __init__(self, told: int, tells: int, answers: int, wakeup: int) -> None:
+    def __init__(self, told: int, tells: int, answers: int, wakeup: int, before: int) -> None:
         self._told = forks.OwnedDescriptor(told)
         self._tells = forks.OwnedDescriptor(tells)
         self._answers = forks.OwnedDescriptor(answers)
         self._wakeup = forks.OwnedDescriptor(wakeup)
+        self._before = before
 
     def fileno(self) -> int:
         """Becomes readable when there is something to tell."""
@@ -38,7 +39,8 @@ class Signals:
 
     def terminated(self) -> bool:
         """Whether this process is to end. User code may have a handler of its own for SIGTERM."""
-        os.read(self._told.fileno(), 64)
+        if not os.read(self._told.fileno(), 64):
+            raise EOFError("the watcher has gone")
         if forks.has_handler(signal.SIGTERM):
             return True
         self.answer()
@@ -48,6 +50,12 @@ class Signals:
         """Tell the watcher that threads do run here, and see to the end themselves."""
         with contextlib.suppress(OSError):
             os.write(self._answers.fileno(), _TERMINATED)
+
+    def close(self) -> None:
+        """Let the watcher go, which ends. On the main thread; `terminated` raises ``EOFError``."""
+        signal.set_wakeup_fd(self._before)
+        for descriptor in (self._wakeup, self._answers, self._tells):
+            descriptor.close()
 
     def terminate(self) -> None:
         """Tell of it without a watcher."""
@@ -88,10 +96,11 @@ def start(*, leash: forks.HasFileno | None = None, group: bool = False) -> Signa
     os.waitpid(child, 0)
     for number in (*copies, signals, answered):
         os.close(number)
-    return Signals(told, tells, answers, wakeup)
+    return Signals(told, tells, answers, wakeup, before)
 
 
-def guard(grace: float) -> None:
+@contextlib.contextmanager
+def guard(grace: float) -> Iterator[None]:
     """Have SIGTERM end this process, which has a handler for it, where that does not get to run.
 
     A watcher kills the process while C code keeps the interpreter's lock; in other code that does
@@ -102,13 +111,21 @@ def guard(grace: float) -> None:
     def wait() -> None:
         while True:
             select.select([signals.fileno()], [], [])
-            if signals.terminated():
+            try:
+                terminated = signals.terminated()
+            except EOFError:
+                return
+            if terminated:
                 signals.answer()
                 ending = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
                 ending.daemon = True
                 ending.start()
 
     threading.Thread(target=wait, name="snex-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signals.close()
 
 
 class _Watcher:
@@ -176,6 +193,8 @@ class _Watcher:
                 self._let_go = True
                 self._begin()
             if self._signals in events and not self._signalled():
+                if not self._group:
+                    os._exit(0)  # let go
                 poll.unregister(self._signals)
             if self._answered in events:
                 if not os.read(self._answered, 64):
