@@ -1070,9 +1070,9 @@ def threads_of(pid: int) -> int:
 
 
 def before(running: Running) -> int:
-    """Threads before the signal: the main thread and the guardian."""
+    """Threads before the signal: the main one, the guardian, and who listens to the watcher."""
     assert running.process.poll() is None
-    return 2
+    return 3
 
 
 def is_connected(pid: int, port: int) -> bool:
