@@ -439,7 +439,7 @@ CLEANING = {
         "with managed(): time.sleep(600)"
     ),
     "busy": (
-        "import time\ntry:\n    while True: n = 1\nfinally:\n    time.sleep({seconds})\n    done()"
+        "import time\ndef f():\n    while True: pass\ntry: f()\nfinally:\n    time.sleep({seconds})\n    done()"
     ),
     "async finally": (
         "import asyncio\ntry: await asyncio.sleep(600)\n"
