@@ -439,7 +439,8 @@ CLEANING = {
         "with managed(): time.sleep(600)"
     ),
     "busy": (
-        "import time\ndef f():\n    while True: pass\ntry: f()\nfinally:\n    time.sleep({seconds})\n    done()"
+        "import time\ndef f():\n    while True: pass\n"
+        "try: f()\nfinally:\n    time.sleep({seconds})\n    done()"
     ),
     "async finally": (
         "import asyncio\ntry: await asyncio.sleep(600)\n"
