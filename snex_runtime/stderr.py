@@ -141,6 +141,10 @@ class StderrHandler(logging.Handler):
         return undo
 
     def _start(self) -> None:
+        if sys.is_finalizing():
+            # No thread runs any more, and who starts one would wait for it for ever.
+            self._write_waiting()
+            return
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._run, name="snex-stderr", daemon=True)
