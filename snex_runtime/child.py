@@ -184,6 +184,8 @@ def listen_host(name: str) -> str:
             f"the host {host or 'that is missing'} of {name} does not resolve ({error.strerror}): "
             "give the BEAM a name with a host that does, such as app@127.0.0.1"
         ) from None
+    # BEAM looks for IPv4 addresses, unless it was told otherwise; ``localhost`` often has both.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return str(found[0][4][0])
 
 

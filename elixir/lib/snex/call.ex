@@ -13,6 +13,8 @@ defmodule Snex.Call do
   def request(target, interpreter, request, timeout) do
     case :gen.call(target, :"$gen_call", request, timeout) do
       {:ok, {:error, %Error{code: :cancelled, reason: "timeout"}}} -> timed_out()
+      # A Python of another version may not know all fields.
+      {:ok, {:error, %Error{} = error}} -> {:error, Map.merge(%Error{}, error)}
       {:ok, answer} -> answer
     end
   catch
