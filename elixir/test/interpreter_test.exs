@@ -6,8 +6,8 @@ defmodule Snex.InterpreterTest do
 
   describe "start_link" do
     test "tells at once that there is no such program" do
-      error = %Error{code: :interpreter_exited, reason: {:exit_status, 127}}
-      assert start_interpreter(python: "no-such-python") == {:error, error}
+      assert {:error, %Error{code: :interpreter_exited, reason: {:exit_status, 127}}} =
+               start_interpreter(python: "no-such-python")
     end
 
     test "tells at once that Python does not start" do
@@ -21,8 +21,10 @@ defmodule Snex.InterpreterTest do
     end
 
     test "tells at once that what is wrapped around Python fails" do
-      assert start_interpreter(wrap_exec: fn _, _ -> {"sh", ["-c", "exit 7"]} end) ==
-               {:error, %Error{code: :interpreter_exited, reason: {:exit_status, 7}}}
+      assert {:error, %Error{code: :interpreter_exited, reason: {:exit_status, 7}} = error} =
+               start_interpreter(wrap_exec: fn _, _ -> {"sh", ["-c", "exit 7"]} end)
+
+      assert Exception.message(error) =~ "/sh ended before it was ready"
     end
 
     test "refuses options that it does not know" do
@@ -154,8 +156,7 @@ defmodule Snex.InterpreterTest do
 
     test "fails later" do
       {:ok, interpreter} = start_interpreter(sync_start?: false, python: "no-such-python")
-      error = %Error{code: :interpreter_exited, reason: {:exit_status, 127}}
-      assert_receive {:EXIT, ^interpreter, ^error}
+      assert_receive {:EXIT, ^interpreter, %Error{reason: {:exit_status, 127}}}
     end
   end
 
@@ -277,8 +278,8 @@ defmodule Snex.InterpreterTest do
     end
 
     test "it ends as others do" do
-      error = %Error{code: :interpreter_exited, reason: {:exit_status, 127}}
-      assert start_interpreter(@stdio ++ [python: "no-such-python"]) == {:error, error}
+      assert {:error, %Error{code: :interpreter_exited, reason: {:exit_status, 127}}} =
+               start_interpreter(@stdio ++ [python: "no-such-python"])
 
       {:ok, interpreter} = start_interpreter(@stdio)
 

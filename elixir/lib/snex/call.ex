@@ -37,9 +37,14 @@ defmodule Snex.Call do
 
   defp failed(target, interpreter, reason) do
     # An interpreter that is attached to a node outlives it.
-    if Snex.Runtimes.attached?(interpreter),
-      do: failed(reason),
-      else: failed_with(target, interpreter, reason)
+    if Snex.Runtimes.attached?(interpreter) do
+      failed(reason)
+    else
+      case Snex.Runtimes.why_ending(interpreter) do
+        {:ok, why} -> failed(why)
+        :error -> failed_with(target, interpreter, reason)
+      end
+    end
   end
 
   defp failed_with(target, interpreter, reason) do

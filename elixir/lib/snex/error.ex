@@ -10,14 +10,15 @@ defmodule Snex.Error do
   | `:env_not_found` | the environment has been destroyed | |
   | `:env_key_not_found` | a variable is not there | its name |
   | `:call_failed` | the interpreter ended before it answered | its exit reason; `:noproc` when it had ended before |
-  | `:interpreter_exited` | the Python process ended | `{:exit_status, status}` |
+  | `:interpreter_exited` | the Python process ended, or could not be started | `{:exit_status, status}`: above 128 it was ended by the signal `status - 128`, 127 and 126 are those of a program that is not there or cannot be run; or why the connection to it was lost |
   | `:init_script_timeout` | the init script took too long | |
   | `:bad_request` | Python did not understand the request | what it expects |
   | `:internal_error` | a defect of this library, or of the system it runs on | |
 
   `traceback` is the list of strings that Python's `traceback.format_exception` gives, and `type` the
   name of the exception's type (`"KeyError"`, `"json.decoder.JSONDecodeError"`; that of a type which
-  the code defined has no module). Both are nil where Python raised no exception.
+  the code defined has no module). Both are nil where Python raised no exception. `details` is a
+  sentence for people, where there is more to tell than `reason` does; `message/1` shows it.
   """
 
   @type python_runtime_error :: :python_runtime_error
@@ -48,21 +49,26 @@ defmodule Snex.Error do
           code: error_code(),
           reason: term(),
           traceback: [String.t()] | nil,
-          type: String.t() | nil
+          type: String.t() | nil,
+          details: String.t() | nil
         }
 
-  defexception [:code, :reason, :traceback, :type]
+  defexception [:code, :reason, :traceback, :type, :details]
 
   @doc """
   The error as text, with the Python traceback where there is one.
 
       iex> Snex.Error.message(%Snex.Error{code: :interpreter_exited, reason: {:exit_status, 1}})
       "interpreter_exited: {:exit_status, 1}"
+
+      iex> Snex.Error.message(%Snex.Error{code: :interpreter_exited, reason: {:exit_status, 139}})
+      "interpreter_exited: {:exit_status, 139} (SIGSEGV)"
   """
   @impl Exception
   @spec message(t()) :: String.t()
   def message(%__MODULE__{} = error) do
-    head = "#{error.code}#{reason(error.reason)}"
+    # What comes from Python has no details.
+    head = "#{error.code}#{reason(error.reason)}#{reason(Map.get(error, :details))}"
 
     case error.traceback do
       [_ | _] = lines -> head <> "\n\n" <> String.trim_trailing(IO.iodata_to_binary(lines))
@@ -72,5 +78,11 @@ defmodule Snex.Error do
 
   defp reason(nil), do: ""
   defp reason(reason) when is_binary(reason), do: ": " <> reason
+
+  defp reason({:exit_status, status} = reason) do
+    name = Snex.OSProcess.signal_name(status)
+    ": " <> inspect(reason) <> if(name, do: " (#{name})", else: "")
+  end
+
   defp reason(reason), do: ": " <> inspect(reason)
 end

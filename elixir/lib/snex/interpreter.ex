@@ -36,21 +36,26 @@ defmodule Snex.Interpreter do
   included); then it is killed with all its child processes. When Python ends by itself, the
   interpreter stops with `%Snex.Error{code: :interpreter_exited, reason: {:exit_status, status}}`.
 
+  It also stops when the connection to Python is lost: when Python hangs or is stopped by a signal
+  for longer than `net_ticktime`, or when this node is stopped (`Node.stop/0`). Python is ended then. Where
+  its exit status is not to be had, because a process that it left behind holds its output, the
+  `reason` is that of the lost connection, such as `:noconnection`.
+
   ## Distribution
 
   Python is a hidden node of the cluster. Where this node is not distributed, starting an
   interpreter makes it so, on 127.0.0.1, hidden, and without listening for others. A node that is to
-  be part of a cluster has to be made so before (`Node.start/2`, `--name`).
+  be part of a cluster has to be made so before (`Node.start/2`, `--name`): afterwards `Node.start/2`
+  returns `{:error, {:already_started, pid}}`. The name of the node that is made can be chosen:
+
+      config :snex, node_name: :"my_app@127.0.0.1"
   '''
 
   use GenServer
 
-  alias Snex.{Call, Distribution, Error, Port, Relay, Runtimes, Serde}
+  alias Snex.{Attachment, Error, Launch, Options, OSProcess, Port, Runtimes, Serde}
 
-  @default_init_script_timeout 60_000
-
-  # What is left of the five seconds that Python has is up to Python itself; see snex_runtime.child.
-  @stop_timeout 5_500
+  @default_init_script_timeout Launch.default_timeout()
 
   @typedoc "An interpreter: its pid, or any name that a `GenServer` is called by."
   @type server :: GenServer.server()
@@ -72,27 +77,30 @@ defmodule Snex.Interpreter do
   @typedoc """
   Options of `start_link/1`:
 
-    * `:python` - path of the interpreter, or its name on the `PATH`; default `"python"`
+    * `:python` - path of the interpreter, or its name on the `PATH`; default `"python"`, or
+      `"python3"` where there is no `python`
     * `:wrap_exec` - a function of `(python, args)`, or a module, function and arguments to which
       these two are appended, that returns `{executable, args}` to run instead
     * `:cd` - the directory to run in
     * `:environment` - a map of environment variables; our Python packages come before its
       `PYTHONPATH`
     * `:init_script` - code to run first, or `{code, vars}`; what it defines is in every environment
-    * `:init_script_timeout` - milliseconds it may take, or `:infinity`; default
-      #{@default_init_script_timeout}
+    * `:init_script_timeout` - milliseconds that the start of Python and the init script may take
+      together, or `:infinity`; default #{@default_init_script_timeout}
     * `:sync_start?` - whether `start_link/1` returns only when Python and the init script are ready;
-      default true. Otherwise failures end the process later
+      default true. Otherwise failures end the process later. `stop/3` works meanwhile
     * `:label` - the process label, where Erlang/OTP has them (27 and later)
     * `:encoding_opts` - how terms are converted (`t:Snex.Serde.encoding_opts/0`)
     * `:port_opts` - further options of the port: `{:parallelism, boolean}`, `{:busy_limits_port, _}`,
       and `:use_stdio`: then all there is between this node and Python runs through Python's standard
       input and output, so that it may be in a container or behind SSH, without a network. `sys.stdin`
-      and `sys.stdout` are `None` then. This node has to take connections; it does where it was not
-      distributed before
-    * `:node` - the name of a Python node that someone else runs (`snex-node start`), with this
-      node's cookie. None is started then, and of the options above only `:sync_start?` and `:label`
-      apply. While the node is away calls fail, and connecting is tried again
+      and `sys.stdout` are `None` then
+    * `:node` - the name of a Python node that someone else runs (`snex-node start`). None is started
+      then, and of the options above only `:sync_start?` and `:label` apply. While the node is away
+      calls fail, and connecting is tried again; with `sync_start?: false` it may be away from the
+      beginning
+    * `:cookie` - that node's cookie, where it is not this node's
+    * `:register_as` - what that node was told with `--register-as`; default `:snex`
 
   All other options are those of `GenServer.start_link/3`.
   """
@@ -108,6 +116,8 @@ defmodule Snex.Interpreter do
           | {:encoding_opts, Serde.encoding_opts()}
           | {:port_opts, port_opts()}
           | {:node, node()}
+          | {:register_as, atom()}
+          | {:cookie, String.t() | atom()}
           | {:eager_polyfill?, boolean()}
           | GenServer.option()
 
@@ -124,6 +134,8 @@ defmodule Snex.Interpreter do
     :encoding_opts,
     :port_opts,
     :node,
+    :register_as,
+    :cookie,
     :eager_polyfill?
   ]
 
@@ -151,7 +163,7 @@ defmodule Snex.Interpreter do
         %{
           Snex.Interpreter.child_spec(opts)
           | id: __MODULE__,
-            start: {__MODULE__, :start_link, [opts]}
+            start: {Snex.Interpreter, :start_child, [__MODULE__, %Snex.Options{opts: opts}]}
         }
       end
 
@@ -174,12 +186,10 @@ defmodule Snex.Interpreter do
     end
   end
 
-  @attach_options [:node, :label, :sync_start?, :eager_polyfill?]
-  @reconnect_after 500
+  @attach_options [:node, :register_as, :cookie, :label, :sync_start?, :eager_polyfill?]
 
-  @connect_timeout 500
-  @connect_again 100
-  @start_attempts 5
+  # ms between two looks whether Python, to which the connection is lost, has ended.
+  @look_again 50
 
   # --- API ----------------------------------------------------------------------------------------
 
@@ -187,7 +197,8 @@ defmodule Snex.Interpreter do
   Starts an interpreter, linked to the calling process.
 
   Returns `{:error, %Snex.Error{}}` when Python cannot be started (`:interpreter_exited`, with exit
-  status 127 where there is no such program), when the init script fails or takes too long. Before
+  status 127 where there is no such program and 126 where it may not be run; the error's message tells
+  what was looked for), when the init script fails or takes too long. Before
   Erlang/OTP 26 the calling process also gets an exit signal with that reason, as from every process
   that fails to start.
 
@@ -200,6 +211,12 @@ defmodule Snex.Interpreter do
     for {name, _} <- own, name not in @own_options do
       known = Enum.map_join(@own_options ++ @genserver_options, ", ", &inspect/1)
       raise ArgumentError, "unknown option #{inspect(name)}: there are #{known}"
+    end
+
+    check_node!(own[:node])
+
+    for {name, _} <- own, own[:node] == nil, name in [:register_as, :cookie] do
+      raise ArgumentError, "the option #{inspect(name)} is for a node that runs already (:node)"
     end
 
     for {name, _} <- own, own[:node] != nil, name not in @attach_options do
@@ -230,7 +247,24 @@ defmodule Snex.Interpreter do
   @doc false
   def child_spec(opts) do
     # One second more than Python has.
-    %{id: __MODULE__, start: {__MODULE__, :start_link, [opts]}, shutdown: @stop_timeout + 500}
+    %{
+      id: __MODULE__,
+      start: {__MODULE__, :start_child, [__MODULE__, %Options{opts: opts}]},
+      shutdown: Launch.stop_timeout() + 1_000
+    }
+  end
+
+  @doc false
+  # What a supervisor logs shows the arguments.
+  @spec start_child(module(), Options.t()) :: GenServer.on_start()
+  def start_child(module, %Options{opts: opts}), do: module.start_link(opts)
+
+  defp check_node!(nil), do: :ok
+  defp check_node!(node) when is_atom(node), do: :ok
+
+  defp check_node!(node) do
+    spelt = if is_binary(node), do: ", here #{inspect(String.to_atom(node))}", else: ""
+    raise ArgumentError, ":node is the name of a node, an atom#{spelt}; got: #{inspect(node)}"
   end
 
   # --- GenServer ----------------------------------------------------------------------------------
@@ -239,23 +273,39 @@ defmodule Snex.Interpreter do
   def init(opts) do
     Process.flag(:trap_exit, true)
     set_label(opts[:label])
-    state = %{opts: opts, port: nil, relay: nil, target: nil, os_pid: nil, output: ""}
+    state = Launch.new(opts)
 
-    if Keyword.get(opts, :sync_start?, true) do
-      case start(state) do
-        {:ok, state} -> {:ok, state}
-        {:error, error} -> {:stop, error}
-      end
-    else
-      {:ok, state, {:continue, :start}}
+    cond do
+      not Keyword.get(opts, :sync_start?, true) -> {:ok, state, {:continue, :start}}
+      opts[:node] -> start_now(state, &Attachment.await/1)
+      true -> start_now(state, &Launch.run/1)
     end
   end
 
+  defp start_now(state, start) do
+    case start.(state) do
+      {:ok, state} ->
+        {:ok, started(state)}
+
+      {:error, reason, state} ->
+        terminate(reason, state)
+        {:stop, reason}
+    end
+  end
+
+  defp started(state) do
+    Runtimes.register(state.target)
+    state
+  end
+
   @impl GenServer
-  def handle_continue(:start, state) do
-    case start(state) do
-      {:ok, state} -> {:noreply, state}
-      {:error, error} -> {:stop, error, state}
+  # A node that is away now may come.
+  def handle_continue(:start, %{opts: opts} = state) do
+    start = if opts[:node], do: &Attachment.begin/1, else: &Launch.run/1
+
+    case start.(state) do
+      {:ok, state} -> {:noreply, started(state)}
+      {:error, reason, state} -> {:stop, reason, state}
     end
   end
 
@@ -268,26 +318,29 @@ defmodule Snex.Interpreter do
     do: {:noreply, %{state | output: Port.print(state.output <> data)}}
 
   def handle_info({port, {:exit_status, status}}, %{port: port} = state),
-    do: {:stop, exited(status), %{state | port: nil}}
+    do: {:stop, exited(status), state}
 
-  def handle_info({:nodedown, node}, state) do
-    if node == state.opts[:node], do: Process.send_after(self(), :attach, @reconnect_after)
-    {:noreply, state}
+  # --- the connection to Python is lost -----------------------------------------------------------
+
+  def handle_info({:DOWN, server, _, _, reason}, %{server: server, opts: opts} = state) do
+    if opts[:node],
+      do: {:noreply, Attachment.lost(state)},
+      else: {:noreply, lost(%{state | server: nil}, reason)}
   end
 
-  def handle_info(:attach, state) do
-    case attach(state) do
-      {:ok, state} ->
-        {:noreply, state}
+  def handle_info({:EXIT, relay, reason}, %{relay: relay} = state) when is_pid(relay),
+    do: {:noreply, lost(%{state | relay: nil}, reason)}
 
-      {:error, _} ->
-        Process.send_after(self(), :attach, @reconnect_after)
-        {:noreply, state}
-    end
+  def handle_info(:snex_look, state), do: look(state)
+
+  # --- attached nodes -----------------------------------------------------------------------------
+
+  def handle_info(:snex_attach, state), do: {:noreply, Attachment.attempt(state)}
+
+  def handle_info({ref, answer}, %{task: %Task{ref: ref}} = state) do
+    Process.demonitor(ref, [:flush])
+    {:noreply, Attachment.answered(%{state | task: nil}, answer)}
   end
-
-  def handle_info({:DOWN, relay, _, _, reason}, %{relay: relay} = state) when relay != nil,
-    do: {:stop, %Error{code: :interpreter_exited, reason: reason}, %{state | port: nil}}
 
   # The parent's exit ends a GenServer by itself; others that are linked end it as they would if it
   # did not trap exits.
@@ -297,10 +350,23 @@ defmodule Snex.Interpreter do
   def handle_info(_other, state), do: {:noreply, state}
 
   @impl GenServer
-  def terminate(_reason, %{port: nil}), do: :ok
-  # The relay ends with this process, and Python with the relay.
-  def terminate(_reason, %{relay: relay}) when relay != nil, do: :ok
-  def terminate(_reason, state), do: Port.stop(state.port, state.output, @stop_timeout)
+  def terminate(_reason, %{process: nil}), do: :ok
+
+  def terminate(reason, state) do
+    Runtimes.ending(reason)
+    Launch.stop(state)
+  end
+
+  # What users give to Python, and what Python prints, is not for logs. (Elixir knows the callback from
+  # 1.17 on.)
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(GenServer)
+  @doc false
+  def format_status(status) do
+    status
+    |> Map.replace_lazy(:message, &Options.hide_message/1)
+    |> Map.replace_lazy(:log, fn _ -> [] end)
+    |> Map.replace_lazy(:state, &%{&1 | opts: Options.hide(&1.opts), output: :hidden})
+  end
 
   defp set_label(nil), do: :ok
 
@@ -310,179 +376,47 @@ defmodule Snex.Interpreter do
     :ok
   end
 
-  # --- starting -----------------------------------------------------------------------------------
-
-  defp start(%{opts: opts} = state) do
-    if opts[:node], do: start_attached(state), else: start_own(state)
+  # Python has ended, or is ending, or hangs. Its exit status comes in the first case, unless somebody
+  # else holds its output. What lives on is told to end, and killed when its time is over; what has
+  # ended is told nothing, or the port would be closed without the exit status.
+  defp lost(%{lost: nil} = state, reason) do
+    Runtimes.ending()
+    lost = %{reason: reason, deadline: now() + Launch.stop_timeout(), gone?: false, told?: false}
+    look_again(%{state | lost: lost})
   end
 
-  defp start_attached(%{opts: opts} = state) do
-    state = %{state | target: {:snex, opts[:node]}}
+  defp lost(state, _reason), do: state
 
-    with :ok <- distribute(state),
-         {:ok, state} <- attach(state) do
-      Runtimes.register(state.target)
-      {:ok, state}
-    end
-  end
+  defp look(%{lost: lost, process: process} = state) do
+    gone? = not OSProcess.alive?(process)
 
-  # What is asked for is that its `snex` process answers; the system's number comes with it.
-  defp attach(%{opts: opts, target: target} = state) do
-    Node.monitor(opts[:node], true)
-
-    with {:ok, info} <- GenServer.call(target, :info) do
-      {:ok, %{state | os_pid: info.os_pid}}
-    end
-  catch
-    :exit, {reason, _call} ->
-      # Sent for the monitor of a node that could not be connected to.
-      receive do: ({:nodedown, node} when node == :erlang.element(2, target) -> :ok),
-              after: (0 -> :ok)
-
-      {:error, Call.failed(reason)}
-  end
-
-  defp start_own(state) do
-    with :ok <- distribute(state),
-         {:ok, state} <- start_python(state),
-         :ok <- init_script(state) do
-      Runtimes.register(state.target)
-      {:ok, state}
-    end
-  end
-
-  defp distribute(state) do
-    with {:error, reason} <- Runtimes.start_distribution(stdio?(state)) do
-      {:error,
-       internal("distribution cannot be started on this node: #{inspect(reason, limit: 5)}")}
-    end
-  end
-
-  defp start_python(%{opts: opts} = state, attempts \\ @start_attempts) do
-    {name, cookie} = Distribution.invent()
-
-    configuration = %{
-      name: Atom.to_string(name),
-      cookie: cookie,
-      encoding_opts: opts[:encoding_opts] || []
-    }
-
-    with {:ok, state} <- run_python(state, name, configuration) do
-      {:ok, %{state | os_pid: Port.os_pid(state.port)}}
-    else
-      {:exit_status, status} ->
-        {:error, exited(status)}
-
-      {:error, reason} ->
-        {:error, internal(reason)}
-
-      {:unreachable, _reason} when attempts > 1 ->
-        start_python(state, attempts - 1)
-
-      {:unreachable, reason} ->
-        {:error, internal(reason)}
-    end
-  end
-
-  defp stdio?(%{opts: opts}), do: :use_stdio in Keyword.get(opts, :port_opts, [])
-
-  defp run_python(state, name, configuration) do
-    if stdio?(state) do
-      with {:ok, relay, port} <- Relay.start(state.opts, Relay.configure(configuration)),
-           do: await_relayed(%{state | relay: Process.monitor(relay), port: port})
-    else
-      with {:ok, port} <- Port.open(state.opts),
-           {:ok, target, rest} <- Port.configure(port, configuration),
-           :ok <- connect(name, port),
-           do: {:ok, %{state | port: port, target: target, output: rest}}
-    end
-  end
-
-  # The first thing that comes through the relay. Python ends where it cannot connect.
-  defp await_relayed(%{relay: relay, port: port} = state) do
-    receive do
-      {:snex_ready, target} ->
-        {:ok, %{state | target: target}}
-
-      {^port, {:exit_status, status}} ->
-        {:exit_status, status}
-
-      {:DOWN, ^relay, _, _, reason} ->
-        {:error, "the connection to Python ended: #{inspect(reason)}"}
-    end
-  end
-
-  # The epmd that knows Python's port may be in another Python that ends right now. Others take its
-  # place within some seconds, a Python that starts now at once: so another one is started.
-  defp connect(name, port, left \\ @connect_timeout) do
     cond do
-      Node.connect(name) ->
-        :ok
+      # Seen twice: the exit status would have come meanwhile.
+      gone? and lost.gone? ->
+        {:stop, connection_lost(state), state}
 
-      left > 0 ->
-        receive do
-          {^port, {:exit_status, status}} -> {:exit_status, status}
-        after
-          @connect_again -> connect(name, port, left - @connect_again)
-        end
+      now() >= lost.deadline ->
+        OSProcess.kill(process)
+
+        # What the system does not end by force is not waited for.
+        if OSProcess.alive?(process),
+          do: {:stop, connection_lost(state), state},
+          else: {:noreply, look_again(%{state | lost: %{lost | gone?: true}})}
 
       true ->
-        Port.stop(port, "", @stop_timeout)
-        {:unreachable, "Python runs as #{name}, but #{node()} cannot connect to it"}
+        if not gone? and not lost.told?, do: Launch.let_go(state)
+        {:noreply, look_again(%{state | lost: %{lost | gone?: gone?, told?: true}})}
     end
   end
 
-  defp init_script(%{opts: opts} = state) do
-    case opts[:init_script] do
-      nil -> :ok
-      {code, vars} -> run_init_script(state, code, vars)
-      code -> run_init_script(state, code, %{})
-    end
+  defp look_again(state) do
+    Process.send_after(self(), :snex_look, @look_again)
+    state
   end
 
-  defp run_init_script(%{opts: opts} = state, code, vars) do
-    timeout = Keyword.get(opts, :init_script_timeout, @default_init_script_timeout)
-    request = {:init, code, Serde.encode_vars!(vars), [timeout: timeout]}
-    interpreter = self()
-    task = Task.async(fn -> Call.request(state.target, interpreter, request, timeout) end)
-
-    case await_init_script(task, state) do
-      {:ok, _} -> :ok
-      {:error, %Error{code: :response_timeout}} -> {:error, %Error{code: :init_script_timeout}}
-      {:error, error} -> {:error, error}
-    end
-    |> stop_if_failed(state)
-  end
-
-  # Whatever the script prints is shown as it comes.
-  defp await_init_script(%Task{ref: ref} = task, %{port: port} = state) do
-    receive do
-      {^ref, answer} ->
-        Process.demonitor(ref, [:flush])
-        answer
-
-      {:DOWN, ^ref, _, _, reason} ->
-        {:error, internal(inspect(reason))}
-
-      {^port, {:data, data}} ->
-        await_init_script(task, %{state | output: Port.print(state.output <> data)})
-
-      {^port, {:exit_status, status}} ->
-        Task.shutdown(task, :brutal_kill)
-        {:error, exited(status)}
-    end
-  end
-
-  defp stop_if_failed(:ok, _state), do: :ok
-  defp stop_if_failed({:error, %Error{code: :interpreter_exited}} = error, _state), do: error
-
-  defp stop_if_failed(error, %{relay: relay}) when relay != nil, do: error
-
-  defp stop_if_failed(error, state) do
-    Port.stop(state.port, state.output, @stop_timeout)
-    error
-  end
+  defp connection_lost(%{lost: lost}),
+    do: %Error{code: :interpreter_exited, reason: lost.reason}
 
   defp exited(status), do: %Error{code: :interpreter_exited, reason: {:exit_status, status}}
-  defp internal(reason), do: %Error{code: :internal_error, reason: reason}
+  defp now, do: System.monotonic_time(:millisecond)
 end

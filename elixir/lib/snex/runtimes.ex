@@ -29,15 +29,25 @@ defmodule Snex.Runtimes do
         {:error, :noproc}
 
       pid when is_pid(pid) ->
-        case :ets.lookup(@table, pid) do
-          [{_, {:at, target}}] -> {:ok, pid, target}
-          [{_, {:ended, _reason}}] -> {:error, :noproc}
-          [] -> ask(pid)
+        case lookup(pid) do
+          {:at, target} -> {:ok, pid, target}
+          nil -> ask(pid)
+          _ending -> {:error, :noproc}
         end
 
       remote ->
         ask(remote)
     end
+  end
+
+  # While this node stops the table goes before those who call: then interpreters are ending.
+  defp lookup(pid) do
+    case :ets.lookup(@table, pid) do
+      [{_, state}] -> state
+      [] -> nil
+    end
+  rescue
+    ArgumentError -> :ending
   end
 
   defp whereis(pid) when is_pid(pid), do: pid
@@ -51,7 +61,29 @@ defmodule Snex.Runtimes do
 
   @doc "Whether the interpreter `pid` is known to be attached to a node that someone else runs."
   @spec attached?(pid()) :: boolean()
-  def attached?(pid), do: match?([{_, {:at, {_, _}}}], :ets.lookup(@table, pid))
+  def attached?(pid), do: match?({:at, {_, _}}, lookup(pid))
+
+  @doc "Make known that the calling process, an interpreter, is ending: its Python takes no requests."
+  @spec ending() :: :ok
+  def ending, do: put(:ending)
+
+  @doc "The same, where it is known why: those who wait for an answer are told."
+  @spec ending(term()) :: :ok
+  def ending(reason), do: put({:ended, reason})
+
+  # One that never was ready is not known here, nor anything while this node stops.
+  defp put(state) do
+    if match?({:at, _}, lookup(self())) or lookup(self()) == :ending,
+      do: :ets.insert(@table, {self(), state})
+
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @doc "Why the interpreter `pid` is ending, where that is known already."
+  @spec why_ending(pid()) :: {:ok, term()} | :error
+  def why_ending(pid), do: why_ended(pid, 0)
 
   @doc "Why the interpreter `pid` has ended, as far as is known here."
   @spec why_ended(pid()) :: {:ok, term()} | :error
@@ -60,11 +92,11 @@ defmodule Snex.Runtimes do
   # A process that is ending is no process any more to those who ask, and only then are those told
   # who watched it.
   defp why_ended(pid, left) do
-    case :ets.lookup(@table, pid) do
-      [{_, {:ended, reason}}] ->
+    case lookup(pid) do
+      {:ended, reason} ->
         {:ok, reason}
 
-      [{_, {:at, _}}] when left > 0 ->
+      state when state != nil and left > 0 ->
         receive do
         after
           10 -> why_ended(pid, left - 10)
@@ -77,14 +109,18 @@ defmodule Snex.Runtimes do
 
   @doc "True the first time it is called with `key`."
   @spec first?(term()) :: boolean()
-  def first?(key), do: :ets.insert_new(@table, {{:seen, key}})
+  def first?(key) do
+    :ets.insert_new(@table, {{:seen, key}})
+  rescue
+    ArgumentError -> false
+  end
 
-  @doc "Start distribution, unless it runs; `listening?` says whether others may connect."
-  @spec start_distribution(boolean()) :: :ok | {:error, term()}
-  def start_distribution(listening?) do
+  @doc "Start distribution, unless it runs, so that `peer` can be connected to if one is given."
+  @spec start_distribution(node() | nil) :: :ok | {:error, String.t()}
+  def start_distribution(peer \\ nil) do
     if Node.alive?(),
       do: :ok,
-      else: GenServer.call(__MODULE__, {:start_distribution, listening?}, :infinity)
+      else: GenServer.call(__MODULE__, {:start_distribution, peer}, :infinity)
   end
 
   @impl GenServer
@@ -100,14 +136,8 @@ defmodule Snex.Runtimes do
     {:reply, :ok, state}
   end
 
-  def handle_call({:start_distribution, listening?}, _from, state) do
-    answer =
-      cond do
-        Node.alive?() -> :ok
-        listening? -> Snex.Distribution.start_listening()
-        true -> Snex.Distribution.start()
-      end
-
+  def handle_call({:start_distribution, peer}, _from, state) do
+    answer = if Node.alive?(), do: :ok, else: Snex.Distribution.start(peer)
     {:reply, answer, state}
   end
 

@@ -4,9 +4,10 @@ defmodule Snex.Beam do
   @doc """
   Start a BEAM that runs `code`, which tells the test what it has to say with `tell.(term)`.
 
-  It ends when its port is closed, at the end of the test at the latest.
+  It ends when its port is closed, at the end of the test at the latest. Options: `:args` of `elixir`,
+  `:env` as `Port.open/2` has it, `:wrap`, a command that runs what is appended to it.
   """
-  def start(code) do
+  def start(code, opts \\ []) do
     program = """
     {:ok, _} = Application.ensure_all_started(:snex)
     tell = fn term -> IO.puts("told " <> Base.encode64(:erlang.term_to_binary(term))) end
@@ -18,15 +19,16 @@ defmodule Snex.Beam do
     port = free_port()
     ExUnit.Callbacks.on_exit(fn -> end_epmd(port) end)
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
-    elixir = System.find_executable("elixir")
+    elixir = Keyword.get(opts, :args, []) ++ paths ++ ["-e", program]
+    [command | args] = Keyword.get(opts, :wrap, []) ++ ["elixir" | elixir]
 
-    Port.open({:spawn_executable, elixir}, [
+    Port.open({:spawn_executable, System.find_executable(command)}, [
       :binary,
       :exit_status,
       :stderr_to_stdout,
       line: 65_536,
-      args: paths ++ ["-e", program],
-      env: [{~c"ERL_EPMD_PORT", Integer.to_charlist(port)}]
+      args: args,
+      env: [{~c"ERL_EPMD_PORT", Integer.to_charlist(port)} | Keyword.get(opts, :env, [])]
     ])
   end
 
@@ -62,6 +64,16 @@ defmodule Snex.Beam do
         raise "the BEAM ended with #{status}: #{Enum.join(Enum.reverse(seen), "\n")}"
     after
       20_000 -> raise "the BEAM told nothing: #{Enum.join(Enum.reverse(seen), "\n")}"
+    end
+  end
+
+  @doc "All that the BEAM prints until it ends by itself."
+  def printed(port, lines \\ []) do
+    receive do
+      {^port, {:data, {_, line}}} -> printed(port, [line, "\n" | lines])
+      {^port, {:exit_status, _}} -> lines |> Enum.reverse() |> IO.iodata_to_binary()
+    after
+      20_000 -> raise "the BEAM did not end: #{Enum.reverse(lines)}"
     end
   end
 
