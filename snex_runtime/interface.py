@@ -410,7 +410,9 @@ class LogQueue:
 
     def wake(self) -> None:
         """Write what waits, unless that is under way, or nobody is there."""
-        if self._writer is None and self.records and self._next_node() is not None:
+        if self._writer is not None or self._closed or not self.records:
+            return
+        if self._next_node() is not None:
             self._writer = tasks.start(self._write())
 
     def close(self) -> None:

@@ -232,17 +232,6 @@ class TestHandshakes:
         await until(scene.complaints)
         scene.check_one_line("our own name")
 
-    async def test_too_many_who_say_nothing(self, scene: Scene) -> None:
-        sockets = [socket.create_connection(("127.0.0.1", scene.node.port or 0)) for _ in range(70)]
-        await until(lambda: len(scene.complaints()) >= 6)
-        refused = [line for line in scene.complaints() if "64 others" in line]
-        assert len(refused) == 6
-        for sock in sockets:
-            sock.close()
-        await until(lambda: len(scene.complaints()) == 70)
-        # There is room again.
-        (await scene.connect()).close()
-
 
 class TestFrames:
     async def test_longer_than_the_limit(self, scene: Scene) -> None:
