@@ -90,6 +90,7 @@ def main():
         async with snex.serve(*streams):
             waiting = asyncio.ensure_future(snex.call("timer", "sleep", [60_000]))
             await snex.send((told, await snex.Elixir.Kernel.node()), ("child", os.getpid()))
+            print("told", flush=True)
             try:
                 await waiting
             except ConnectionError as error:
@@ -273,12 +274,14 @@ snex._child = subprocess.Popen(
         code = f"home = {str(runtime.home)!r}\n{code}"
         child = await beam.eval(source, py=runtime.name, code=code.encode())
         assert isinstance(child, int)
+        out = runtime.home / "out"
+        # The BEAM may have the message before the child knows that it was sent.
+        await until(lambda: out.read_text() == "told\n")
         runtime.process.kill()
         await asyncio.to_thread(runtime.process.wait)
-        out = runtime.home / "out"
-        await until(lambda: out.read_text().endswith("\n"))
+        await until(lambda: out.read_text().count("\n") == 2)
         gone = "the process that connects this one to a BEAM has gone"
-        assert out.read_text() == f"{gone} | {gone}\n"
+        assert out.read_text() == f"told\n{gone} | {gone}\n"
 
 
 async def test_a_forked_child_is_not_connected(beam: Beam, parent: Parent) -> None:
