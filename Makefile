@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
 PYTEST_ARGS ?=
+# Tests wait more than they compute: one process more than there are processors. A file of tests is one process's.
+PYTEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1)
 COMPAT_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -39,7 +41,7 @@ typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
 pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.
 elixir: system-packages $(VENV)/.stamp-uv
