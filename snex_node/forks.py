@@ -79,7 +79,8 @@ class _Loop:
 
 _kept: set[weakref.ref[HasFileno]] = set()
 _told: set[weakref.WeakMethod[Callable[[], None]]] = set()
-_handlers: dict[int, Handler] = {}
+# Those of ours, the one that was set last at the end.
+_handlers: dict[int, list[Handler]] = {}
 _owner: _Loop | None = None
 
 
@@ -106,13 +107,20 @@ def tell_children(method: Callable[[], None]) -> None:
 def set_handler(number: int, handler: Handler) -> Any:
     """Set a signal handler, as `signal.signal` does; forked children have the default one."""
     before = signal.signal(number, handler)
-    _handlers[number] = handler
+    _handlers.setdefault(number, []).append(handler)
     return before
 
 
+def reset_handler(number: int, before: Any) -> None:
+    """Set a signal handler that `set_handler` gave back, one of ours or another."""
+    signal.signal(number, before)
+    ours = _handlers.get(number, [])
+    del ours[ours.index(before) + 1 if before in ours else 0 :]
+
+
 def has_handler(number: int) -> bool:
-    """Whether the handler of a signal is the one that `set_handler` set last, and not a user's."""
-    return number in _handlers and signal.getsignal(number) == _handlers[number]
+    """Whether the handler of a signal was set by `set_handler`, and is not a user's."""
+    return signal.getsignal(number) in _handlers.get(number, ())
 
 
 @contextlib.contextmanager
@@ -311,6 +319,7 @@ __all__ = [
     "has_handler",
     "keep_from_children",
     "owning_loop",
+    "reset_handler",
     "set_handler",
     "tell_children",
 ]

@@ -500,7 +500,7 @@ async def _until_signal(work: Coroutine[object, object, None]) -> int:
     finally:
         if not stopping:  # else what is left of the end is guarded too
             for number, handler in before.items():
-                signal.signal(number, handler)
+                forks.reset_handler(number, handler)
     return 0
 
 

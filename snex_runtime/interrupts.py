@@ -108,7 +108,7 @@ class Interrupter:
     def remove(self) -> None:
         """Set the handler that was there before."""
         if self.installed and SIGNAL is not None:
-            signal.signal(SIGNAL, self._before)  # type: ignore[arg-type]
+            forks.reset_handler(SIGNAL, self._before)
             self.installed = False
 
     def run(self, work: Deadline, function: Callable[[], T]) -> T:

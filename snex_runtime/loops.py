@@ -178,4 +178,4 @@ class _Runner:
             raise
         finally:
             if ours and forks.has_handler(signal.SIGINT):
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                forks.reset_handler(signal.SIGINT, signal.default_int_handler)

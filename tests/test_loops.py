@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from snex_node import forks
 from snex_runtime import loops
 
 CHOICES = ("asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else []))
@@ -86,6 +87,16 @@ def test_nest_asyncio_is_refused() -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 class TestWhatCodeElsewhereDoes:
+    def test_handlers_set_inside_of_it_are_gone_with_it(self, choice: str) -> None:
+        async def main() -> None:
+            before = forks.set_handler(signal.SIGINT, lambda *_: None)
+            forks.reset_handler(signal.SIGINT, before)
+            assert forks.has_handler(signal.SIGINT)
+
+        loops.run(main(), choice)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not forks.has_handler(signal.SIGINT)
+
     def test_stopping_the_loop(self, choice: str, caplog: pytest.LogCaptureFixture) -> None:
         async def main() -> str:
             for _ in range(3):
