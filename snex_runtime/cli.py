@@ -102,14 +102,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. Raises `SystemExit` when help was asked for, or is what is needed."""
     parser = _parser()
     try:
-        args = parser.parse_args(argv)
+        args, rest = parser.parse_known_args(argv)
         if args.run is None:
             parser.print_help()
             raise SystemExit(2)
+        if args.run is _eval:
+            _find_code(args, rest)
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
     except BrokenPipeError:
         _discard(sys.stdout)
         raise SystemExit(0) from None
     return args
+
+
+def _find_code(args: argparse.Namespace, rest: list[str]) -> None:
+    """Find the code of ``eval``, which argparse does not behind NODE and an option."""
+    if args.code is None and rest and (rest[0] == "-" or not rest[0].startswith("-")):
+        args.code = rest.pop(0)
+    if (args.code is None) == (args.file is None):
+        args.parser.error("give either CODE (- reads standard input) or --file FILE")
 
 
 async def _run(args: argparse.Namespace, leave: Callable[[int], None]) -> int:
@@ -754,11 +766,11 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         commands, "eval", _eval, "evaluate Python on a node, and print the value it returns"
     )
     evaluate.add_argument("node", metavar="NODE", help="full name of the node")
-    code = evaluate.add_mutually_exclusive_group(required=True)
-    code.add_argument(
+    evaluate.set_defaults(parser=evaluate)
+    evaluate.add_argument(
         "code", metavar="CODE", nargs="?", help="such as 'return 6 * x'; - for standard input"
     )
-    code.add_argument("--file", metavar="FILE", help="file with the code; - for standard input")
+    evaluate.add_argument("--file", metavar="FILE", help="file with the code; - for standard input")
     evaluate.add_argument(
         "--var",
         action="append",

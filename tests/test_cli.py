@@ -227,10 +227,10 @@ class TestHelp:
             (["start", "--listen", "127.0.0.1:99999"], "is not HOST:PORT"),
             (["start", "--epmd", "maybe"], "invalid choice: 'maybe'"),
             (["start", "--net-ticktime", "soon"], "invalid float value: 'soon'"),
-            (["eval", "py@127.0.0.1"], "one of the arguments CODE --file is required"),
+            (["eval", "py@127.0.0.1"], "give either CODE (- reads standard input) or --file FILE"),
             (
                 ["eval", "py@127.0.0.1", "1", "--file", "f"],
-                "--file: not allowed with argument CODE",
+                "give either CODE (- reads standard input) or --file FILE",
             ),
             (["eval", "py@127.0.0.1", "1", "--timeout", "0"], "0 is no number of seconds from"),
             (["eval", "py@127.0.0.1", "1", "--timeout", "-1"], "-1 is no number of seconds from"),
@@ -267,6 +267,13 @@ class TestEval:
     ) -> None:
         output = command("eval", node.name, code)
         assert (output.code, output.out, output.err) == (0, f"{printed}\n", "")
+
+    @pytest.mark.parametrize("place", range(3))
+    def test_options_may_stand_anywhere(self, command: Command, node: Running, place: int) -> None:
+        words = [node.name, "return x"]
+        words[place:place] = ["--timeout", "5"]
+        output = command("eval", "--var", "x=7", *words)
+        assert (output.code, output.out, output.err) == (0, "7\n", "")
 
     def test_variables(self, command: Command, node: Running) -> None:
         code = "return x, y, z"
@@ -407,7 +414,9 @@ class TestEval:
         assert (output.code, output.out) == (1, "")
         assert output.err.startswith("snex-node: " + message.format(file))
 
-    @pytest.mark.parametrize("arguments", [["-"], ["--file", "-"], ["--file", "/dev/stdin"]])
+    @pytest.mark.parametrize(
+        "arguments", [["-"], ["--timeout", "5", "-"], ["--file", "-"], ["--file", "/dev/stdin"]]
+    )
     def test_standard_input(
         self, environ: dict[str, str], node: Running, arguments: list[str]
     ) -> None:
