@@ -151,6 +151,9 @@ defmodule Snex.Distribution do
     System.put_env("XDG_CONFIG_HOME", directory)
 
     try do
+      # Nobody else may look in, not even before the file has its own mode.
+      File.mkdir(directory)
+      File.chmod(directory, 0o700)
       File.mkdir_p(Path.dirname(configured_cookie()))
       File.write(configured_cookie(), random() <> random() <> random())
       File.chmod(configured_cookie(), 0o400)
