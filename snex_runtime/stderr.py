@@ -98,7 +98,15 @@ class StderrHandler(logging.Handler):
         return self.file is not None
 
     def _put(self, text: str) -> None:
-        self._waiting.put(_line(text.encode(self._encoding, "backslashreplace")))
+        data = _line(text.encode(self._encoding, "backslashreplace"))
+        if sys.is_finalizing():
+            # No thread runs any more: the queue would hand this to one that never wakes up, and who
+            # starts one would wait for it for ever.
+            self._write_waiting()
+            if self._has_room(0):
+                self._write(data)
+            return
+        self._waiting.put(data)
         self._start()
 
     def take_reports(self) -> Callable[[], None]:
@@ -141,10 +149,6 @@ class StderrHandler(logging.Handler):
         return undo
 
     def _start(self) -> None:
-        if sys.is_finalizing():
-            # No thread runs any more, and who starts one would wait for it for ever.
-            self._write_waiting()
-            return
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._run, name="snex-stderr", daemon=True)

@@ -53,8 +53,10 @@ class Running:
         stdin: int = subprocess.DEVNULL,
         before: str = "",
     ) -> None:
+        # Whoever runs the tests may ignore it, under nohup say, and children inherit that.
+        hangup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
         program = (
-            f"import sys; from snex_runtime import cli; {before}; "
+            f"import sys; from snex_runtime import cli; {hangup}; {before}; "
             f"cli.GRACE = {grace}; sys.exit(cli.main(sys.argv[1:]))"
         )
         self.process = subprocess.Popen(

@@ -182,7 +182,7 @@ class TestErrors:
             ('{:eval, "1", %{self() => 1}}', "bad_request", "a variable's name is a binary"),
             ('{:eval, "1", %{}, [nope: 1]}', "bad_request", "unknown option nope: there are"),
             ("{:eval, <<255>>, %{}}", "bad_request", "code is not UTF-8: the byte 0xff at 0"),
-            ("{:eval, 'return 1', %{}}", "bad_request", 'not the charlist ~c"return 1": give it'),
+            ('{:eval, ~c"return 1", %{}}', "bad_request", 'not the charlist ~c"return 1": give it'),
             ("{:eval, 42, %{}}", "bad_request", "code is a binary, nil or a %Snex.Code{}, not 42"),
             (
                 "{:bogus, Integer.pow(10, 5000)}",

@@ -92,6 +92,7 @@ async def test_each_is_warned_of(beam: Beam, start_runtime: Callable[..., Runtim
     for name in ("stop", "KeyboardInterrupt in a task", "SystemExit in a task"):
         await runtime.run(beam, ENDINGS[name])
     for text in ("stopped the loop", "raised KeyboardInterrupt", "called sys.exit()"):
+        await until(lambda text=text: text in runtime.log)  # a thread writes it
         assert runtime.log.count(text) == 1, runtime.log
 
 
