@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.support import waiting
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.runtime import Runtime, until
@@ -87,12 +89,16 @@ async def test_the_node_goes_on(beam: Beam, shared: Runtime, code: str) -> None:
     assert shared.process.poll() is None
 
 
+def _is_in(text: str, runtime: Runtime) -> bool:
+    return text in runtime.log
+
+
 async def test_each_is_warned_of(beam: Beam, start_runtime: Callable[..., Runtime]) -> None:
     runtime = start_runtime(cookie=beam.cookie)
     for name in ("stop", "KeyboardInterrupt in a task", "SystemExit in a task"):
         await runtime.run(beam, ENDINGS[name])
     for text in ("stopped the loop", "raised KeyboardInterrupt", "called sys.exit()"):
-        await until(lambda text=text: text in runtime.log)  # a thread writes it
+        await waiting.until(partial(_is_in, text, runtime))  # a thread writes it
         assert runtime.log.count(text) == 1, runtime.log
 
 
