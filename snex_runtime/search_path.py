@@ -20,6 +20,7 @@ From Python 3.11 on the variable keeps Python from doing so itself, which is too
 it imports ``types`` and a few others before the first line of the package."""
 
 LATER = (
+    "codeop",
     "concurrent.futures.thread",
     "encodings.idna",
     "stringprep",

@@ -21,7 +21,7 @@ from importlib import import_module
 from inspect import isawaitable
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - its own name says too little
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import snex
 from snex_node import forks, tasks
@@ -592,13 +592,23 @@ class Server(BaseProcess):
             call.timer = self._loop.call_later(call.timeout, call.stop, "timeout")
         if call.caller is not None and call.caller.ref is not None:
             self._calls[call.caller.ref] = call
-        call.task = task = _start_task(self._loop, self._complete(call))
+        try:
+            call.task = task = _start_task(self._loop, self._complete(call))
+        except RuntimeError:
+            if self.node.forked:  # from 3.14 on: the loop that the task began on runs no more
+                self._end_child(call)
+            raise
         if not task.done():
             if self.node.forked:
                 forks.end_waiting_child()
             tasks.hide(task)
         if call.stopped is not None:
             task.cancel()
+
+    def _end_child(self, call: Call) -> NoReturn:
+        if call.over:
+            forks.end_child()
+        forks.end_waiting_child()
 
     async def _complete(self, call: Call) -> None:
         call.begun = True

@@ -215,13 +215,16 @@ class StderrHandler(logging.Handler):
 
 def _unraisable_text(unraisable: sys.UnraisableHookArgs) -> str:
     """As Python writes it. A ``repr`` that fails is no reason to say nothing."""
+    error = unraisable.exc_value or unraisable.exc_type()
+    lines = "".join(traceback.format_exception(type(error), error, unraisable.exc_traceback))
+    if unraisable.object is None:
+        said = f"{unraisable.err_msg}:\n" if unraisable.err_msg else ""
+        return f"{said}{lines}".rstrip("\n")
     try:
         what = repr(unraisable.object)
     except Exception:
         what = "<object repr() failed>"
-    error = unraisable.exc_value or unraisable.exc_type()
-    lines = traceback.format_exception(type(error), error, unraisable.exc_traceback)
-    return f"{unraisable.err_msg or 'Exception ignored in'}: {what}\n{''.join(lines)}".rstrip("\n")
+    return f"{unraisable.err_msg or 'Exception ignored in'}: {what}\n{lines}".rstrip("\n")
 
 
 def _line(data: bytes) -> bytes:
