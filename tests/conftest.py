@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import hypothesis.strategies
 import pytest
 
 from tests.support import leaks
@@ -135,8 +136,15 @@ def pytest_asyncio_loop_factories(
 
 def pytest_collection_finish() -> None:
     """Leave what was collected out of garbage collections, of which each async test makes one."""
+    _property_of_nothing()  # hypothesis registers its random numbers, and looks who refers to them
     gc.collect()
     gc.freeze()
+
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.none())
+def _property_of_nothing(nothing: None) -> None:
+    assert nothing is None
 
 
 @pytest.hookimpl(wrapper=True)
