@@ -40,7 +40,7 @@ from snex_node.control import (
     UnlinkIdAck,
 )
 from snex_node.describe import short
-from snex_node.errors import ConnectError, NodeError, RemoteError
+from snex_node.errors import ConnectError, NodeError, NodeStartError, RemoteError
 from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
 from snex_node.flags import Flag
 from snex_node.framing import Message
@@ -177,7 +177,7 @@ class RemoteNode:
                 )
             self._queue.append((message, payload, sender))
             self._queued += len(payload) + ENTRY_SIZE
-        self.node._call_soon(self._dial)
+        self.node._call_soon(self._dial_for_what_waits)
 
     def _send_on(
         self, connection: Connection, message: ControlMessage, payload: bytes, sender: object
@@ -224,6 +224,12 @@ class RemoteNode:
         if self.connection is None and self._dialling is None and self._expecting is None:
             self._introduced = False
             self._dialling = self.node._run(self._try())
+
+    def _dial_for_what_waits(self) -> None:
+        try:
+            self._dial()
+        except NodeStartError as error:  # it has stopped meanwhile
+            self._attempt_failed(ConnectError(self.name, "stopped", str(error)))
 
     async def _try(self) -> None:
         task = asyncio.current_task()

@@ -28,6 +28,7 @@ from snex_node import (
 from snex_node import node as nodes
 from snex_node.control import AliasSend, PayloadMonitorPExit, SpawnReply, SpawnRequest
 from snex_node.handshake import Identity
+from snex_node.process import BaseProcess
 from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
 from tests.support.waiting import until
@@ -347,3 +348,14 @@ class TestNodeEvents:
         assert len([r for r in caplog.records if r.exc_info]) == 2
         node.monitor_nodes(other, False)
         node.monitor_nodes(other, False)
+
+
+async def test_what_a_process_sends_at_the_end_of_its_node_is_dropped(node: Node) -> None:
+    class Last(BaseProcess):
+        def exited(self, reason: object) -> None:
+            self.node.send(("anybody", "nobody@127.0.0.1"), "farewell")
+
+    Last(node)
+    remote = node.remote("nobody@127.0.0.1")
+    await node.stop()
+    await until(lambda: remote.idle)  # and the event loop has nothing to report
