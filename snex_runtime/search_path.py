@@ -20,10 +20,11 @@ From Python 3.11 on the variable keeps Python from doing so itself, which is too
 it imports ``types`` and a few others before the first line of the package."""
 
 LATER = (
-    "codeop",
     "concurrent.futures.thread",
     "encodings.idna",
     "stringprep",
+    # For what tracebacks of syntax errors suggest.
+    *(("codeop", "difflib") if sys.version_info >= (3, 14) else ()),
 )
 """Modules that the standard library imports when it first needs them, and that we use."""
 
