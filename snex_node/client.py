@@ -148,6 +148,8 @@ class Client(BaseProcess):
         decoder: Decoder | None = None,
     ) -> object:
         """Have ``erpc:execute_call/4`` called: the exit reason of its process is the result."""
+        if not self.alive:  # the node stops: nobody would be told how it ends
+            raise ProcessExitError(NOCONNECTION, f"the connection to {remote.name}")
         ref = self.node.make_ref()
         ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._on_down[ref] = lambda reason: _give(ended, reason)

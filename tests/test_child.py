@@ -341,8 +341,9 @@ async def test_children_go_when_the_process_is_killed(start: Start) -> None:
 
 # --- how soon it is gone --------------------------------------------------------------------------
 
-SOON = 1.5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-"""Seconds within which a child is gone that has nothing to clean up; more on a busy machine."""
+# Where other tests run beside this one, they have the processors as well.
+SOON = 3.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.5
+"""Seconds within which a child is gone that has nothing to clean up; it took 3.5 once."""
 
 STATES = {
     "idle": "",

@@ -184,6 +184,20 @@ class TestDisconnecting:
             await asyncio.wait_for(sleeping, 5)
         assert caught.value.reason == "noconnection"
 
+    @pytest.mark.parametrize("turns", range(1, 6))
+    async def test_what_begins_while_the_node_stops_fails_too(
+        self, beam: Beam, start_node: NodeStarter, turns: int
+    ) -> None:
+        node = await start_node()
+        await node.connect(beam.name)
+        stopping = asyncio.ensure_future(node.stop())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        late = node.rpc(beam.name, "timer", "sleep", [60_000], timeout=None)
+        with pytest.raises((ProcessExitError, NodeStartError, ConnectError)):
+            await asyncio.wait_for(late, 5)
+        await stopping
+
 
 class TestReplacing:
     async def test_the_beam_still_has_a_dead_connection(
