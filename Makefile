@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
 PYTEST_ARGS ?=
-# Tests wait more than they compute: one process more than there are processors. A file of tests is one process's.
-PYTEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1)
+# A file of tests is one process's. More processes than processors would hold up tests of times.
+PYTEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 COMPAT_ARGS ?=
 
 .DEFAULT_GOAL := help
