@@ -9,6 +9,8 @@ SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
 PYTEST_ARGS ?=
 # A file of tests is one process's. More processes than processors would hold up tests of times.
 PYTEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# PYTEST_ARGS may choose tests of one kind only; without them there are some of each.
+NONE_CHOSEN = { [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]; }
 COMPAT_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -41,7 +43,8 @@ typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
 pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not alone' $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.
 elixir: system-packages $(VENV)/.stamp-uv

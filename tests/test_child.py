@@ -341,9 +341,8 @@ async def test_children_go_when_the_process_is_killed(start: Start) -> None:
 
 # --- how soon it is gone --------------------------------------------------------------------------
 
-# Where other tests run beside this one, they have the processors as well.
-SOON = 3.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.5
-"""Seconds within which a child is gone that has nothing to clean up; it took 3.5 once."""
+SOON = 1.5
+"""Seconds within which a child is gone that has nothing to clean up."""
 
 STATES = {
     "idle": "",
@@ -396,6 +395,7 @@ STATES = {
 
 @pytest.mark.parametrize("loop", ["auto", "asyncio"])
 @pytest.mark.parametrize("code", STATES.values(), ids=STATES)
+@pytest.mark.alone
 async def test_what_has_nothing_to_do_is_gone_at_once(
     start: Start, tmp_path: Path, code: str, loop: str
 ) -> None:
@@ -411,6 +411,7 @@ async def test_what_has_nothing_to_do_is_gone_at_once(
 
 
 @pytest.mark.parametrize("code", ["import time; time.sleep(600)", "while True: pass"])
+@pytest.mark.alone
 async def test_so_is_an_init_script(start: Start, tmp_path: Path, code: str) -> None:
     process = start()
     process.told()
@@ -419,6 +420,7 @@ async def test_so_is_an_init_script(start: Start, tmp_path: Path, code: str) -> 
     assert process.gone_within(SOON)
 
 
+@pytest.mark.alone
 async def test_so_are_many_blocking_calls_in_a_row(start: Start, tmp_path: Path) -> None:
     process = start()
     process.told()
@@ -459,6 +461,7 @@ CLEANING = {
 @pytest.mark.parametrize("loop", ["auto", "asyncio"])
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
 @pytest.mark.parametrize("code", CLEANING.values(), ids=CLEANING)
+@pytest.mark.alone
 async def test_clean_up_has_its_time(
     start: Start, tmp_path: Path, code: str, seconds: float, loop: str
 ) -> None:
