@@ -134,6 +134,8 @@ class Node:
         """The thread that keeps connections alive; it takes further checks."""
         self.guardian.add_check(self._trimmer.check)
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Its tasks have been cancelled: one that began now would not be.
+        self._ending = False
         self._own: Client | None = None
         self._spawner: Spawner
         self._processes: dict[bytes, BaseProcess] = {}
@@ -213,6 +215,7 @@ class Node:
         for process in list(self._processes.values()):
             process.exit(Atom("shutdown"))
         await self._finish_connections()
+        self._ending = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -224,6 +227,7 @@ class Node:
         self.guardian.stop()
         self._own = None
         self._loop = None
+        self._ending = False
         self.address = self.port = None
 
     async def _finish_connections(self) -> None:
@@ -266,7 +270,7 @@ class Node:
 
     def _run(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
         """Start a task that ends with the node at the latest."""
-        if self._loop is None:
+        if self._loop is None or self._ending:
             work.close()
             raise self._not_running()
         task = self._context.copy().run(tasks.start, work, self._loop)

@@ -216,8 +216,8 @@ class RemoteNode:
         if self.connection is not None:
             waiter.set_result(self.connection)
         else:
-            self._waiters.append(waiter)
             self._dial()
+            self._waiters.append(waiter)
         return waiter
 
     def _dial(self) -> None:
