@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from snex_node import connection as connections
 from snex_node import epmd, forks, tasks
+from snex_node.addresses import resolve
 from snex_node.client import Client
 from snex_node.connection import Connection, describe_error
 from snex_node.connector import Connector, random_creation
@@ -767,9 +768,7 @@ class _Ties:
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `NodeStartError`."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, address = resolve(host, port)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         forks.keep_from_children(listener)
         try:

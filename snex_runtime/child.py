@@ -28,6 +28,7 @@ import threading
 from typing import IO, Any, Final
 
 from snex_node import forks, tasks
+from snex_node.addresses import resolve
 from snex_node.epmd import EpmdError
 from snex_node.errors import ConnectError, NodeStartError
 from snex_node.etf import Decoder, Encoder
@@ -178,15 +179,12 @@ def listen_host(name: str) -> str:
     """The address that other nodes look for the node ``name`` at. Raises `NodeStartError`."""
     host = name.partition("@")[2]
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return resolve(host)[0].host
     except OSError as error:
         raise NodeStartError(
             f"the host {host or 'that is missing'} of {name} does not resolve ({error.strerror}): "
             "give the BEAM a name with a host that does, such as app@127.0.0.1"
         ) from None
-    # BEAM looks for IPv4 addresses, unless it was told otherwise; ``localhost`` often has both.
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return str(found[0][4][0])
 
 
 def _tell_beam(term: object) -> None:

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Final, TextIO
 
 from snex_node import epmd, forks, tasks
+from snex_node.addresses import resolve
 from snex_node.cookie import CookieError, find_cookie
 from snex_node.describe import short
 from snex_node.errors import (
@@ -562,13 +563,12 @@ def default_listen(name: str) -> tuple[str, int]:
     """
     host = name.partition("@")[2]
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = [address.host for address in resolve(host)]
     except OSError as error:
         raise CommandError(
             f"the host {host} of {name} does not resolve ({error.strerror or error}): other nodes "
             "could not find it. Use an address, as in py@127.0.0.1"
         ) from None
-    addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             return address, 0

@@ -6,7 +6,6 @@ import base64
 import os
 import secrets
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -662,11 +661,3 @@ def test_a_child_without_standard_input_says_so(epmd: RealEpmd) -> None:
     )
     assert done.returncode == 1
     assert b"no configuration on standard input" in done.stderr
-
-
-def test_listens_where_a_beam_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
-    four = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
-    for found, host in (([six, four], "127.0.0.1"), ([four, six], "127.0.0.1"), ([six], "::1")):
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: list(found))
-        assert child.listen_host("py@localhost") == host

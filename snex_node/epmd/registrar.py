@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from snex_node import tasks
+from snex_node.addresses import resolve
 from snex_node.epmd import starter
 from snex_node.epmd.client import Registration, is_ours, register
 from snex_node.epmd.errors import (
@@ -264,10 +265,9 @@ def looked_for_at(listen: str, host: str) -> str | None:
     if listen not in (EVERY_IPV4, EVERY_IPV6):
         return None if listen == LOOPBACK else listen
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        family, address = resolve(host)[0]
+    except OSError:
         return None
-    family, _, _, _, address = found[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind(address)

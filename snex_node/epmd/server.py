@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
+from snex_node.addresses import resolve
 from snex_node.epmd.errors import PortInUseError
 from snex_node.epmd.messages import (
     MAX_REQUEST_BYTES,
@@ -532,7 +533,7 @@ def _each(
     for host in hosts:
         chosen = sockets[0].getsockname()[1] if sockets else port
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, chosen, type=socket.SOCK_STREAM)[0]
+            family, address = resolve(host, chosen)[0]
             sock = socket.socket(family, socket.SOCK_STREAM)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -540,7 +541,7 @@ def _each(
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(address)
             then(sock)
-        except (OSError, UnicodeError) as error:  # the latter: no host name at all
+        except OSError as error:
             for sock in sockets:
                 sock.close()
             raise PortInUseError(_cannot_listen(host, chosen, error)) from error

@@ -1,0 +1,47 @@
+"""The addresses of a host, in the order in which others look for a node there."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from snex_node.addresses import Address, resolve
+from snex_runtime import child, cli
+
+SIX = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+FOUR = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+
+
+class TestResolve:
+    def test_an_address_is_its_own(self) -> None:
+        assert resolve("127.0.0.2", 99) == [Address(socket.AF_INET, ("127.0.0.2", 99))]
+
+    @pytest.mark.parametrize("host", ["", None])
+    def test_no_host_is_every_address_of_this_machine(self, host: str | None) -> None:
+        assert resolve(host, 99)[0] == Address(socket.AF_INET, ("0.0.0.0", 99))
+
+    @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".example", "a..b"])
+    def test_what_does_not_resolve_is_an_os_error(self, host: str) -> None:
+        with pytest.raises(OSError):
+            resolve(host)
+
+    @pytest.mark.parametrize(
+        ("found", "hosts"),
+        [
+            ([SIX, FOUR], ["127.0.0.1", "::1"]),
+            ([FOUR, SIX], ["127.0.0.1", "::1"]),
+            ([SIX], ["::1"]),
+        ],
+        ids=["six first", "four first", "six only"],
+    )
+    def test_a_beam_looks_at_the_ipv4_address_first(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        found: list[tuple[object, ...]],
+        hosts: list[str],
+    ) -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(found))
+        assert [address.host for address in resolve("localhost")] == hosts
+        assert child.listen_host("py@localhost") == hosts[0]
+        assert cli.default_listen("py@localhost") == (hosts[0], 0)
