@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from snex_node.etf import Decoder, Encoder
-from snex_node.terms import Atom, ImproperList, Pid, Reference
+from snex_node.wire.etf import Decoder, Encoder
+from snex_node.wire.terms import Atom, ImproperList, Pid, Reference
 
 try:
     import erlang

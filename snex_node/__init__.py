@@ -34,13 +34,13 @@ from snex_node.errors import (
     ProcessExitError,
     RemoteError,
 )
-from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
-from snex_node.gen import From
-from snex_node.genserver import NO_REPLY, GenServer, Stop
 from snex_node.node import Node
-from snex_node.process import BaseProcess, Process
+from snex_node.processes.gen import From
+from snex_node.processes.genserver import NO_REPLY, GenServer, Stop
+from snex_node.processes.process import BaseProcess, Process
 from snex_node.services import UndefinedFunctionError, import_function
-from snex_node.terms import (
+from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,

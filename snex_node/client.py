@@ -11,18 +11,18 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from snex_node.control import SpawnRequest
-from snex_node.describe import inspect
+from snex_node.cluster.remote import Undecodable
 from snex_node.errors import CallTimeoutError, ProcessExitError, RemoteError
-from snex_node.etf import Decoder
-from snex_node.gen import ALIAS, GEN_CALL, alias_in, call_head
-from snex_node.process import NOCONNECTION, BaseProcess, Target
-from snex_node.remote import Undecodable
-from snex_node.terms import Atom, ImproperList, Pid, Reference, Term
+from snex_node.processes.gen import ALIAS, GEN_CALL, alias_in, call_head
+from snex_node.processes.process import NOCONNECTION, BaseProcess, Target
+from snex_node.wire.control import SpawnRequest
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import Decoder
+from snex_node.wire.terms import Atom, ImproperList, Pid, Reference, Term
 
 if TYPE_CHECKING:
+    from snex_node.cluster.remote import RemoteNode
     from snex_node.node import Node
-    from snex_node.remote import RemoteNode
 
 GROUP_LEADER_TIMEOUT: Final = 5.0
 """Seconds another node may take to say where what we start there is to print."""

@@ -6,8 +6,8 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from snex_node.describe import inspect, text_of, type_name
-from snex_node.terms import Atom
+from snex_node.wire.describe import inspect, text_of, type_name
+from snex_node.wire.terms import Atom
 
 MAX_STACK: Final = 50
 """Frames of a Python traceback that are sent as an Erlang stack trace, innermost first."""

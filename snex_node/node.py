@@ -19,14 +19,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from snex_node import connection as connections
-from snex_node import epmd, forks, tasks
-from snex_node.addresses import resolve
+from snex_node import epmd
 from snex_node.client import Client
-from snex_node.connection import Connection, describe_error
-from snex_node.connector import Connector, random_creation
-from snex_node.control import AliasSend, PayloadExit2, RegSend, SendSender
-from snex_node.door import BACKLOG
+from snex_node.cluster import connection as connections
+from snex_node.cluster.connection import Connection, describe_error
+from snex_node.cluster.connector import Connector, random_creation
+from snex_node.cluster.door import BACKLOG
+from snex_node.cluster.remote import RemoteNode, encode_reason
 from snex_node.epmd import Registrar
 from snex_node.errors import (
     CallTimeoutError,
@@ -34,16 +33,18 @@ from snex_node.errors import (
     NodeStartError,
     ProcessExitError,
 )
-from snex_node.etf import DecodeError, Decoder, Encoder
-from snex_node.framing import MAX_FRAME, MAX_MESSAGE
-from snex_node.gen import GEN_CAST, From
-from snex_node.guardian import Guardian
-from snex_node.handshake import Completed, HandshakeError, check_name
-from snex_node.memory import MAX_UNFINISHED, Holdings, Trimmer
-from snex_node.process import NOPROC, BaseProcess, Destination, Target
-from snex_node.remote import RemoteNode, encode_reason
+from snex_node.processes.gen import GEN_CAST, From
+from snex_node.processes.process import NOPROC, BaseProcess, Destination, Target
 from snex_node.services import NetKernel, Resolver, Rex, Spawner, import_function
-from snex_node.terms import Atom, Pid, Reference
+from snex_node.system import forks, tasks
+from snex_node.system.addresses import resolve
+from snex_node.system.guardian import Guardian
+from snex_node.system.memory import MAX_UNFINISHED, Holdings, Trimmer
+from snex_node.wire.control import AliasSend, PayloadExit2, RegSend, SendSender
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.framing import MAX_FRAME, MAX_MESSAGE
+from snex_node.wire.handshake import Completed, HandshakeError, check_name
+from snex_node.wire.terms import Atom, Pid, Reference
 
 MAX_REMOTES = 4096
 """Nodes remembered; beyond it those are forgotten that nothing ties us to."""

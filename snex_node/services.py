@@ -16,17 +16,18 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Final
 
-from snex_node import describe, forks
-from snex_node.control import SpawnReply, SpawnRequest
 from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
-from snex_node.etf import DecodeError, EncodeError, Encoder
-from snex_node.gen import From, GenProcess
-from snex_node.process import KILLED, NORMAL, BaseProcess
-from snex_node.terms import Atom, Pid, Term
+from snex_node.processes.gen import From, GenProcess
+from snex_node.processes.process import KILLED, NORMAL, BaseProcess
+from snex_node.system import forks
+from snex_node.wire import describe
+from snex_node.wire.control import SpawnReply, SpawnRequest
+from snex_node.wire.etf import DecodeError, EncodeError, Encoder
+from snex_node.wire.terms import Atom, Pid, Term
 
 if TYPE_CHECKING:
+    from snex_node.cluster.remote import RemoteNode
     from snex_node.node import Node
-    from snex_node.remote import RemoteNode
 
 Resolver = Callable[[str, str], Callable[..., object]]
 """Finds a function by the names of module and function, or raises `UndefinedFunctionError`."""

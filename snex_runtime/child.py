@@ -27,13 +27,13 @@ import sys
 import threading
 from typing import IO, Any, Final
 
-from snex_node import forks, tasks
-from snex_node.addresses import resolve
 from snex_node.epmd import EpmdError
 from snex_node.errors import ConnectError, NodeStartError
-from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
-from snex_node.terms import Atom, Pid
+from snex_node.system import forks, tasks
+from snex_node.system.addresses import resolve
+from snex_node.wire.etf import Decoder, Encoder
+from snex_node.wire.terms import Atom, Pid
 from snex_runtime import ending, loops, serde, watcher
 from snex_runtime.logging import is_untold
 from snex_runtime.server import Server

@@ -23,10 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
 
-from snex_node import epmd, forks, tasks
-from snex_node.addresses import resolve
+from snex_node import epmd
 from snex_node.cookie import CookieError, find_cookie
-from snex_node.describe import short
 from snex_node.errors import (
     CallTimeoutError,
     ConnectError,
@@ -34,9 +32,12 @@ from snex_node.errors import (
     NodeStartError,
     ProcessExitError,
 )
-from snex_node.etf import EncodeError
 from snex_node.node import Node
-from snex_node.terms import Atom
+from snex_node.system import forks, tasks
+from snex_node.system.addresses import resolve
+from snex_node.wire.describe import short
+from snex_node.wire.etf import EncodeError
+from snex_node.wire.terms import Atom
 from snex_runtime import child, demo, loops, search_path, serde, standard_files, watcher
 from snex_runtime.server import Server, version
 from snex_runtime.sources import decode_script, read_script

@@ -31,7 +31,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Final, final
 
-from snex_node.describe import short
+from snex_node.wire.describe import short
 from snex_runtime import sources
 from snex_runtime.sources import VIRTUAL_FILE
 

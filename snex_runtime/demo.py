@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from snex_node.errors import NodeError
 from snex_node.node import Node
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from snex_runtime import serde
 from snex_runtime.code import compile_code
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from snex_node import forks
+from snex_node.system import forks
 from snex_runtime import interrupts
 
 PATIENCE: Final = 0.3

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snex_node.describe import inspect
-from snex_node.gen import From, parse_system
-from snex_node.process import DOWN, BaseProcess
-from snex_node.terms import Atom, Pid, Reference
+from snex_node.processes.gen import From, parse_system
+from snex_node.processes.process import DOWN, BaseProcess
+from snex_node.wire.describe import inspect
+from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import contexts
 from snex_runtime.errors import BadRequest
 from snex_runtime.namespace import Variables, here
 
 if TYPE_CHECKING:
-    from snex_node.remote import RemoteNode
+    from snex_node.cluster.remote import RemoteNode
     from snex_runtime.server import Server
 
 T = TypeVar("T")

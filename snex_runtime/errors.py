@@ -19,9 +19,9 @@ from itertools import dropwhile, islice
 from typing import Final, Literal, TypeAlias
 
 import snex_node
-from snex_node.describe import text_of, type_name
-from snex_node.etf import EncodeError
-from snex_node.terms import Atom
+from snex_node.wire.describe import text_of, type_name
+from snex_node.wire.etf import EncodeError
+from snex_node.wire.terms import Atom
 from snex_runtime import sources
 
 __all__ = [

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from snex_node import etf, tasks
-from snex_node.connection import HIGH_WATER
-from snex_node.describe import inspect, short, text_of, type_name
+from snex_node.cluster.connection import HIGH_WATER
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
-from snex_node.etf import DecodeError, Decoder
-from snex_node.gen import From
 from snex_node.node import Node
-from snex_node.terms import Pid, Reference
-from snex_node.terms import Term as RawTerm
+from snex_node.processes.gen import From
+from snex_node.system import tasks
+from snex_node.wire import etf
+from snex_node.wire.describe import inspect, short, text_of, type_name
+from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.terms import Pid, Reference
+from snex_node.wire.terms import Term as RawTerm
 from snex_runtime import interrupts, serde
 from snex_runtime.origin import origin
 from snex_runtime.serde import Atom, EncodingOpts

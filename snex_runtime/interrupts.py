@@ -22,7 +22,8 @@ from types import CodeType, FrameType
 from typing import Final, TypeVar
 
 import snex_node
-from snex_node import forks, services
+from snex_node import services
+from snex_node.system import forks
 from snex_runtime import loops
 
 T = TypeVar("T")

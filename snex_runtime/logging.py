@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from snex_node.describe import type_name
+from snex_node.wire.describe import type_name
 from snex_runtime import interface, serde
 from snex_runtime.serde import Atom
 

@@ -15,7 +15,7 @@ from importlib import import_module, util
 from types import FrameType
 from typing import Any, TypeVar
 
-from snex_node import forks, tasks
+from snex_node.system import forks, tasks
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from struct import Struct
 from typing import Any, Final
 
-from snex_node.describe import inspect
-from snex_node.etf import DecodeError, Decoder
-from snex_node.terms import Atom, ImproperList, Pid
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde
 from snex_runtime.code import VIRTUAL_FILE
 from snex_runtime.errors import BadRequest, Failure

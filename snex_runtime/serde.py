@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, Literal, TypedDict
 
-from snex_node import etf, terms
-from snex_node.describe import inspect, type_repr
-from snex_node.etf import Decoder, Encoder
+from snex_node.wire import etf, terms
+from snex_node.wire.describe import inspect, type_repr
+from snex_node.wire.etf import Decoder, Encoder
 
 
 class Atom(terms.Atom):
@@ -271,7 +271,7 @@ _UNWRAP: Final[dict[str, Callable[[dict[Any, Any], Decoder], object]]] = dict(
 
 
 def to_typed(value: object) -> object:
-    """A `Term` as the type of `snex_node.terms` that it stands for; all else as it is."""
+    """A `Term` as the type of `snex_node.wire.terms` that it stands for; all else as it is."""
     return _typed.decode(bytes(value))[0] if isinstance(value, terms.Term) else value
 
 

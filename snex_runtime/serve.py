@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from struct import Struct
 from typing import Any, Final
 
-from snex_node import etf
-from snex_node.describe import inspect, text_of
-from snex_node.etf import DecodeError, Decoder
+from snex_node.wire import etf
+from snex_node.wire.describe import inspect, text_of
+from snex_node.wire.etf import DecodeError, Decoder
 from snex_runtime import interface, serde
 from snex_runtime.interface import ElixirError
 from snex_runtime.serde import Atom

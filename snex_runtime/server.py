@@ -24,14 +24,14 @@ from struct import error as StructError  # noqa: N812 - its own name says too li
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import snex
-from snex_node import forks, tasks
-from snex_node.describe import inspect
 from snex_node.errors import NodeError
-from snex_node.etf import DecodeError, Decoder
-from snex_node.gen import From, parse_call, parse_cast, parse_system
-from snex_node.process import DOWN, EXIT, BaseProcess
+from snex_node.processes.gen import From, parse_call, parse_cast, parse_system
+from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
-from snex_node.terms import Atom, Pid
+from snex_node.system import forks, tasks
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.terms import Atom, Pid
 from snex_runtime import contexts, interface, namespace, serde, threads
 from snex_runtime.code import Code, compile_code
 from snex_runtime.environments import (
@@ -65,8 +65,8 @@ from snex_runtime.requests import (
 )
 
 if TYPE_CHECKING:
+    from snex_node.cluster.remote import RemoteNode
     from snex_node.node import Node
-    from snex_node.remote import RemoteNode
 
 MAX_CODES: Final = 1024
 """Snippets remembered by the bytes they came in, which spares decoding and looking them up."""

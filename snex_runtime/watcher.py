@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
-from snex_node import forks
+from snex_node.system import forks
 from snex_runtime.ending import LAST
 
 _POLL: Final = 0.5  # seconds, where the system cannot tell of the end of a process

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from snex_node.addresses import Address, resolve
+from snex_node.system.addresses import Address, resolve
 from snex_runtime import child, cli
 
 SIX = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))

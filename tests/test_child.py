@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
-from snex_node.terms import Atom
+from snex_node.wire.etf import Decoder, Encoder
+from snex_node.wire.terms import Atom
 from snex_runtime import child, serde
 from tests.support.epmd import RealEpmd
 from tests.support.waiting import until

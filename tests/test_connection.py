@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from snex_node import connection as module
-from snex_node import control
-from snex_node.connection import Connection, describe_error, initiate
-from snex_node.control import RegSend, SendSender
-from snex_node.door import Door
+from snex_node.cluster import connection as module
+from snex_node.cluster.connection import Connection, describe_error, initiate
+from snex_node.cluster.door import Door
 from snex_node.errors import ConnectError
-from snex_node.etf import Encoder
-from snex_node.flags import CLAIMED, Flag
-from snex_node.framing import FRAGMENT_SIZE, TICK, FrameReader, FrameWriter, Message
-from snex_node.handshake import (
+from snex_node.wire import control
+from snex_node.wire.control import RegSend, SendSender
+from snex_node.wire.etf import Encoder
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.framing import FRAGMENT_SIZE, TICK, FrameReader, FrameWriter, Message
+from snex_node.wire.handshake import (
     Acceptor,
     Completed,
     HandshakeError,
@@ -36,7 +36,7 @@ from snex_node.handshake import (
     Peer,
     Status,
 )
-from snex_node.terms import Atom, Pid
+from snex_node.wire.terms import Atom, Pid
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.peer import listening, port_of

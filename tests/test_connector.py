@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from snex_node import ConnectError, Node, Process, door
-from snex_node import connection as connections
-from snex_node import connector as connectors
-from snex_node import remote as remote_nodes
-from snex_node.connection import Connection
-from snex_node.flags import CLAIMED, Flag
-from snex_node.handshake import HandshakeError, Identity, Initiator, Status
+from snex_node import ConnectError, Node, Process
+from snex_node.cluster import connection as connections
+from snex_node.cluster import connector as connectors
+from snex_node.cluster import door
+from snex_node.cluster import remote as remote_nodes
+from snex_node.cluster.connection import Connection
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.handshake import HandshakeError, Identity, Initiator, Status
 from tests.support.peer import ScriptedPeer, shake
 from tests.support.ports import free_port
 from tests.support.waiting import until

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from snex_node import Node
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from snex_runtime import contexts, serde
 from snex_runtime.interrupts import Deadline, current
 from snex_runtime.origin import origin

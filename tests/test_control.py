@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snex_node import control
-from snex_node.control import (
+from snex_node.wire import control
+from snex_node.wire.control import (
     AliasSend,
     AltactSigSend,
     ControlError,
@@ -41,9 +41,9 @@ from snex_node.control import (
     decode,
     encode,
 )
-from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
-from snex_node.flags import Flag
-from snex_node.terms import Atom, ImproperList, Pid, Reference
+from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire.flags import Flag
+from snex_node.wire.terms import Atom, ImproperList, Pid, Reference
 from tests.golden.control import Record, read_records
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd

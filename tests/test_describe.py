@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node import control
-from snex_node.describe import inspect, short, text_of, type_name, type_repr
-from snex_node.terms import (
+from snex_node.wire import control
+from snex_node.wire.describe import inspect, short, text_of, type_name, type_repr
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,
@@ -289,7 +289,7 @@ class OddError(Exception):
 class TestNames:
     def test_types(self) -> None:
         assert type_name(KeyError) == "KeyError"
-        assert type_name(Pid) == "snex_node.terms.Pid"
+        assert type_name(Pid) == "snex_node.wire.terms.Pid"
         assert type_name(Hostile) == "tests.test_describe.Hostile"
         assert type_repr(int) == "<class 'int'>"
         assert type_repr(Hostile) == "<class 'tests.test_describe.Hostile'>"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from snex_node import flags
+from snex_node.wire import flags
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

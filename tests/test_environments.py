@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from snex_node import Process
-from snex_node.process import DOWN, NORMAL
-from snex_node.terms import Atom
+from snex_node.processes.process import DOWN, NORMAL
+from snex_node.wire.terms import Atom
 from snex_runtime.environments import Environment, copy_into, names_in
 from snex_runtime.errors import BadRequest
 from tests.support.pair import Pair, pair

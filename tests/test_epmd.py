@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snex_node import epmd as epmd_package
-from snex_node import log_limit
 from snex_node.epmd import (
     BadAnswerError,
     EpmdError,
@@ -59,7 +58,8 @@ from snex_node.epmd.messages import (
     parse_port_answer,
     parse_request,
 )
-from snex_node.terms import Atom
+from snex_node.system import log_limit
+from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd, executable
 from tests.support.ports import free_port

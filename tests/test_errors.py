@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 import pytest
 
-from snex_node.etf import EncodeError, Encoder, decode, encode
-from snex_node.terms import Atom
+from snex_node.wire.etf import EncodeError, Encoder, decode, encode
+from snex_node.wire.terms import Atom
 from snex_runtime import errors
 from snex_runtime.code import compile_code
 from snex_runtime.errors import (

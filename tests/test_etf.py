@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snex_node import etf, terms
-from snex_node.etf import DecodeError, Decoder, Encoder
-from snex_node.terms import (
+from snex_node.wire import etf, terms
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,
@@ -520,7 +520,7 @@ class TestErl:
         assert etf.encode(etf.decode(data)) == data
 
     def test_takes_our_largest_integer(self, erl: Oracle) -> None:
-        from snex_node.etf_encode import MAX_INTEGER_BYTES
+        from snex_node.wire.etf_encode import MAX_INTEGER_BYTES
 
         data = etf.encode(-(1 << 8 * MAX_INTEGER_BYTES) + 1)
         assert erl.rewrite(data) == data

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node import etf_decode
-from snex_node.etf import DecodeError, Decoder, Encoder
-from snex_node.terms import (
+from snex_node.wire import etf_decode
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node import etf_encode
-from snex_node.etf import (
+from snex_node.wire import etf_encode
+from snex_node.wire.etf import (
     Decoder,
     EncodeError,
     Encoder,
     EncodeTypeError,
     EncodeValueError,
 )
-from snex_node.terms import (
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,

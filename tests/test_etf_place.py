@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from snex_node.etf import EncodeError, Encoder
-from snex_node.etf_place import find_cycle, find_place
-from snex_node.terms import Atom, ImproperList, Record
+from snex_node.wire.etf import EncodeError, Encoder
+from snex_node.wire.etf_place import find_cycle, find_place
+from snex_node.wire.terms import Atom, ImproperList, Record
 from tests.support.ids import stable
 
 BAD = object()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node.flags import CLAIMED, MANDATORY, TABLE, Flag, expand, missing
+from snex_node.wire.flags import CLAIMED, MANDATORY, TABLE, Flag, expand, missing
 from tests.support.beam import Beam
 
 OTP_26_MANDATORY = 0x4_0307_0F94

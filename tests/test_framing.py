@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snex_node import control, framing
-from snex_node.control import (
+from snex_node.wire import control, framing
+from snex_node.wire.control import (
     AliasSend,
     ControlMessage,
     MonitorP,
@@ -23,9 +23,9 @@ from snex_node.control import (
     SpawnRequest,
     UnlinkId,
 )
-from snex_node.etf import Encoder
-from snex_node.flags import CLAIMED, Flag
-from snex_node.framing import (
+from snex_node.wire.etf import Encoder
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.framing import (
     FRAGMENT_SIZE,
     TICK,
     FrameReader,
@@ -35,8 +35,8 @@ from snex_node.framing import (
     SendQueue,
     Skipped,
 )
-from snex_node.handshake import Identity
-from snex_node.terms import Atom, Pid, Reference
+from snex_node.wire.handshake import Identity
+from snex_node.wire.terms import Atom, Pid, Reference
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.peer import ScriptedPeer

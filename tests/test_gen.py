@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node import Atom, DecodeError, From, ImproperList, Node, Pid, Process, Reference, etf
-from snex_node.gen import (
+from snex_node import Atom, DecodeError, From, ImproperList, Node, Pid, Process, Reference
+from snex_node.cluster.remote import RemoteNode
+from snex_node.processes.gen import (
     ALIAS,
     GEN_CALL,
     GEN_CAST,
@@ -24,7 +25,7 @@ from snex_node.gen import (
     parse_system,
     parse_term,
 )
-from snex_node.remote import RemoteNode
+from snex_node.wire import etf
 
 encode = etf.Encoder().encode
 decode = etf.Decoder().decode

@@ -19,8 +19,8 @@ from snex_node import (
     Process,
     ProcessExitError,
     Stop,
-    genserver,
 )
+from snex_node.processes import genserver
 
 OK = Atom("ok")
 

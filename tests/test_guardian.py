@@ -15,14 +15,14 @@ from typing import Any, cast
 
 import pytest
 
-from snex_node import control
-from snex_node.connection import Connection
-from snex_node.control import SendSender
-from snex_node.flags import CLAIMED
-from snex_node.framing import TICK, FrameReader, Message
-from snex_node.guardian import TICK_INTERVAL, Guardian
-from snex_node.handshake import Peer
-from snex_node.terms import Pid
+from snex_node.cluster.connection import Connection
+from snex_node.system.guardian import TICK_INTERVAL, Guardian
+from snex_node.wire import control
+from snex_node.wire.control import SendSender
+from snex_node.wire.flags import CLAIMED
+from snex_node.wire.framing import TICK, FrameReader, Message
+from snex_node.wire.handshake import Peer
+from snex_node.wire.terms import Pid
 
 SEND = control.encode(SendSender(Pid("us@host", 1, 0, 1), Pid("they@host", 1, 0, 1)))
 INTERVAL = 0.02
@@ -278,7 +278,7 @@ def test_a_connection_that_is_closed_is_no_error(
 
 
 SCRIPT = """
-from snex_node.guardian import Guardian
+from snex_node.system.guardian import Guardian
 Guardian().start()
 print("done")
 """

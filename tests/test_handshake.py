@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snex_node.flags import CLAIMED, MANDATORY, Flag
-from snex_node.handshake import (
+from snex_node.wire.flags import CLAIMED, MANDATORY, Flag
+from snex_node.wire.handshake import (
     MAX_MESSAGE,
     Acceptor,
     AliveAsked,
@@ -34,7 +34,7 @@ from snex_node.handshake import (
     check_name,
     digest,
 )
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd, executable
 from tests.support.peer import ScriptedPeer, listening, port_of, shake

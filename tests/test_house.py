@@ -22,9 +22,6 @@ MAY_IMPORT = {
 }
 PACKAGES = frozenset(MAY_IMPORT)
 
-SANS_IO = ("terms", "describe", "etf", "flags", "handshake", "control", "framing")
-"""Modules of snex_node, and those named after them (`etf_decode`): bytes in, events out."""
-
 IO_MODULES = frozenset(
     {"asyncio", "concurrent", "multiprocessing", "os", "random", "secrets", "select", "selectors"}
     | {"signal", "socket", "ssl", "subprocess", "threading", "time", "uvloop", "_thread"}
@@ -54,7 +51,7 @@ def module_names(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
         parents = package.split(".")
         parents = parents[: len(parents) - (node.level - 1)]
         base = ".".join([*parents, *filter(None, [node.module])])
-    if base in PACKAGES:  # `from snex_node import etf` imports snex_node.etf
+    if base in PACKAGES:  # `from snex_node import etf` imports snex_node.wire.etf
         return [f"{base}.{alias.name}" for alias in node.names]
     return [base]
 
@@ -91,15 +88,18 @@ def modules() -> list[Path]:
 
 
 def is_sans_io(path: Path) -> bool:
-    stem = path.stem.lstrip("_")
-    return path.parent.name == "snex_node" and any(
-        stem == name or stem.startswith(f"{name}_") for name in SANS_IO
-    )
+    """Whether it takes bytes and gives events: that is what `wire` is for."""
+    return path.parent.name == "wire"
 
 
 def source_of(module: str) -> Path:
-    """Return the file of `snex_node.etf`, and of `snex_node.etf.encode` too."""
-    return ROOT.joinpath(*module.split(".")[:2]).with_suffix(".py")
+    """The file of `snex_node.wire.etf`, and of `snex_node.wire.etf.Decoder` too."""
+    path = ROOT.joinpath(*module.split("."))
+    while not path.with_suffix(".py").exists():
+        if (path / "__init__.py").exists():
+            return path / "__init__.py"
+        path = path.parent
+    return path.with_suffix(".py")
 
 
 def name_of(path: Path) -> str:
@@ -169,14 +169,14 @@ class TestTheChecksThemselves:
         source = (
             "import os.path\n"
             "from . import terms\n"
-            "from .etf import encode\n"
+            "from .wire.etf import encode\n"
             "if TYPE_CHECKING:\n    import numpy\n"
             "class A:\n    def f(self):\n        import snex_runtime.server\n"
         )
         assert list(imports_in(source, "snex_node")) == [
             Import("os.path", 1, False, False),
             Import("snex_node.terms", 2, False, False),
-            Import("snex_node.etf", 3, False, False),
+            Import("snex_node.wire.etf", 3, False, False),
             Import("numpy", 5, False, True),
             Import("snex_runtime.server", 8, True, False),
         ]
@@ -192,7 +192,7 @@ class TestTheChecksThemselves:
 
     @pytest.mark.parametrize(
         ("name", "expected"),
-        [("etf.py", True), ("etf_decode.py", True), ("_etf.py", True), ("node.py", False)],
+        [("wire/etf.py", True), ("wire/etf_decode.py", True), ("node.py", False)],
     )
     def test_which_modules_are_protocol_modules(self, name: str, expected: bool) -> None:
         assert is_sans_io(ROOT / "snex_node" / name) is expected

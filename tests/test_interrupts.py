@@ -13,7 +13,7 @@ from types import CodeType
 
 import pytest
 
-from snex_node import etf
+from snex_node.wire import etf
 from snex_runtime.interrupts import (
     GRACE,
     SIGNAL,

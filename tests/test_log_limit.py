@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from snex_node.log_limit import LogLimit
+from snex_node.system.log_limit import LogLimit
 
 logger = logging.getLogger("snex_node.test")
 

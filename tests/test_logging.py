@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from snex_node.describe import type_name
+from snex_node.wire.describe import type_name
 from snex_runtime import interface
 from snex_runtime.logging import LoggingHandler, elixir_level, is_untold
 from snex_runtime.serde import Atom

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from snex_node import forks
+from snex_node.system import forks
 from snex_runtime import loops
 
 CHOICES = ("asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else []))

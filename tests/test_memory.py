@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from snex_node import Node, memory
-from snex_node.control import SendSender, encode
-from snex_node.framing import FRAGMENT_SIZE
-from snex_node.handshake import Identity
-from snex_node.memory import TRIM_AFTER, TRIM_PAUSE, Holdings, Trimmer, find_trim
+from snex_node import Node
+from snex_node.system import memory
+from snex_node.system.memory import TRIM_AFTER, TRIM_PAUSE, Holdings, Trimmer, find_trim
+from snex_node.wire.control import SendSender, encode
+from snex_node.wire.framing import FRAGMENT_SIZE
+from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
 from tests.support.waiting import until
 

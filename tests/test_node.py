@@ -23,12 +23,12 @@ from snex_node import (
     NodeStartError,
     Process,
     ProcessExitError,
-    etf,
 )
 from snex_node import node as nodes
-from snex_node.control import AliasSend, PayloadMonitorPExit, SpawnReply, SpawnRequest
-from snex_node.handshake import Identity
-from snex_node.process import BaseProcess
+from snex_node.processes.process import BaseProcess
+from snex_node.wire import etf
+from snex_node.wire.control import AliasSend, PayloadMonitorPExit, SpawnReply, SpawnRequest
+from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
 from tests.support.waiting import until

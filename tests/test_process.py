@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from snex_node import Atom, Node, NodeStartError, Pid, Process, ProcessExitError, Reference
-from snex_node.process import MAX_MAILBOX, BaseProcess
+from snex_node.processes.process import MAX_MAILBOX, BaseProcess
 
 NORMAL, KILL = Atom("normal"), Atom("kill")
 

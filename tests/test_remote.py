@@ -21,11 +21,12 @@ from snex_node import (
     Reference,
     RemoteError,
     Term,
-    control,
-    etf,
-    remote,
 )
-from snex_node.control import (
+from snex_node.cluster import remote
+from snex_node.cluster.remote import Undecodable, encode_reason
+from snex_node.processes.gen import From
+from snex_node.wire import control, etf
+from snex_node.wire.control import (
     AliasSend,
     AltactSigSend,
     ControlMessage,
@@ -47,10 +48,8 @@ from snex_node.control import (
     UnlinkId,
     UnlinkIdAck,
 )
-from snex_node.flags import CLAIMED, Flag
-from snex_node.gen import From
-from snex_node.handshake import Identity
-from snex_node.remote import Undecodable, encode_reason
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
 from tests.support.waiting import until
 

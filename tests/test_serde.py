@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
-from snex_node import terms
-from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire import terms
+from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
 from snex_runtime import serde
 from snex_runtime.serde import Atom, DistinctAtom, EncodingOpt, Term, merge_options
 from tests.support.ids import stable
@@ -33,7 +33,7 @@ _plain = Decoder()
 
 
 def received(term: object, **options: str) -> Any:
-    """What user code gets for ``term``, given as types of `snex_node.terms`."""
+    """What user code gets for ``term``, given as types of `snex_node.wire.terms`."""
     return serde.decoder(merge_options(options)).decode(_wire.encode(term))[0]
 
 

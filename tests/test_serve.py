@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snex_node.etf import Decoder
+from snex_node.wire.etf import Decoder
 from snex_runtime import interface, serde, serve
 from snex_runtime.interface import ElixirError
 from snex_runtime.serde import Atom

@@ -19,8 +19,8 @@ import pytest
 
 from snex_node import Node
 from snex_node.errors import CallTimeoutError, ProcessExitError
-from snex_node.process import Process
-from snex_node.terms import Atom, ImproperList, Pid, Reference, Term
+from snex_node.processes.process import Process
+from snex_node.wire.terms import Atom, ImproperList, Pid, Reference, Term
 from snex_runtime import serde
 from snex_runtime.server import Server
 from tests.support.epmd import RealEpmd

@@ -17,13 +17,14 @@ from snex_node import (
     Pid,
     Process,
     UndefinedFunctionError,
-    control,
     errors,
-    etf,
     import_function,
     services,
 )
-from snex_node.control import (
+from snex_node.errors import MAX_STACK, MAX_TEXT, error_reason, error_stack
+from snex_node.services import TUNING
+from snex_node.wire import control, etf
+from snex_node.wire.control import (
     ControlMessage,
     DemonitorP,
     Exit2,
@@ -36,9 +37,7 @@ from snex_node.control import (
     SpawnReply,
     SpawnRequest,
 )
-from snex_node.errors import MAX_STACK, MAX_TEXT, error_reason, error_stack
-from snex_node.handshake import Identity
-from snex_node.services import TUNING
+from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
 
 encode = etf.Encoder().encode

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from snex_runtime import namespace, sources
 from snex_runtime.code import compile_code
 from snex_runtime.errors import from_exception

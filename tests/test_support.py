@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from snex_node.terms import Atom, Pid
+from snex_node.wire.terms import Atom, Pid
 from tests.support import leaks
 from tests.support.beam import Beam, BeamDownError, BeamError
 from tests.support.epmd import RealEpmd

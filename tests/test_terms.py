@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from snex_node.etf import Decoder
-from snex_node.terms import (
+from snex_node.wire.etf import Decoder
+from snex_node.wire.terms import (
     MAX_ATOM_CHARACTERS,
     Atom,
     BitString,

@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from snex_node import forks, tasks
 from snex_node.epmd.errors import (
     BadAnswerError,
     EpmdTimeoutError,
@@ -36,6 +35,7 @@ from snex_node.epmd.messages import (
     parse_port_answer,
 )
 from snex_node.epmd.settings import LOOPBACK, epmd_port, shown
+from snex_node.system import forks, tasks
 
 TIMEOUT = 10.0
 """Seconds an epmd may take for an answer, the connection included, as in OTP."""

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal, TypeVar
 
-from snex_node import tasks
-from snex_node.addresses import resolve
 from snex_node.epmd import starter
 from snex_node.epmd.client import Registration, is_ours, register
 from snex_node.epmd.errors import (
@@ -32,6 +30,8 @@ from snex_node.epmd.settings import (
     listen_addresses,
     shown,
 )
+from snex_node.system import tasks
+from snex_node.system.addresses import resolve
 
 RENEW_SECONDS = 2.0
 """Pause between attempts to register again, as in OTP."""

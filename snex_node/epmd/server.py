@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from snex_node.addresses import resolve
 from snex_node.epmd.errors import PortInUseError
 from snex_node.epmd.messages import (
     MAX_REQUEST_BYTES,
@@ -42,7 +41,8 @@ from snex_node.epmd.messages import (
     parse_request,
 )
 from snex_node.epmd.settings import epmd_port, listen_addresses
-from snex_node.log_limit import LogLimit
+from snex_node.system.addresses import resolve
+from snex_node.system.log_limit import LogLimit
 
 MAX_NAMES = 384
 """Registered nodes, each with a connection. With `MAX_UNFINISHED` they fit into the 1,024 files

@@ -34,10 +34,9 @@ OTP_PAUSE = 0.02
 # installed there (-S). And without the `__init__` of the packages, which imports all of a node.
 _PROGRAM = (
     "import sys, types; "
-    "names = ('snex_node', 'snex_node.epmd'); "
-    "sys.modules.update((name, types.ModuleType(name)) for name in names); "
-    "sys.modules[names[0]].__path__ = [sys.argv[1]]; "
-    "sys.modules[names[1]].__path__ = [sys.argv[1] + '/epmd']; "
+    "node, epmd = types.ModuleType('snex_node'), types.ModuleType('snex_node.epmd'); "
+    "node.__path__, epmd.__path__ = [sys.argv[1]], [sys.argv[1] + '/epmd']; "
+    "sys.modules.update(((node.__name__, node), (epmd.__name__, epmd))); "
     "from snex_node.epmd.daemon import main; main()"
 )
 

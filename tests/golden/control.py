@@ -17,8 +17,8 @@ import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
-from snex_node import etf
-from snex_node.control import (
+from snex_node.wire import etf
+from snex_node.wire.control import (
     Link,
     MonitorP,
     SendSender,
@@ -26,9 +26,9 @@ from snex_node.control import (
     SpawnRequest,
     UnlinkId,
 )
-from snex_node.flags import CLAIMED, Flag
-from snex_node.handshake import Identity
-from snex_node.terms import Atom, Pid
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.handshake import Identity
+from snex_node.wire.terms import Atom, Pid
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.peer import ScriptedPeer

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from snex_node import Atom, ConnectError, From, GenServer, Node, Pid, Process, Reference, etf
-from snex_node.control import (
+from snex_node import Atom, ConnectError, From, GenServer, Node, Pid, Process, Reference
+from snex_node.wire import etf
+from snex_node.wire.control import (
     ControlMessage,
     DemonitorP,
     Exit,
@@ -34,8 +35,8 @@ from snex_node.control import (
     UnlinkId,
     UnlinkIdAck,
 )
-from snex_node.flags import CLAIMED, Flag
-from snex_node.handshake import HandshakeError, Identity
+from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.handshake import HandshakeError, Identity
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
 from tests.support.peer import ScriptedPeer

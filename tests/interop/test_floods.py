@@ -9,7 +9,7 @@ import time
 import pytest
 
 from snex_node import Node, Process
-from snex_node.door import MAX_HANDSHAKES
+from snex_node.cluster.door import MAX_HANDSHAKES
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
 from tests.support.flood import KINDS, flooding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.runtime import Runtime
 

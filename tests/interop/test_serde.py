@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snex_node import terms
-from snex_node.terms import Atom
+from snex_node.wire import terms
+from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.runtime import Runtime
 

@@ -23,8 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from snex_node import etf
-from snex_node.terms import Atom
+from snex_node.wire import etf
+from snex_node.wire.terms import Atom
 from tests.support.epmd import executable
 
 SCRIPT = Path(__file__).with_name("beam.exs")

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from snex_node.etf import Decoder, Encoder
 from snex_node.node import Node
-from snex_node.terms import Atom
+from snex_node.wire.etf import Decoder, Encoder
+from snex_node.wire.terms import Atom
 from snex_runtime import child, serde
 from tests.support.epmd import RealEpmd
 

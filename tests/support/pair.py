@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from snex_node import Node
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from snex_runtime import serde
 from snex_runtime.server import Server
 

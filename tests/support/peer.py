@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 
-from snex_node import control, epmd
-from snex_node.control import ControlMessage
-from snex_node.framing import TICK, FrameReader, FrameWriter, Message
-from snex_node.handshake import (
+from snex_node import epmd
+from snex_node.wire import control
+from snex_node.wire.control import ControlMessage
+from snex_node.wire.framing import TICK, FrameReader, FrameWriter, Message
+from snex_node.wire.handshake import (
     Acceptor,
     AliveAsked,
     Completed,
@@ -27,7 +28,7 @@ from snex_node.handshake import (
     Peer,
     Status,
 )
-from snex_node.terms import Pid, Reference
+from snex_node.wire.terms import Pid, Reference
 from tests.support.beam import Beam
 
 SECONDS = 10.0

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from snex_node.terms import Atom
+from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 

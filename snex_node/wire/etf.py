@@ -11,8 +11,8 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from snex_node.etf_decode import MAX_DEPTH, DecodeError, Decoder
-from snex_node.etf_encode import EncodeError, Encoder, EncodeTypeError, EncodeValueError
+from snex_node.wire.etf_decode import MAX_DEPTH, DecodeError, Decoder
+from snex_node.wire.etf_encode import EncodeError, Encoder, EncodeTypeError, EncodeValueError
 
 __all__ = [
     "MAX_DEPTH",

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from snex_node.errors import ProcessExitError
-from snex_node.terms import Atom, Pid, Reference
+from snex_node.wire.terms import Atom, Pid, Reference
 
 if TYPE_CHECKING:
-    from snex_node.etf import Decoder
+    from snex_node.cluster.remote import RemoteNode
     from snex_node.node import Node
-    from snex_node.remote import RemoteNode
+    from snex_node.wire.etf import Decoder
 
 Destination = Pid | Reference | str | tuple[str, str]
 """Where a message goes: a pid, an alias, a name registered here, or ``(name, node)``."""

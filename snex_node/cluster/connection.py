@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from snex_node import forks, tasks
-from snex_node.describe import short
 from snex_node.errors import ConnectError
-from snex_node.framing import (
+from snex_node.system import forks, tasks
+from snex_node.system.memory import Holdings, Trimmer
+from snex_node.wire.describe import short
+from snex_node.wire.framing import (
     MAX_FRAME,
     MAX_MESSAGE,
     TICK,
@@ -31,7 +32,7 @@ from snex_node.framing import (
     SendQueue,
     Skipped,
 )
-from snex_node.handshake import (
+from snex_node.wire.handshake import (
     AliveAsked,
     Completed,
     Handshake,
@@ -40,7 +41,6 @@ from snex_node.handshake import (
     Initiator,
     Peer,
 )
-from snex_node.memory import Holdings, Trimmer
 
 HANDSHAKE_TIMEOUT = 7.0
 """Seconds a handshake may take: OTP's ``net_setuptime``."""

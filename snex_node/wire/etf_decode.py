@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
-from snex_node.describe import inspect
-from snex_node.terms import (
+from snex_node.wire.describe import inspect
+from snex_node.wire.terms import (
     MAX_ATOM_CHARACTERS,
     MAX_REFERENCE_WORDS,
     Atom,

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from snex_node import describe
 from snex_node.errors import error_reason, error_stack
-from snex_node.etf import EncodeError
-from snex_node.gen import From, GenProcess
-from snex_node.process import MAX_MAILBOX, NORMAL
-from snex_node.terms import Atom
+from snex_node.processes.gen import From, GenProcess
+from snex_node.processes.process import MAX_MAILBOX, NORMAL
+from snex_node.wire import describe
+from snex_node.wire.etf import EncodeError
+from snex_node.wire.terms import Atom
 
 if TYPE_CHECKING:
     from snex_node.node import Node

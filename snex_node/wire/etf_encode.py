@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any, Final, Literal
 
-from snex_node.describe import short, text_of, type_repr
-from snex_node.etf_decode import MAX_DEPTH
-from snex_node.etf_place import KNOWN, find_cycle, find_place
-from snex_node.terms import (
+from snex_node.wire.describe import short, text_of, type_repr
+from snex_node.wire.etf_decode import MAX_DEPTH
+from snex_node.wire.etf_place import KNOWN, find_cycle, find_place
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,
@@ -119,8 +119,8 @@ class Encoder:
     """Turns Python objects into terms. Made once, then used from any thread, any number of times.
 
     ``bool``, ``None``, ``int``, ``float``, ``str`` (as a UTF-8 binary), ``bytes``, ``bytearray``,
-    ``memoryview``, ``list``, ``tuple``, ``dict`` and the types of ``snex_node.terms`` are known;
-    what is derived from them counts as its base.
+    ``memoryview``, ``list``, ``tuple``, ``dict`` and the types of `terms` are known; what is
+    derived from them counts as its base.
 
     * ``default``: called with every object of another type; its result is encoded instead. A
       ``TypeError`` or ``ValueError`` it raises becomes an ``EncodeError`` of the same text.

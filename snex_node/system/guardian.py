@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from snex_node.connection import Connection
+from snex_node.cluster.connection import Connection
 
 TICK_INTERVAL = 0.5
 """Seconds without a write after which a connection gets a tick.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from snex_node.describe import short
-from snex_node.terms import (
+from snex_node.wire.describe import short
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from snex_node import control
-from snex_node.connection import Connection
-from snex_node.control import (
+from snex_node.cluster.connection import Connection
+from snex_node.errors import ConnectError, NodeError, NodeStartError, RemoteError
+from snex_node.processes.process import NOCONNECTION, NOPROC, BaseProcess
+from snex_node.wire import control
+from snex_node.wire.control import (
     AliasSend,
     AltactSigSend,
     ControlMessage,
@@ -39,13 +41,11 @@ from snex_node.control import (
     UnlinkId,
     UnlinkIdAck,
 )
-from snex_node.describe import short
-from snex_node.errors import ConnectError, NodeError, NodeStartError, RemoteError
-from snex_node.etf import DecodeError, Decoder, EncodeError, Encoder
-from snex_node.flags import Flag
-from snex_node.framing import Message
-from snex_node.process import NOCONNECTION, NOPROC, BaseProcess
-from snex_node.terms import Atom, Pid, Reference, Term
+from snex_node.wire.describe import short
+from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire.flags import Flag
+from snex_node.wire.framing import Message
+from snex_node.wire.terms import Atom, Pid, Reference, Term
 
 if TYPE_CHECKING:
     from snex_node.node import Node

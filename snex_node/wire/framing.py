@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
-from snex_node import control
-from snex_node.control import ControlError, ControlMessage
-from snex_node.etf import DecodeError
-from snex_node.flags import Flag
+from snex_node.wire import control
+from snex_node.wire.control import ControlError, ControlMessage
+from snex_node.wire.etf import DecodeError
+from snex_node.wire.flags import Flag
 
 MAX_FRAME = 128 * 1024 * 1024
 """Default for the longest frame accepted, in bytes; a longer one closes the connection.

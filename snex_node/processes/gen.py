@@ -11,12 +11,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from snex_node.errors import error_reason
-from snex_node.etf import DecodeError, Decoder, Encoder
-from snex_node.process import BaseProcess
-from snex_node.terms import MAX_REFERENCE_WORDS, Atom, ImproperList, Pid, Reference
+from snex_node.processes.process import BaseProcess
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.terms import MAX_REFERENCE_WORDS, Atom, ImproperList, Pid, Reference
 
 if TYPE_CHECKING:
-    from snex_node.remote import RemoteNode
+    from snex_node.cluster.remote import RemoteNode
 
 GEN_CALL: Final = Atom("$gen_call")
 GEN_CAST: Final = Atom("$gen_cast")

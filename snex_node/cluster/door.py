@@ -16,9 +16,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from snex_node import forks
-from snex_node.handshake import Acceptor, Completed, HandshakeError, NameReceived, State, Status
-from snex_node.log_limit import SECONDS, LogLimit
+from snex_node.system import forks
+from snex_node.system.log_limit import SECONDS, LogLimit
+from snex_node.wire.handshake import (
+    Acceptor,
+    Completed,
+    HandshakeError,
+    NameReceived,
+    State,
+    Status,
+)
 
 MAX_NAMELESS = 128
 """Incoming connections that may be open and not have said a name, for 7 s at the most.

@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from snex_node import connection as connections
-from snex_node import epmd, forks, tasks
-from snex_node.connection import Connection, describe_error
-from snex_node.door import Door
+from snex_node import epmd
+from snex_node.cluster import connection as connections
+from snex_node.cluster.connection import Connection, describe_error
+from snex_node.cluster.door import Door
 from snex_node.errors import ConnectError
-from snex_node.handshake import (
+from snex_node.system import forks, tasks
+from snex_node.wire.handshake import (
     Acceptor,
     Completed,
     HandshakeError,
@@ -28,8 +29,8 @@ from snex_node.handshake import (
 )
 
 if TYPE_CHECKING:
+    from snex_node.cluster.remote import RemoteNode
     from snex_node.node import Node
-    from snex_node.remote import RemoteNode
 
 MakeConnection = Callable[["RemoteNode", socket.socket, Completed], Connection]
 """Makes the `Connection` of a socket whose handshake is done."""
@@ -173,7 +174,7 @@ class Connector:
 
 
 class _Visit:
-    """The handshake of one who came; see `snex_node.door.Visit`."""
+    """The handshake of one who came; see `snex_node.cluster.door.Visit`."""
 
     def __init__(self, node: Node, cookie: str, challenges: set[int], make: MakeConnection) -> None:
         self._node = node

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
 
-from snex_node.terms import (
+from snex_node.wire.terms import (
     Atom,
     BitString,
     Export,
@@ -80,7 +80,7 @@ def type_name(kind: type) -> str:
     """The name of a type with its module, which builtin ones and those of ``__main__`` go without.
 
     >>> type_name(KeyError), type_name(Pid)
-    ('KeyError', 'snex_node.terms.Pid')
+    ('KeyError', 'snex_node.wire.terms.Pid')
     """
     name: object = _qualname(kind)
     module: object = _module(kind)

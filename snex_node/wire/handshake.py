@@ -31,7 +31,7 @@ from hashlib import md5
 from struct import Struct
 from typing import ClassVar
 
-from snex_node.flags import CLAIMED, Flag, expand, missing
+from snex_node.wire.flags import CLAIMED, Flag, expand, missing
 
 MAX_MESSAGE = 1024
 """Longest message accepted, in bytes: a name of 255 takes 270, the rest is for later versions.

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from snex_node.etf import DecodeError, Decoder, Encoder
-from snex_node.terms import Atom, Pid, Reference
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.terms import Atom, Pid, Reference
 
 _decoder = Decoder()
 _encode = Encoder().encode

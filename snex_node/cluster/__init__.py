@@ -1,0 +1,1 @@
+"""The other nodes: the connections to them, and how those are made."""

@@ -1,0 +1,1 @@
+"""What a node needs of the system and the event loop it runs on."""
