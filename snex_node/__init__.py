@@ -35,11 +35,11 @@ from snex_node.errors import (
     RemoteError,
 )
 from snex_node.node import Node
-from snex_node.processes.gen import From
 from snex_node.processes.genserver import NO_REPLY, GenServer, Stop
 from snex_node.processes.process import BaseProcess, Process
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire.gen import From
 from snex_node.wire.terms import (
     Atom,
     BitString,

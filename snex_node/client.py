@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
-from snex_node.cluster.remote import Undecodable
+from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import CallTimeoutError, ProcessExitError, RemoteError
-from snex_node.processes.gen import ALIAS, GEN_CALL, alias_in, call_head
-from snex_node.processes.process import NOCONNECTION, BaseProcess, Target
+from snex_node.processes.host import Host
+from snex_node.processes.mailbox import Mailbox
+from snex_node.processes.process import BaseProcess
+from snex_node.processes.reasons import Undecodable
+from snex_node.ties import NOCONNECTION, Target
 from snex_node.wire.control import SpawnRequest
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import Decoder
+from snex_node.wire.gen import ALIAS, GEN_CALL, alias_in, call_head
 from snex_node.wire.terms import Atom, ImproperList, Pid, Reference, Term
-
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
-    from snex_node.node import Node
 
 GROUP_LEADER_TIMEOUT: Final = 5.0
 """Seconds another node may take to say where what we start there is to print."""
@@ -66,12 +66,17 @@ class Client(BaseProcess):
 
     __slots__ = ("_decoders", "_on_down")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Host) -> None:
         super().__init__(node)
         # What to do when a monitor fires.
         self._on_down: dict[Reference, Callable[[object], None]] = {}
         # What decodes the reason then, which is the result of an erpc call.
         self._decoders: dict[Reference, Decoder] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many calls are under way."""
+        return len(self._on_down)
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -79,33 +84,28 @@ class Client(BaseProcess):
         """See `Node.call`."""
         node = self.node
         limit = _Limit(timeout, f"{inspect(to)} did not answer")
-        there, name = node._place(to)
+        there, name = node.signals.ties.place(to)
         local = there == node.name
         payload = b""
         if not local:
-            payload = node.remote(there).encoder.encode(request)
-            await limit.wait(node.remote(there).connect())
-        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            remote = node.cluster.remote(there)
+            payload = remote.encoder.encode(request)
+            await limit.wait(remote.connect())
         ref = node.make_ref()
-        node._aliases[ref.external] = answer
+        answer = node.router.expect(ref)
         self._on_down[ref] = lambda reason: _fail(answer, _exit_error(reason, to))
-        self._watch(to, ref)
+        node.signals.monitor(self, to, ref)
         try:
             if local:
                 node.send(to, (GEN_CALL, (self.pid, ImproperList([ALIAS], ref)), request))
             else:
                 target = name if isinstance(name, Pid) else (name, there)
-                node._send_encoded(target, call_head(self.pid, ref) + payload, None)
+                node.router.send_encoded(target, call_head(self.pid, ref) + payload, None)
             return await limit.wait(answer)
         finally:
-            del node._aliases[ref.external]
+            node.router.forget(ref)
             self._on_down.pop(ref, None)
             self.demonitor(ref)
-
-    def _watch(self, target: Target, ref: Reference) -> None:
-        if self._monitors is None:
-            self._monitors = {}
-        self.node._monitor(self, target, ref)
 
     async def rpc(
         self,
@@ -156,7 +156,8 @@ class Client(BaseProcess):
         if decoder is not None:
             self._decoders[ref] = decoder
         mfa = ("erpc", "execute_call", 4)
-        requested = remote.request_spawn(self, ref, mfa, args, leader, monitor=True)
+        spawns = self.node.signals.spawns
+        requested = spawns.request(remote, self, ref, mfa, args, leader, monitor=True)
         try:
             pid = await limit.wait(requested.answer)
             if not isinstance(pid, Pid):
@@ -174,8 +175,8 @@ class Client(BaseProcess):
         module: str,
         function: str,
         args: Sequence[object],
-        link: BaseProcess | None,
-        monitor: BaseProcess | None,
+        link: Mailbox | None,
+        monitor: Mailbox | None,
     ) -> Pid:
         """See `Node.spawn`."""
         if link is not None and monitor is not None and link is not monitor:
@@ -185,7 +186,8 @@ class Client(BaseProcess):
         await remote.connect()
         leader = await self._group_leader(remote)
         owner = link if link is not None else monitor
-        requested = remote.request_spawn(
+        requested = self.node.signals.spawns.request(
+            remote,
             self if owner is None else owner,
             self.node.make_ref(),
             (module, function, len(args)),
@@ -206,7 +208,7 @@ class Client(BaseProcess):
     def _other(self, name: str) -> RemoteNode:
         if name == self.node.name:
             raise ValueError(f"{name} is this node: call the function itself")
-        return self.node.remote(name)
+        return self.node.cluster.remote(name)
 
     def _group_leader(self, remote: RemoteNode) -> asyncio.Future[Pid]:
         """A process there for what we start there to print to, asked for once per connection.
@@ -215,7 +217,7 @@ class Client(BaseProcess):
         to the node of the group leader: they would be lost.
         """
         if remote.group_leader is None:
-            remote.group_leader = self.node._run(self._find_group_leader(remote))
+            remote.group_leader = self.node.turns.run(self._find_group_leader(remote))
         waiter: asyncio.Future[Pid] = asyncio.get_running_loop().create_future()
 
         def found(task: asyncio.Task[Pid]) -> None:
@@ -240,9 +242,9 @@ class Client(BaseProcess):
         return found if isinstance(found, Pid) else self.pid
 
     @property
-    def _line(self) -> object:
+    def line(self) -> object:
         """The task or thread that calls or sends: a large message of one holds up no other."""
-        if threading.get_ident() != self.node._thread:
+        if not self.node.turns.here:
             return threading.get_ident()
         return asyncio.current_task() or self.pid
 
@@ -253,7 +255,7 @@ class Client(BaseProcess):
         if isinstance(message, tuple) and len(message) == 2:
             alias = alias_in(message[0])
             if alias is not None:
-                self.node._alias_delivered(alias.external, message)
+                self.node.router.alias_delivered(alias.external, message)
 
     def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take an answer that comes to the pid instead of the alias, or a request to print."""
@@ -261,7 +263,7 @@ class Client(BaseProcess):
             tag, _ = _typed.decode(data, offset + 2)
             alias = alias_in(tag)
             if alias is not None:
-                self.node._alias_received(alias.external, data, offset)
+                self.node.router.alias_received(alias.external, data, offset)
         elif data.startswith(b"h\x04w\x0aio_request", offset):
             self._io_request(_typed.decode(data, offset)[0])
 
@@ -283,12 +285,11 @@ class Client(BaseProcess):
         for on_down in waiting.values():
             on_down(NOCONNECTION)
 
-    def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
-        pass
+    def exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+        """Nothing: it lives as long as the node."""
 
-    def _down_received(self, ref: Reference, reason: object) -> None:
-        if self._monitors:
-            self._monitors.pop(ref, None)
+    def down_received(self, ref: Reference, target: Target, reason: object) -> None:
+        """What a call of ours waits for has ended."""
         on_down = self._on_down.pop(ref, None)
         if on_down is not None:
             on_down(reason)

@@ -14,20 +14,19 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import UndefinedFunctionError, error_reason, error_stack
-from snex_node.processes.gen import From, GenProcess
+from snex_node.processes.genprocess import GenProcess
+from snex_node.processes.host import Host
 from snex_node.processes.process import KILLED, NORMAL, BaseProcess
 from snex_node.system import forks
 from snex_node.wire import describe
 from snex_node.wire.control import SpawnReply, SpawnRequest
 from snex_node.wire.etf import DecodeError, EncodeError, Encoder
+from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, Pid, Term
-
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
-    from snex_node.node import Node
 
 Resolver = Callable[[str, str], Callable[..., object]]
 """Finds a function by the names of module and function, or raises `UndefinedFunctionError`."""
@@ -76,7 +75,7 @@ class _Service(GenProcess):
     def _system(self, caller: From, request: object) -> None:
         self.node.reply(caller, (Atom("error"), Atom("not_allowed")), sender=self.pid)
 
-    def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+    def exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
         pass
 
 
@@ -96,7 +95,7 @@ class Rex(_Service):
 
     __slots__ = ("_calls", "_resolver")
 
-    def __init__(self, node: Node, resolver: Resolver | None) -> None:
+    def __init__(self, node: Host, resolver: Resolver | None) -> None:
         super().__init__(node)
         self._resolver = resolver
         # Calls under way, by the reference with which their caller monitors while it waits.
@@ -182,7 +181,7 @@ _ATOMS: Final[dict[object, str]] = {None: "nil", True: "true", False: "false"}
 class Spawner:
     """Answers spawn requests: erpc's, and those of ``Node.spawn``."""
 
-    def __init__(self, node: Node, resolver: Resolver | None) -> None:
+    def __init__(self, node: Host, resolver: Resolver | None) -> None:
         self._node = node
         self._resolver = resolver
 
@@ -199,10 +198,12 @@ class Spawner:
         flags = 0
         if "link" in request.options:
             flags |= SpawnReply.LINK
-            remote.add_link(job, request.from_)
+            self._node.signals.ties.add_link(job, request.from_)
         if "monitor" in request.options:
             flags |= SpawnReply.MONITOR
-            remote.add_watcher(job, request.from_, request.id)
+            self._node.signals.ties.add_watcher(
+                job, remote.name, request.from_, request.id, job.pid
+            )
         remote.send(SpawnReply(request.id, request.from_, flags, job.pid), sender=job.pid)
         job.run(self._resolver, module, function, args)
 
@@ -259,7 +260,7 @@ class _Job(BaseProcess):
 
     __slots__ = ("_task",)
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Host) -> None:
         super().__init__(node)
         self._task: asyncio.Task[None] | None = None
 
@@ -337,7 +338,7 @@ class _ErpcCall(_Job):
 
     __slots__ = ("_encoder", "_result")
 
-    def __init__(self, node: Node, result: object, encoder: Encoder) -> None:
+    def __init__(self, node: Host, result: object, encoder: Encoder) -> None:
         super().__init__(node)
         self._result = result
         self._encoder = encoder
@@ -369,7 +370,7 @@ class _RexCall(_Job):
 
     __slots__ = ("_caller", "_calls")
 
-    def __init__(self, node: Node, caller: From, calls: dict[bytes, _RexCall]) -> None:
+    def __init__(self, node: Host, caller: From, calls: dict[bytes, _RexCall]) -> None:
         super().__init__(node)
         self._caller = caller
         self._calls = calls

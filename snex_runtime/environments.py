@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from snex_node.processes.gen import From, parse_system
 from snex_node.processes.process import DOWN, BaseProcess
 from snex_node.wire.describe import inspect
+from snex_node.wire.gen import From, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import contexts
 from snex_runtime.errors import BadRequest

@@ -18,11 +18,11 @@ from typing import Any, Final, Protocol
 from snex_node.cluster.connection import HIGH_WATER
 from snex_node.errors import ConnectError, NodeError, ProcessExitError, RemoteError
 from snex_node.node import Node
-from snex_node.processes.gen import From
 from snex_node.system import tasks
 from snex_node.wire import etf
 from snex_node.wire.describe import inspect, short, text_of, type_name
 from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.gen import From
 from snex_node.wire.terms import Pid, Reference
 from snex_node.wire.terms import Term as RawTerm
 from snex_runtime import interrupts, serde

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Protocol, TypeAlias
 
-from snex_node.processes.gen import From
+from snex_node.wire.gen import From
 
 
 class OriginNode(Protocol):

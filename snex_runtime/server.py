@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import snex
 from snex_node.errors import NodeError
-from snex_node.processes.gen import From, parse_call, parse_cast, parse_system
 from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.system import forks, tasks
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.gen import From, parse_call, parse_cast, parse_system
 from snex_node.wire.terms import Atom, Pid
 from snex_runtime import contexts, interface, namespace, serde, threads
 from snex_runtime.code import Code, compile_code

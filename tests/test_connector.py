@@ -13,10 +13,10 @@ import pytest
 
 from snex_node import ConnectError, Node, Process
 from snex_node.cluster import connection as connections
-from snex_node.cluster import connector as connectors
 from snex_node.cluster import door
 from snex_node.cluster import remote as remote_nodes
 from snex_node.cluster.connection import Connection
+from snex_node.cluster.presence import random_creation
 from snex_node.wire.flags import CLAIMED, Flag
 from snex_node.wire.handshake import HandshakeError, Identity, Initiator, Status
 from tests.support.peer import ScriptedPeer, shake
@@ -290,7 +290,7 @@ class TestCrossing:
         peer = await ScriptedPeer.accept(*streams, Identity(SMALLER, 77), "secret")
         await dialling
         writer.close()
-        await until(lambda: not node._connector.handshakes)
+        await until(lambda: not node.cluster.connector.handshakes)
         assert node.nodes == [SMALLER]
         peer.close()
 
@@ -334,7 +334,7 @@ class TestCrossing:
         writer.write(b"\x00\x06sfalse")
         assert await reader.read() == b""
         writer.close()
-        await until(lambda: not node._connector.handshakes)
+        await until(lambda: not node.cluster.connector.handshakes)
         assert node.nodes == [SMALLER]
         assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
         first.close()
@@ -379,8 +379,8 @@ class TestReflection:
         (await come_in(node, SMALLER)).close()
         with pytest.raises(HandshakeError):
             await come_in(node, GREATER, "wrong")
-        await until(lambda: not node._connector.handshakes)
-        assert node._connector._challenges == set()
+        await until(lambda: not node.cluster.connector.handshakes)
+        assert node.cluster.connector.challenges == set()
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes:
@@ -447,7 +447,7 @@ class TestTheSystem:
         """The older half of those who are not done is closed, for others to come in."""
         monkeypatch.setattr(door, "ACCEPT_PAUSE", 0.01)
         halves = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
-        await until(lambda: node._connector.handshakes == 4)
+        await until(lambda: node.cluster.connector.handshakes == 4)
         failures = [OSError(errno.EMFILE, "Too many open files")]
         real = socket.socket.accept
 
@@ -461,7 +461,7 @@ class TestTheSystem:
         for reader, writer in halves[:2]:
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
-        assert node._connector.handshakes == 2
+        assert node.cluster.connector.handshakes == 2
         for _, writer in halves[2:]:
             writer.close()
 
@@ -473,7 +473,7 @@ class TestTheSystem:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(loop, "sock_connect", sock_connect)
-        monkeypatch.setattr(node, "net_setuptime", 0.01)
+        monkeypatch.setattr(node.cluster, "net_setuptime", 0.01)
         with pytest.raises(ConnectError, match=r"no answer within 0\.01 s") as caught:
             await node.connect("far@127.0.0.1", address=("127.0.0.1", 1))
         assert caught.value.reason == "unreachable"
@@ -511,7 +511,7 @@ class TestTheSystem:
         assert node.port is not None
         sock = socket.create_connection(("127.0.0.1", node.port))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        await until(lambda: node._connector.handshakes)
+        await until(lambda: node.cluster.connector.handshakes)
         sock.close()
         await until(lambda: caplog.records)
         assert "closed the connection" in caplog.records[0].getMessage()
@@ -578,13 +578,13 @@ class TestTheSystem:
             reader, _ = await asyncio.wait_for(listener.came.get(), 5)
             assert node.port is not None
             halves = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(3)]
-            await until(lambda: node._connector.handshakes == 3)
+            await until(lambda: node.cluster.connector.handshakes == 3)
         with pytest.raises(ConnectError, match=r"py@127\.0\.0\.1 stops"):
             await dialling
         for other_reader, writer in (*halves, (reader, halves[0][1])):
             await asyncio.wait_for(other_reader.read(), 5)
             writer.close()
-        assert not node._connector.handshakes
+        assert not node.cluster.connector.handshakes
 
 
 class TestNodelay:
@@ -597,6 +597,6 @@ class TestNodelay:
 
 
 def test_creations_are_never_small() -> None:
-    creations = {connectors.random_creation() for _ in range(100)}
+    creations = {random_creation() for _ in range(100)}
     assert len(creations) > 95
     assert all(15 < creation < 2**32 for creation in creations)

@@ -12,6 +12,7 @@ from snex_node.wire.terms import Atom
 from snex_runtime.environments import Environment, copy_into, names_in
 from snex_runtime.errors import BadRequest
 from tests.support.pair import Pair, pair
+from tests.support.tied import monitors_of
 
 
 @pytest.fixture
@@ -75,12 +76,12 @@ class TestHandles:
         handle = Process(both.node)
         made = [environments.make({}, handle.pid) for _ in range(3)]
         assert len(environments) == 3
-        assert len(both.server._monitors or {}) == 1
+        assert len(monitors_of(both.server)) == 1
         made[0].exit()
         made[1].exit()
-        assert len(both.server._monitors or {}) == 1
+        assert len(monitors_of(both.server)) == 1
         made[2].exit()
-        assert not both.server._monitors
+        assert not monitors_of(both.server)
         assert len(environments) == 0
 
     async def test_its_end_frees_them(self, both: Pair) -> None:
@@ -101,9 +102,9 @@ class TestHandles:
         environment = environments.make({}, one.pid)
         environments.set_handle(environment, two.pid)
         environments.set_handle(environment, two.pid)
-        assert len(both.server._monitors or {}) == 1
+        assert len(monitors_of(both.server)) == 1
         environments.set_handle(environment, None)
-        assert not both.server._monitors
+        assert not monitors_of(both.server)
         assert environment.handle is None
 
     async def test_other_messages_are_about_no_handle(self, both: Pair) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -42,7 +42,6 @@ class Fake:
     """Stands for a connection; tells when it is looked at and ticked."""
 
     def __init__(self, due: Callable[[], bool] = lambda: True, error: str = "") -> None:
-        self.peer = Peer("fake@host", 1, 0)
         self.looked: queue.Queue[tuple[float, float]] = queue.Queue()
         self.ticked: queue.Queue[threading.Thread] = queue.Queue()
         self._due = due
@@ -57,8 +56,8 @@ class Fake:
         if self._error:
             raise ValueError(self._error)
 
-    def as_connection(self) -> Connection:
-        return cast(Connection, self)
+    def __repr__(self) -> str:
+        return "<Fake>"
 
 
 @pytest.fixture
@@ -90,8 +89,8 @@ def threads() -> list[threading.Thread]:
 
 def test_what_is_due_is_ticked_again_and_again(guardian: Guardian) -> None:
     due, idle = Fake(), Fake(due=lambda: False)
-    guardian.watch(due.as_connection())
-    guardian.watch(idle.as_connection())
+    guardian.watch(due)
+    guardian.watch(idle)
     for _ in range(3):
         assert due.ticked.get(timeout=20).name == "snex-guardian"
         now, interval = idle.looked.get(timeout=20)
@@ -102,12 +101,12 @@ def test_what_is_due_is_ticked_again_and_again(guardian: Guardian) -> None:
 
 def test_what_is_unwatched_is_left_alone(guardian: Guardian) -> None:
     one, other = Fake(), Fake()
-    guardian.unwatch(one.as_connection())  # unknown: ignored
-    guardian.watch(one.as_connection())
-    guardian.watch(one.as_connection())
+    guardian.unwatch(one)  # unknown: ignored
+    guardian.watch(one)
+    guardian.watch(one)
     one.ticked.get(timeout=20)
-    guardian.unwatch(one.as_connection())
-    guardian.watch(other.as_connection())
+    guardian.unwatch(one)
+    guardian.watch(other)
     other.ticked.get(timeout=20)
     # A round that had begun may have ticked it once more; the rounds from here on do not.
     while not one.ticked.empty():
@@ -125,13 +124,13 @@ def test_an_error_is_logged_and_the_others_are_ticked(
 
     fakes = [Fake(due=broken), Fake(error="cannot tick"), Fake()]
     for fake in fakes:
-        guardian.watch(fake.as_connection())
+        guardian.watch(fake)
     for _ in range(2):
         fakes[0].looked.get(timeout=20)
         fakes[1].ticked.get(timeout=20)
         fakes[2].ticked.get(timeout=20)
     guardian.stop()
-    assert "fake@host: ticking failed" in caplog.messages
+    assert "<Fake>: ticking failed" in caplog.messages
     assert "cannot tell" in caplog.text
     assert "cannot tick" in caplog.text
 
@@ -169,7 +168,7 @@ def test_checks_are_called_until_they_are_removed(
 
 def test_starting_and_stopping() -> None:
     guardian, fake = Guardian(INTERVAL), Fake()
-    guardian.watch(fake.as_connection())
+    guardian.watch(fake)
     guardian.stop()  # it has not begun
     guardian.start()
     guardian.start()
@@ -270,7 +269,7 @@ def test_a_connection_that_is_closed_is_no_error(
     guardian.watch(connection)
     connection.close("enough")
     fake = Fake()
-    guardian.watch(fake.as_connection())
+    guardian.watch(fake)
     for _ in range(3):
         fake.ticked.get(timeout=20)
     assert raw.recv(100) in (b"", TICK)

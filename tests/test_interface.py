@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from snex_node.errors import ConnectError, NodeError
-from snex_node.processes.gen import From
 from snex_node.wire import etf
 from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.gen import From
 from snex_node.wire.terms import Pid, Reference
 from snex_runtime import interface, serde
 from snex_runtime.interface import (

@@ -102,7 +102,7 @@ async def test_peers_together_are_bounded(caplog: pytest.LogCaptureFixture) -> N
         peers = [await connect(node, number) for number in range(3)]
         for peer, size in zip(peers, (60_000, 110_000, 50_000), strict=True):
             await peer.send_raw(part(peer, 5, size))
-        await until(lambda: node._unfinished.size > 220_000)
+        await until(lambda: node.cluster.unfinished.size > 220_000)
         assert len(node.nodes) == 3
         await peers[2].send_raw(bytes.fromhex("0000ffff") + bytes(40_000))
         await peers[1].wait_closed()
@@ -112,7 +112,7 @@ async def test_peers_together_are_bounded(caplog: pytest.LogCaptureFixture) -> N
         for peer in peers:
             peer.close()
         await until(lambda: not node.nodes)
-        assert node._unfinished.size == 0
+        assert node.cluster.unfinished.size == 0
 
 
 def resident() -> int:
@@ -139,7 +139,7 @@ async def test_memory_is_given_back() -> None:
             else:
                 await peer.send_raw(fragment(number + 1, FRAGMENT_SIZE))
             if not number % 100:
-                await until(lambda: node._unfinished.size > (3100 - number) * FRAGMENT_SIZE)  # noqa: B023
+                await until(lambda: node.cluster.unfinished.size > (3100 - number) * FRAGMENT_SIZE)  # noqa: B023
                 kept.append(bytes(2000))
         held = resident()
         assert held - before > 150_000_000

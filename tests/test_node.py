@@ -24,13 +24,14 @@ from snex_node import (
     Process,
     ProcessExitError,
 )
-from snex_node import node as nodes
+from snex_node.cluster import cluster as clusters
 from snex_node.processes.process import BaseProcess
 from snex_node.wire import etf
 from snex_node.wire.control import AliasSend, PayloadMonitorPExit, SpawnReply, SpawnRequest
 from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
+from tests.support.tied import watchers_of
 from tests.support.waiting import until
 
 encode = etf.Encoder().encode
@@ -124,8 +125,8 @@ class TestCallsWithin:
         for to in ("server", server.pid, ("server", node.name)):
             # Within a node a request is handed on as it is, an answer is encoded.
             assert await node.call(to, [1, "two"]) == ("ok", [1, b"two"])
-        assert node._aliases == {}
-        assert not server._watchers
+        assert node.router.expected == 0
+        assert not watchers_of(server)
 
     async def test_by_hand(self, node: Node) -> None:
         """Who answers to the pid instead of the alias is heard as well."""
@@ -198,7 +199,7 @@ class TestSending:
             node.cast(("name", PEER), object())
 
     async def test_to_nobody_here(self, node: Node) -> None:
-        for to in ("nobody", ("nobody", node.name), node._client.pid, node.make_ref()):
+        for to in ("nobody", ("nobody", node.name), node.router.speaker.pid, node.make_ref()):
             node.send(to, 1)
         await asyncio.sleep(0)
 
@@ -222,21 +223,21 @@ class TestSending:
 
     async def test_the_order_of_what_the_node_sends(self, node: Node) -> None:
         """Its own messages keep their order for each task, and for each thread."""
-        client = node._client
+        client = node.router.speaker
         task = asyncio.current_task()
-        assert client._line is task
+        assert client.line is task
         seen: list[object] = []
-        thread = threading.Thread(target=lambda: seen.append(client._line))
+        thread = threading.Thread(target=lambda: seen.append(client.line))
         thread.start()
         thread.join()
         assert seen == [thread.ident]
-        asyncio.get_running_loop().call_soon(lambda: seen.append(client._line))
+        asyncio.get_running_loop().call_soon(lambda: seen.append(client.line))
         await asyncio.sleep(0)
         assert seen[1] == client.pid  # a callback is of no task
 
     async def test_references_of_our_own_processes(self, node: Node) -> None:
         process = Process(node)
-        assert process._line == process.pid
+        assert process.line == process.pid
 
 
 class TestOtherNodes:
@@ -248,7 +249,7 @@ class TestOtherNodes:
     async def test_unused_ones_are_forgotten(
         self, node: Node, peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(nodes, "MAX_REMOTES", 10)
+        monkeypatch.setattr(clusters, "MAX_REMOTES", 10)
         for number in range(100):
             node.remote(f"a{number}@127.0.0.1")
         assert len(node.remotes) <= 10
@@ -264,8 +265,8 @@ class TestOtherNodes:
             attempts += 1
             raise ConnectError(PEER, "unknown", "no such node yet")
 
-        monkeypatch.setattr(node._connector, "dial", dial)
-        monkeypatch.setattr(nodes, "RETRY_PAUSE", 0.001)
+        monkeypatch.setattr(node.cluster, "dial", dial)
+        monkeypatch.setattr(clusters, "RETRY_PAUSE", 0.001)
         node.keep_connected(PEER)
         await until(lambda: attempts >= 3)
         warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -279,7 +280,7 @@ class TestOtherNodes:
             request = message.control
             assert isinstance(request, SpawnRequest)
             assert (request.mfa, request.options) == (("erpc", "execute_cast", 3), [])
-            assert request.group_leader == node._client.pid
+            assert request.group_leader == node.router.speaker.pid
             sent, _ = etf.Decoder().decode(message.data, message.offset)
             assert sent == ["m", function, args]
             await peer.send(SpawnReply(request.id, request.from_, 0, peer.pid()))

@@ -10,6 +10,7 @@ import pytest
 
 from snex_node import Atom, Node, NodeStartError, Pid, Process, ProcessExitError, Reference
 from snex_node.processes.process import MAX_MAILBOX, BaseProcess
+from tests.support.tied import links_of, monitors_of
 
 NORMAL, KILL = Atom("normal"), Atom("kill")
 
@@ -241,7 +242,7 @@ class TestMonitors:
         assert downs == [
             ("DOWN", ref, "process", target, reason) for ref, target in zip(refs, targets)
         ]
-        assert not watcher._monitors
+        assert not monitors_of(watcher)
 
     @pytest.mark.parametrize("target", ["nobody", ("nobody", "py@127.0.0.1")])
     async def test_who_is_not_there(self, node: Node, target: str | tuple[str, str]) -> None:
@@ -307,7 +308,7 @@ class TestLinks:
         two.exit()
         await turns()
         assert one.alive
-        assert not one._links
+        assert not links_of(one)
 
     async def test_trapped(self, node: Node) -> None:
         one, two = Process(node), Process(node)
@@ -475,6 +476,5 @@ class TestIdentity:
         """What an idle process takes is bounded: 100,000 of them fit a small machine."""
         process = BaseProcess(node)
         assert not hasattr(process, "__dict__")
-        assert (process._links, process._monitors) == (None, None)
-        assert (process._watchers, process._names) == (None, None)
+        assert process.ties is None
         assert isinstance(process.pid, Pid)

@@ -23,8 +23,7 @@ from snex_node import (
     Term,
 )
 from snex_node.cluster import remote
-from snex_node.cluster.remote import Undecodable, encode_reason
-from snex_node.processes.gen import From
+from snex_node.processes.reasons import Undecodable, encode_reason
 from snex_node.wire import control, etf
 from snex_node.wire.control import (
     AliasSend,
@@ -49,8 +48,10 @@ from snex_node.wire.control import (
     UnlinkIdAck,
 )
 from snex_node.wire.flags import CLAIMED, Flag
+from snex_node.wire.gen import From
 from snex_node.wire.handshake import Identity
 from tests.support.peer import ScriptedPeer
+from tests.support.tied import links_of
 from tests.support.waiting import until
 
 encode = etf.Encoder().encode
@@ -121,8 +122,8 @@ class TestLinks:
         # The exit has ended the pair: what is acknowledged later is nobody's.
         await peer.send(UnlinkIdAck(unlink.id, theirs, ours.pid))
         await settled(peer)
-        assert not ours._links
-        assert not ours.node.remote(PEER)._links
+        assert not links_of(ours)
+        assert ours.node.signals.ties.count(PEER) == 0
 
     async def test_linking_again_clears_our_unlink(self, peer: ScriptedPeer, ours: Process) -> None:
         theirs = peer.pid()
@@ -153,10 +154,10 @@ class TestLinks:
         assert 0 not in ids
         await peer.send(UnlinkIdAck(ids[0], theirs, ours.pid))
         await settled(peer)
-        assert ours._links == {theirs: ids[1]}
+        assert links_of(ours) == {theirs: ids[1]}
         await peer.send(UnlinkIdAck(ids[1], theirs, ours.pid))
         await settled(peer)
-        assert ours._links == {}
+        assert links_of(ours) == {}
 
     async def test_an_unlink_is_acknowledged_whatever_there_is(
         self, peer: ScriptedPeer, ours: Process
@@ -167,7 +168,7 @@ class TestLinks:
         for number, to in ((1, ours.pid), (2, ours.pid), (3, dead.pid)):
             await peer.send(UnlinkId(number, theirs, to))
             assert await read(peer) == (UnlinkIdAck(number, to, theirs), None)
-        assert not ours._links
+        assert not links_of(ours)
         ours.exit(BOOM)
         assert await settled(peer) == []
 
@@ -180,14 +181,14 @@ class TestLinks:
         await read(peer)
         await peer.send(UnlinkId(9, theirs, ours.pid))
         assert await read(peer) == (UnlinkIdAck(9, ours.pid, theirs), None)
-        assert list((ours._links or {}).values()) == [1]
+        assert list((links_of(ours)).values()) == [1]
 
     async def test_the_old_unlink(self, peer: ScriptedPeer, ours: Process) -> None:
         theirs = peer.pid()
         await peer.send(Link(theirs, ours.pid))
         await peer.send(Unlink(theirs, ours.pid))
         assert await settled(peer) == []
-        assert not ours._links
+        assert not links_of(ours)
 
     async def test_an_exit_without_a_link_does_nothing(
         self, peer: ScriptedPeer, ours: Process
@@ -252,7 +253,7 @@ class TestMonitors:
             down, reason = await read(peer)
             assert down == PayloadMonitorPExit(target, peer.pid(), ref)
             assert reason == "noproc"
-        assert node.remote(PEER)._watchers == {}
+        assert node.signals.ties.count(PEER) == 0
 
     async def test_demonitor_what_is_not_monitored(self, peer: ScriptedPeer, ours: Process) -> None:
         await peer.send(DemonitorP(peer.pid(), ours.pid, peer.make_ref()))
@@ -300,7 +301,7 @@ class TestMessages:
             calling = asyncio.ensure_future(node.call(("server", PEER), 1))
             _, _ = await read(peer)  # the monitor
             request, payload = await read(peer)
-            assert request == RegSend(node._client.pid, Atom("server"))
+            assert request == RegSend(node.router.speaker.pid, Atom("server"))
             _, (pid, tag), _ = payload
             answer = encode((tag, Atom(form)))
             if form == "old":
@@ -345,7 +346,7 @@ class TestMessages:
                 assert payload[1] == 1
                 node.reply(From(peer.pid(), encode(Atom("tag")), None), 2)
                 assert await read(peer) == (
-                    SendSender(node._client.pid, peer.pid()),
+                    SendSender(node.router.speaker.pid, peer.pid()),
                     ("tag", 2),
                 )
             node.disconnect(PEER)
@@ -400,7 +401,7 @@ class TestSpawning:
         request, args = await read(peer)
         assert isinstance(request, SpawnRequest)
         assert (request.mfa, args, request.options) == (("m", "f", 1), [1], ["link", "monitor"])
-        assert request.group_leader == node._client.pid
+        assert request.group_leader == node.router.speaker.pid
         frame = peer.frame_writer.frame
         pid = peer.pid(5)
         await peer.send_raw(
@@ -430,8 +431,8 @@ class TestSpawning:
         assert await read(peer) == (DemonitorP(ours.pid, pid, request.id), None)
         if ends == "owner":
             assert await spawning == pid
-        assert not ours._links
-        assert node.remote(PEER)._monitors == {}
+        assert not links_of(ours)
+        assert node.signals.ties.count(PEER) == 0
 
     async def test_the_connection_goes_before_the_reply(
         self, node: Node, peer: ScriptedPeer, ours: Process
@@ -443,7 +444,7 @@ class TestSpawning:
         with pytest.raises(ProcessExitError) as caught:
             await spawning
         assert caught.value.reason == "noconnection"
-        assert not ours._links
+        assert not links_of(ours)
 
     async def test_refused(self, node: Node, peer: ScriptedPeer) -> None:
         spawning = asyncio.ensure_future(node.spawn(PEER, "m", "f"))
@@ -457,7 +458,7 @@ class TestSpawning:
         assert (caught.value.kind, caught.value.reason) == ("erpc", "system_limit")
 
     async def test_a_reply_that_nobody_asked_for(self, node: Node, peer: ScriptedPeer) -> None:
-        await peer.send(SpawnReply(peer.make_ref(), node._client.pid, 0, peer.pid()))
+        await peer.send(SpawnReply(peer.make_ref(), node.router.speaker.pid, 0, peer.pid()))
         assert await settled(peer) == []
 
 
@@ -531,7 +532,7 @@ class TestWaitingForAConnection:
         async def broken(of: object) -> None:
             raise LookupError("a bug")
 
-        monkeypatch.setattr(node._connector, "dial", broken)
+        monkeypatch.setattr(node.cluster, "dial", broken)
         with pytest.raises(ConnectError, match="a bug") as caught:
             await node.connect("other@127.0.0.1")
         assert caught.value.reason == "internal"

@@ -876,7 +876,9 @@ async def test_a_runtime_that_stops_cancels_what_runs(started: Caller) -> None:
     root: dict[str, Any] = started.server.root
     call = asyncio.ensure_future(started.eval(FINALLY))
     await root["began"].wait()
-    await started.server.node.stop()
+    node = started.server.node
+    assert isinstance(node, Node)
+    await node.stop()
     await asyncio.wait_for(root["ended"].wait(), 5)
     with contextlib.suppress(ProcessExitError):
         tag, error = await call

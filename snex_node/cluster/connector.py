@@ -10,12 +10,14 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from snex_node import epmd
 from snex_node.cluster import connection as connections
 from snex_node.cluster.connection import Connection, describe_error
 from snex_node.cluster.door import Door
+from snex_node.cluster.presence import random_creation
+from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import ConnectError
 from snex_node.system import forks, tasks
 from snex_node.wire.handshake import (
@@ -27,13 +29,29 @@ from snex_node.wire.handshake import (
     Status,
     check_name,
 )
+from snex_node.wire.terms import Atom
 
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
-    from snex_node.node import Node
-
-MakeConnection = Callable[["RemoteNode", socket.socket, Completed], Connection]
+MakeConnection = Callable[[RemoteNode, socket.socket, Completed], Connection]
 """Makes the `Connection` of a socket whose handshake is done."""
+
+
+class Directory(Protocol):
+    """Who this node is, and whom it knows."""
+
+    @property
+    def name(self) -> Atom:
+        """The name of this node."""
+
+    @property
+    def creation(self) -> int:
+        """Which incarnation of that name it is."""
+
+    @property
+    def net_setuptime(self) -> float:
+        """Seconds that each step towards a connection may take."""
+
+    def remote(self, name: str) -> RemoteNode:
+        """What is held about the node ``name``, known or not."""
 
 
 class Connector:
@@ -43,16 +61,17 @@ class Connector:
     """
 
     def __init__(
-        self, node: Node, cookie: str, epmd_port: int | None, make: MakeConnection
+        self, directory: Directory, cookie: str, epmd_port: int | None, make: MakeConnection
     ) -> None:
-        self._node = node
+        self._directory = directory
         self._cookie = cookie
         self._epmd_port = epmd_port
         self._make = make
         # What we have asked those who are in a handshake with us, whichever side began.
-        self._challenges: set[int] = set()
+        self.challenges: set[int] = set()
         self._door = Door(
-            lambda: _Visit(node, cookie, self._challenges, make), lambda: node.net_setuptime
+            lambda: _Visit(directory, cookie, self.challenges, make),
+            lambda: directory.net_setuptime,
         )
 
     # --- dialling -------------------------------------------------------------------------------
@@ -71,8 +90,8 @@ class Connector:
                 self._identity(),
                 self._cookie,
                 name,
-                timeout=self._node.net_setuptime,
-                outstanding=self._challenges,
+                timeout=self._directory.net_setuptime,
+                outstanding=self.challenges,
                 wanted=lambda: remote.is_dialled_by(task),
             )
         except (HandshakeError, OSError) as error:
@@ -90,7 +109,7 @@ class Connector:
         connection.start(done.trailing)
 
     def _identity(self) -> Identity:
-        return Identity(self._node.name, self._node.creation)
+        return Identity(self._directory.name, self._directory.creation)
 
     def _check_kind(self, name: str) -> None:
         """Short and long names do not mix: the other side could not connect to us by our name."""
@@ -98,20 +117,21 @@ class Connector:
             check_name(name)
         except HandshakeError as error:
             raise ConnectError(name, "name", str(error)) from None
-        ours, theirs = _kind(self._node.name), _kind(name)
+        ours, theirs = _kind(self._directory.name), _kind(name)
         if ours != theirs:
             raise ConnectError(
                 name,
                 "names",
-                f"{name} is a {theirs} name and {self._node.name} a {ours} one, and such nodes "
-                "cannot connect: give both hosts with a dot (--name), or both without (--sname)",
+                f"{name} is a {theirs} name and {self._directory.name} a {ours} one, and such "
+                "nodes cannot connect: give both hosts with a dot (--name), or both without "
+                "(--sname)",
             )
 
     async def _look_up(self, name: str) -> tuple[str, int]:
         alive, _, host = name.partition("@")
         try:
             info = await epmd.lookup(
-                alive, host, port=self._epmd_port, timeout=self._node.net_setuptime
+                alive, host, port=self._epmd_port, timeout=self._directory.net_setuptime
             )
         except epmd.HostNotFoundError as error:
             raise ConnectError(name, "resolve", str(error)) from error
@@ -141,10 +161,10 @@ class Connector:
             sock.setblocking(False)
             try:
                 connecting = tasks.start(loop.sock_connect(sock, address))
-                await asyncio.wait_for(connecting, self._node.net_setuptime)
+                await asyncio.wait_for(connecting, self._directory.net_setuptime)
             except asyncio.TimeoutError:
                 sock.close()
-                why = f"no answer within {self._node.net_setuptime:g} s"
+                why = f"no answer within {self._directory.net_setuptime:g} s"
             except OSError as error:
                 sock.close()
                 why = describe_error(error)
@@ -176,14 +196,16 @@ class Connector:
 class _Visit:
     """The handshake of one who came; see `snex_node.cluster.door.Visit`."""
 
-    def __init__(self, node: Node, cookie: str, challenges: set[int], make: MakeConnection) -> None:
-        self._node = node
+    def __init__(
+        self, directory: Directory, cookie: str, challenges: set[int], make: MakeConnection
+    ) -> None:
+        self._directory = directory
         self._make = make
         self._challenges = challenges
         self._challenge = connections.new_challenge(challenges)
         self._remote: RemoteNode | None = None
         self._knew_of_another = False
-        identity = Identity(node.name, node.creation)
+        identity = Identity(directory.name, directory.creation)
         self.acceptor = Acceptor(identity, cookie, self._challenge, outstanding=challenges)
 
     def decide(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
@@ -193,7 +215,7 @@ class _Visit:
         the cookie (`RemoteNode.accept_confirmed`), because anybody can use a name.
         """
         status, name, creation = self._answer(event)
-        self._remote = self._node.remote(name or event.name)
+        self._remote = self._directory.remote(name or event.name)
         self._remote.accept_began()
         self._knew_of_another = status is Status.ALIVE
         return status, name, creation
@@ -203,11 +225,11 @@ class _Visit:
             name = f"{secrets.token_hex(6)}@{event.name}"
             check_name(name)  # a host may be too long to have names
             return Status.NAMED, name, random_creation()
-        remote = self._node.remote(event.name)
+        remote = self._directory.remote(event.name)
         if remote.connection is not None:
             return Status.ALIVE, None, None
         if remote.connecting:
-            wins = self._node.name > event.name
+            wins = self._directory.name > event.name
             return (Status.NOK if wins else Status.OK_SIMULTANEOUS), None, None
         return Status.OK, None, None
 
@@ -230,14 +252,6 @@ class _Visit:
         self._challenges.discard(self._challenge)
         if self._remote is not None:
             self._remote.accept_failed(str(error))
-
-
-def random_creation() -> int:
-    """A creation for who gets none from an epmd.
-
-    0 is reserved, and the first few are what the 16-bit creations of old nodes turn into.
-    """
-    return secrets.randbelow(2**32 - 16) + 16
 
 
 def _kind(name: str) -> str:

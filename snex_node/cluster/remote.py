@@ -10,130 +10,114 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from snex_node.cluster.connection import Connection
-from snex_node.errors import ConnectError, NodeError, NodeStartError, RemoteError
-from snex_node.processes.process import NOCONNECTION, NOPROC, BaseProcess
+from snex_node.errors import ConnectError, NodeError, NodeStartError
+from snex_node.system.guardian import Guardian
+from snex_node.system.turns import Turns
 from snex_node.wire import control
 from snex_node.wire.control import (
-    AliasSend,
-    AltactSigSend,
     ControlMessage,
-    DemonitorP,
     Exit,
     Exit2,
-    GroupLeader,
-    Link,
-    MonitorP,
     MonitorPExit,
-    NodeLink,
     PayloadExit,
     PayloadExit2,
     PayloadMonitorPExit,
-    RegSend,
     Send,
     SendSender,
-    SpawnReply,
-    SpawnRequest,
-    Unlink,
-    UnlinkId,
-    UnlinkIdAck,
 )
-from snex_node.wire.describe import short
-from snex_node.wire.etf import DecodeError, Decoder, EncodeError, Encoder
+from snex_node.wire.etf import Encoder
 from snex_node.wire.flags import Flag
 from snex_node.wire.framing import Message
-from snex_node.wire.terms import Atom, Pid, Reference, Term
-
-if TYPE_CHECKING:
-    from snex_node.node import Node
+from snex_node.wire.terms import Atom, Pid, Term
 
 MAX_QUEUED = 64 * 1024 * 1024
 """Bytes of messages that may wait for a connection that is being made.
 
 One attempt ends within seconds; this bounds what fast senders pile up meanwhile."""
 
-MAX_REASON = 1000
-"""Characters of the text that takes the place of an exit reason without an external form."""
-
 TRIES_AGAIN = 2
 """Attempts after one that gave way to a connection which then did not come: whoever used that name
 may have been somebody else."""
 
+EXPECTED = frozenset(("connection_closed", "disconnect"))
+"""How a connection ends when nothing is wrong."""
+
 ENTRY_SIZE = 512
 """What a message that waits takes beside its payload, in bytes."""
 
-_PLAIN = Encoder()
-_NOPROC = _PLAIN.encode(NOPROC)
-_ABANDONED = Atom("abandoned")
 _OLD_FORMS = int(Flag.EXIT_PAYLOAD | Flag.SEND_SENDER)
 _ALTACT = int(Flag.ALTACT_SIG)
 
+_encode = Encoder().encode
 _log = logging.getLogger(__name__)
 
 
-class SpawnRequested:
-    """A request of ours to spawn a process there, until it is answered.
+class Receiver(Protocol):
+    """Who takes what comes from other nodes, on the event loop."""
 
-    ``answer`` gets the pid, or the atom that says why there is none.
-    """
+    def message_received(self, remote: RemoteNode, message: Message) -> None:
+        """A control message, with its payload still encoded."""
 
-    __slots__ = ("_abandoned", "answer", "link", "monitor", "owner", "ref")
+    def node_up(self, remote: RemoteNode) -> None:
+        """There is a connection. Comes before every message that arrives over it."""
 
-    def __init__(self, owner: BaseProcess, ref: Reference, *, link: bool, monitor: bool) -> None:
-        self.answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self.owner = owner
-        self.ref = ref
-        self.link = link
-        self.monitor = monitor
-        self._abandoned = False
+    def node_down(self, remote: RemoteNode) -> None:
+        """The connection has ended. Comes after the last message."""
 
-    def abandon(self) -> None:
-        """Nobody waits for the answer any more; what it brings is undone."""
-        self._abandoned = True
+    def unreachable(self, remote: RemoteNode) -> None:
+        """No connection could be made: what was sent to that node has not arrived."""
 
-    def answered(self, remote: RemoteNode, result: object) -> None:
-        """Tie the process to its owner, before any signal of it can be handled."""
-        if isinstance(result, Pid):
-            if self._abandoned or not self.owner.alive:
-                self._undo(remote, result)
-            else:
-                if self.link:
-                    remote.add_link(self.owner, result)
-                if self.monitor:
-                    remote.add_monitor(self.owner, result, self.ref)
-        if not self.answer.done():
-            self.answer.set_result(result)
 
-    def _undo(self, remote: RemoteNode, pid: Pid) -> None:
-        """As ``erlang:spawn_request_abandon/1``: a linked process ends, another goes on unseen."""
-        owner = self.owner
-        if self.link:
-            reason = _ABANDONED if owner.alive else owner.exit_reason
-            exit_ = PayloadExit(owner.pid, pid)
-            remote.send(exit_, encode_reason(remote.node.encoder, reason), owner.pid)
-        if self.monitor:
-            remote.send(DemonitorP(owner.pid, pid, self.ref), sender=owner.pid)
+class Home(Protocol):
+    """The node that others are remote from."""
+
+    @property
+    def name(self) -> Atom:
+        """Its name."""
+
+    @property
+    def turns(self) -> Turns:
+        """Its event loop."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes messages, for nodes of which nothing better is known."""
+
+    @property
+    def net_setuptime(self) -> float:
+        """Seconds that each step towards a connection may take."""
+
+    @property
+    def guardian(self) -> Guardian:
+        """What keeps connections alive."""
+
+    @property
+    def receiver(self) -> Receiver:
+        """Who takes what comes."""
+
+    async def dial(self, remote: RemoteNode) -> None:
+        """Make a connection to ``remote``. Raises `ConnectError`."""
 
 
 class RemoteNode:
     """A node we talk to, or want to. It stays when the connection goes and serves the next one."""
 
-    def __init__(self, node: Node, name: Atom) -> None:
-        self.node = node
+    def __init__(self, home: Home, name: Atom) -> None:
         self.name = name
         self.connection: Connection | None = None
         # Where it listens, when that is known without asking its epmd.
         self.address: tuple[str, int] | None = None
-        self.encoder = node.encoder
+        self.encoder = home.encoder
         """What encodes messages and results for it: the node's, unless somebody knows better."""
         # A process there to which what we spawn there prints; asked for once per connection.
         self.group_leader: asyncio.Task[Pid] | None = None
         # ALIAS_SEND in the form that the connection asks for: sender, alias (external) -> bytes.
         self.alias_send: Callable[[Pid, bytes], bytes] = control.alias_send
-        self._pid_head = b"X" + _PLAIN.encode(name)
+        self._home = home
+        self._pid_head = b"X" + _encode(name)
         self._old_forms = False
         self._lock = threading.Lock()
         self._queue: list[tuple[ControlMessage, bytes, object]] = []
@@ -147,14 +131,16 @@ class RemoteNode:
         self._expected_after: ConnectError
         self._again = 0
         self._waiters: list[asyncio.Future[Connection]] = []
-        self._links: dict[tuple[BaseProcess, Pid], None] = {}
-        self._monitors: dict[bytes, tuple[BaseProcess, Reference]] = {}
-        self._watchers: dict[bytes, BaseProcess] = {}
-        self._spawns: dict[bytes, SpawnRequested] = {}
-        self._unlink_id = 0
 
     def __repr__(self) -> str:
         return f"<RemoteNode {self.name}{' connected' if self.connection else ''}>"
+
+    def owns(self, pid: Pid) -> bool:
+        """Whether ``pid`` is one of that node's, as the sender of a signal must be."""
+        if pid.external.startswith(self._pid_head):
+            return True
+        _log.warning("%s: ignored a signal in the name of %s", self.name, pid)
+        return False
 
     # --- sending, from any thread ---------------------------------------------------------------
 
@@ -177,7 +163,7 @@ class RemoteNode:
                 )
             self._queue.append((message, payload, sender))
             self._queued += len(payload) + ENTRY_SIZE
-        self.node._call_soon(self._dial_for_what_waits)
+        self._home.turns.call_soon(self._dial_for_what_waits)
 
     def _send_on(
         self, connection: Connection, message: ControlMessage, payload: bytes, sender: object
@@ -187,7 +173,7 @@ class RemoteNode:
         connection.send(control.encode(message), payload, sender)
 
     @property
-    def _reachable(self) -> bool:
+    def reachable(self) -> bool:
         """Whether what we sent earlier has arrived, or may yet."""
         return self.connection is not None or bool(self._queue)
 
@@ -223,7 +209,7 @@ class RemoteNode:
     def _dial(self) -> None:
         if self.connection is None and self._dialling is None and self._expecting is None:
             self._introduced = False
-            self._dialling = self.node._run(self._try())
+            self._dialling = self._home.turns.run(self._try())
 
     def _dial_for_what_waits(self) -> None:
         try:
@@ -235,7 +221,7 @@ class RemoteNode:
         task = asyncio.current_task()
         error: ConnectError
         try:
-            await self.node._connector.dial(self)
+            await self._home.dial(self)
             return
         except ConnectError as failed:
             error = failed
@@ -269,7 +255,7 @@ class RemoteNode:
         if self._expecting is None:
             self._expected_after = error
             loop = asyncio.get_running_loop()
-            self._expecting = loop.call_later(self.node.net_setuptime, self._not_come)
+            self._expecting = loop.call_later(self._home.net_setuptime, self._not_come)
 
     def _not_come(self) -> None:
         self._expecting = None
@@ -298,7 +284,7 @@ class RemoteNode:
         """
         if self.connection is not None:
             return knew_of_another
-        if self.connecting and self._introduced and self.node.name > self.name:
+        if self.connecting and self._introduced and self._home.name > self.name:
             return False
         self.give_way()
         return True
@@ -359,7 +345,8 @@ class RemoteNode:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(connection)
-        self.node._node_up(self)
+        _log.info("connected to %s", self.name)
+        self._home.receiver.node_up(self)
 
     def _attempt_failed(self, error: ConnectError) -> None:
         """An attempt came to nothing. When it was the last one, what waited for it is told."""
@@ -373,7 +360,7 @@ class RemoteNode:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
-        self._break_ties()
+        self._home.receiver.unreachable(self)
 
     def connection_lost(self, connection: Connection, reason: str) -> None:
         """Called by the connection when it has ended."""
@@ -381,8 +368,10 @@ class RemoteNode:
             return
         self.connection = None
         self.group_leader = None
-        self._break_ties()
-        self.node._node_down(self, connection, reason)
+        self._home.guardian.unwatch(connection)
+        level = logging.INFO if reason in EXPECTED else logging.WARNING
+        _log.log(level, "lost the connection to %s: %s", self.name, reason)
+        self._home.receiver.node_down(self)
 
     def close(self, why: str) -> None:
         """End the attempt that is under way and the connection, if any."""
@@ -394,333 +383,12 @@ class RemoteNode:
             message = f"the connection to {self.name} was given up: {why}"
             self._attempt_failed(ConnectError(self.name, "stopped", message))
 
-    def _break_ties(self) -> None:
-        """Everything that tied processes here to processes there breaks with ``noconnection``."""
-        watchers, self._watchers = self._watchers, {}
-        for ref, process in watchers.items():
-            if process._watchers and process._watchers.pop(ref, None):
-                _tell(process.demonitored, ref)
-        monitors, self._monitors = self._monitors, {}
-        for process, reference in monitors.values():
-            _tell(process._down_received, reference, NOCONNECTION)
-        links, self._links = self._links, {}
-        for process, pid in links:
-            if process._links is not None and process._links.pop(pid, 0) is None:
-                _tell(partial(process._exit_received, linked=True), pid, NOCONNECTION)
-        spawns, self._spawns = self._spawns, {}
-        for spawn in spawns.values():
-            spawn.answered(self, NOCONNECTION)
-
-    # --- what our processes ask for -------------------------------------------------------------
-
-    def monitor(self, process: BaseProcess, target: Pid | Atom, ref: Reference) -> None:
-        """``process`` monitors a process there."""
-        self._monitors[ref.external] = (process, ref)
-        self.send(MonitorP(process.pid, target, ref), sender=process._line)
-
-    def demonitor(self, process: BaseProcess, target: Pid | Atom, ref: Reference) -> None:
-        """``process`` takes a monitor back."""
-        if self._monitors.pop(ref.external, None) and self._reachable:
-            self.send(DemonitorP(process.pid, target, ref), sender=process._line)
-
-    def add_monitor(self, process: BaseProcess, pid: Pid, ref: Reference) -> None:
-        """A monitor that the protocol has set up there already."""
-        if process._monitors is None:
-            process._monitors = {}
-        process._monitors[ref] = pid
-        self._monitors[ref.external] = (process, ref)
-
-    def link(self, process: BaseProcess, pid: Pid) -> None:
-        """``process`` links itself to a process there."""
-        self._links[process, pid] = None
-        self.send(Link(process.pid, pid), sender=process.pid)
-
-    def add_link(self, process: BaseProcess, pid: Pid) -> None:
-        """A link that the protocol has set up on both sides already."""
-        if process._links is None:
-            process._links = {}
-        process._links[pid] = None
-        self._links[process, pid] = None
-
-    def add_watcher(
-        self, process: BaseProcess, watcher: Pid, ref: Reference, target: Pid | Atom | None = None
-    ) -> None:
-        """A process there watches ``process``, which it named ``target`` (default: by its pid)."""
-        if process._watchers is None:
-            process._watchers = {}
-        process._watchers[ref.external] = (watcher, target or process.pid)
-        self._watchers[ref.external] = process
-
-    def unlink(self, process: BaseProcess, pid: Pid) -> None:
-        """``process`` drops its link; it counts as dropped at once, the id until acknowledged."""
-        assert process._links is not None
-        if not self._reachable:
-            process._links.pop(pid, None)
-            self._links.pop((process, pid), None)
-            return
-        self._unlink_id += 1
-        process._links[pid] = self._unlink_id
-        self.send(UnlinkId(self._unlink_id, process.pid, pid), sender=process.pid)
-
-    def request_spawn(
-        self,
-        owner: BaseProcess,
-        ref: Reference,
-        function: tuple[str, str, int],
-        args: bytes,
-        leader: Pid,
-        *,
-        link: bool = False,
-        monitor: bool = False,
-    ) -> SpawnRequested:
-        """Ask for a process that calls ``function`` with ``args``, an encoded list.
-
-        ``ref`` becomes the reference of the monitor. Raises `RemoteError` when that node knows no
-        such requests.
-        """
-        if self.connection is not None and not self.connection.peer.flags & Flag.SPAWN:
-            raise RemoteError("erpc", Atom("notsup"))
-        options: list[object] = [Atom("link")] if link else []
-        if monitor:
-            options.append(Atom("monitor"))
-        module, name, arity = function
-        requested = SpawnRequested(owner, ref, link=link, monitor=monitor)
-        self._spawns[ref.external] = requested
-        mfa = (Atom(module), Atom(name), arity)
-        self.send(SpawnRequest(ref, owner.pid, leader, mfa, options), args, owner._line)
-        return requested
-
-    def process_exited(
-        self,
-        process: BaseProcess,
-        reason: bytes,
-        watchers: list[tuple[bytes, Pid, Pid | Atom]],
-        links: list[tuple[Pid, bool]],
-        monitors: list[tuple[Reference, Pid | Atom]],
-    ) -> None:
-        """``process`` has ended: tell those there who watch it or are linked to it.
-
-        Links come with whether they are active (False: an unlink is on its way).
-        """
-        for pid, active in links:
-            self._links.pop((process, pid), None)
-            if active and self._reachable:
-                self.send(PayloadExit(process.pid, pid), reason, sender=process.pid)
-        for ref, watcher, target in watchers:
-            self._watchers.pop(ref, None)
-            if self.connection is not None:
-                down = PayloadMonitorPExit(target, watcher, Reference.from_external(ref))
-                self.send(down, reason, sender=process.pid)
-        for reference, watched in monitors:
-            self.demonitor(process, watched, reference)
-
     # --- what comes in --------------------------------------------------------------------------
 
     def message_received(self, connection: Connection, message: Message) -> None:
         """Called by the connection for each control message."""
-        if connection is not self.connection:
-            return
-        try:
-            _HANDLERS[type(message.control)](self, message.control, message.data, message.offset)
-        except DecodeError as error:
-            _log.warning(
-                "%s: dropped the payload of %s: %s", self.name, short(message.control), error
-            )
-
-    def _is_own(self, pid: Pid) -> bool:
-        """Whether ``pid`` is one of that node's, which the sender of a signal must be."""
-        if pid.external.startswith(self._pid_head):
-            return True
-        _log.warning("%s: ignored a signal in the name of %s", self.name, pid)
-        return False
-
-    def _decode_reason(self, data: bytes, offset: int, decoder: Decoder | None = None) -> object:
-        """An exit reason. The signal counts even when its reason cannot be decoded."""
-        try:
-            return (decoder or self.node.decoder).decode(data, offset)[0]
-        except DecodeError as error:
-            _log.warning("%s: an exit reason cannot be decoded: %s", self.name, error)
-            return Undecodable(error)
-
-    def _on_reg_send(self, m: RegSend, data: bytes, offset: int) -> None:
-        process = self.node._names.get(m.name)
-        if process is not None:
-            process.receive_external(data, offset, self)
-
-    def _on_send(self, m: Send | SendSender, data: bytes, offset: int) -> None:
-        process = self.node._processes.get(m.to.external)
-        if process is not None:
-            process.receive_external(data, offset, self)
-
-    def _on_alias_send(self, m: AliasSend, data: bytes, offset: int) -> None:
-        self.node._alias_received(m.alias.external, data, offset)
-
-    def _on_altact(self, m: AltactSigSend, data: bytes, offset: int) -> None:
-        to = m.to
-        if m.flags & AltactSigSend.EXIT:
-            process = self.node.find(to) if not isinstance(to, Reference) else None
-            if process is not None and self._is_own(m.from_):
-                reason = self._decode_reason(data, offset)
-                process._exit_received(m.from_, reason, linked=False)
-        elif isinstance(to, Reference):
-            self.node._alias_received(to.external, data, offset)
-        else:
-            process = self.node.find(to)
-            if process is not None:
-                process.receive_external(data, offset, self)
-
-    def _on_monitor(self, m: MonitorP, data: bytes, offset: int) -> None:
-        if not self._is_own(m.from_):
-            return
-        process = self.node.find(m.target)
-        if process is None:
-            self.send(PayloadMonitorPExit(m.target, m.from_, m.ref), _NOPROC)
-            return
-        self.add_watcher(process, m.from_, m.ref, m.target)
-
-    def _on_demonitor(self, m: DemonitorP, data: bytes, offset: int) -> None:
-        ref = m.ref.external
-        process = self._watchers.pop(ref, None)
-        if process is not None and process._watchers and process._watchers.pop(ref, None):
-            process.demonitored(ref)
-
-    def _on_down(self, m: MonitorPExit, data: bytes, offset: int) -> None:
-        self._down(m.ref, m.reason)
-
-    def _on_payload_down(self, m: PayloadMonitorPExit, data: bytes, offset: int) -> None:
-        entry = self._monitors.get(m.ref.external)
-        if entry is not None:
-            decoder = entry[0].reason_decoder(m.ref)
-            self._down(m.ref, self._decode_reason(data, offset, decoder))
-
-    def _down(self, ref: Reference, reason: object) -> None:
-        entry = self._monitors.pop(ref.external, None)
-        if entry is not None:
-            entry[0]._down_received(entry[1], reason)
-
-    def _on_link(self, m: Link, data: bytes, offset: int) -> None:
-        if not self._is_own(m.from_):
-            return
-        process = self.node._processes.get(m.to.external)
-        if process is None:
-            self.send(PayloadExit(m.to, m.from_), _NOPROC, sender=m.to)
-        elif not (process._links and process._links.get(m.from_) is not None):
-            # While an unlink of ours is unacknowledged, this link was sent before it was seen.
-            self.add_link(process, m.from_)
-
-    def _on_exit(self, m: Exit, data: bytes, offset: int) -> None:
-        self._exit(m.from_, m.to, m.reason)
-
-    def _on_payload_exit(self, m: PayloadExit, data: bytes, offset: int) -> None:
-        self._exit(m.from_, m.to, self._decode_reason(data, offset))
-
-    def _exit(self, from_: Pid, to: Pid, reason: object) -> None:
-        process = self._linked(from_, to)
-        if process is None or process._links is None:
-            return
-        del self._links[process, from_]
-        if process._links.pop(from_, 0) is None:
-            process._exit_received(from_, reason, linked=True)
-
-    def _linked(self, from_: Pid, to: Pid) -> BaseProcess | None:
-        """Our process ``to``, if it is linked to that node's ``from_``, or was until just now."""
-        process = self.node._processes.get(to.external)
-        return process if process is not None and (process, from_) in self._links else None
-
-    def _on_exit2(self, m: Exit2, data: bytes, offset: int) -> None:
-        self._exit2(m.from_, m.to, m.reason)
-
-    def _on_payload_exit2(self, m: PayloadExit2, data: bytes, offset: int) -> None:
-        self._exit2(m.from_, m.to, self._decode_reason(data, offset))
-
-    def _exit2(self, from_: Pid, to: Pid, reason: object) -> None:
-        process = self.node._processes.get(to.external)
-        if process is not None and self._is_own(from_):
-            process._exit_received(from_, reason, linked=False)
-
-    def _on_unlink(self, m: Unlink, data: bytes, offset: int) -> None:
-        self._drop_link(m.from_, m.to)
-
-    def _on_unlink_id(self, m: UnlinkId, data: bytes, offset: int) -> None:
-        self._drop_link(m.from_, m.to)
-        self.send(UnlinkIdAck(m.id, m.to, m.from_), sender=m.to)
-
-    def _drop_link(self, from_: Pid, to: Pid) -> None:
-        process = self._linked(from_, to)
-        if process is not None and process._links and process._links.get(from_, 0) is None:
-            del process._links[from_]
-            del self._links[process, from_]
-
-    def _on_unlink_ack(self, m: UnlinkIdAck, data: bytes, offset: int) -> None:
-        process = self._linked(m.from_, m.to)
-        if process is not None and process._links and process._links.get(m.from_) == m.id:
-            del process._links[m.from_]
-            del self._links[process, m.from_]
-
-    def _on_spawn_request(self, m: SpawnRequest, data: bytes, offset: int) -> None:
-        if self._is_own(m.from_):
-            self.node._spawner.spawn(self, m, data, offset)
-
-    def _on_spawn_reply(self, m: SpawnReply, data: bytes, offset: int) -> None:
-        requested = self._spawns.pop(m.id.external, None)
-        if requested is not None:
-            requested.answered(self, m.result)
-
-    def _ignore(self, m: GroupLeader | NodeLink, data: bytes, offset: int) -> None:
-        """Nothing here prints through a group leader, and nothing sends NODE_LINK."""
-
-
-_HANDLERS: dict[type, Callable[..., None]] = {
-    AliasSend: RemoteNode._on_alias_send,
-    AltactSigSend: RemoteNode._on_altact,
-    DemonitorP: RemoteNode._on_demonitor,
-    Exit: RemoteNode._on_exit,
-    Exit2: RemoteNode._on_exit2,
-    GroupLeader: RemoteNode._ignore,
-    Link: RemoteNode._on_link,
-    MonitorP: RemoteNode._on_monitor,
-    MonitorPExit: RemoteNode._on_down,
-    NodeLink: RemoteNode._ignore,
-    PayloadExit: RemoteNode._on_payload_exit,
-    PayloadExit2: RemoteNode._on_payload_exit2,
-    PayloadMonitorPExit: RemoteNode._on_payload_down,
-    RegSend: RemoteNode._on_reg_send,
-    Send: RemoteNode._on_send,
-    SendSender: RemoteNode._on_send,
-    SpawnReply: RemoteNode._on_spawn_reply,
-    SpawnRequest: RemoteNode._on_spawn_request,
-    Unlink: RemoteNode._on_unlink,
-    UnlinkId: RemoteNode._on_unlink_id,
-    UnlinkIdAck: RemoteNode._on_unlink_ack,
-}
-
-
-class Undecodable:
-    """The reason of an exit signal whose own reason cannot be decoded; ``error`` says why."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: DecodeError) -> None:
-        self.error = error
-
-    def __repr__(self) -> str:
-        return f"<Undecodable: {self.error}>"
-
-
-def encode_reason(encoder: Encoder, reason: object) -> bytes:
-    """An exit reason in external form; one that has none goes as its description."""
-    try:
-        return encoder.encode(reason)
-    except EncodeError:
-        return _PLAIN.encode(short(reason, MAX_REASON).encode())
-
-
-def _tell(receiver: Callable[..., None], *args: object) -> None:
-    """One of many that must be told: what it raises must not keep the others from it."""
-    try:
-        receiver(*args)
-    except Exception:
-        _log.exception("%r failed", receiver)
+        if connection is self.connection:
+            self._home.receiver.message_received(self, message)
 
 
 def _old_form(message: ControlMessage, payload: bytes, flags: int) -> tuple[ControlMessage, bytes]:

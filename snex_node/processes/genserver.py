@@ -12,17 +12,16 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from snex_node.errors import error_reason, error_stack
-from snex_node.processes.gen import From, GenProcess
+from snex_node.processes.genprocess import GenProcess
+from snex_node.processes.host import Host
 from snex_node.processes.process import MAX_MAILBOX, NORMAL
 from snex_node.wire import describe
 from snex_node.wire.etf import EncodeError
+from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom
-
-if TYPE_CHECKING:
-    from snex_node.node import Node
 
 _log = logging.getLogger(__name__)
 
@@ -67,11 +66,11 @@ class GenServer(GenProcess):
     ...     def handle_call(self, request: object, caller: From) -> object:
     ...         self.count += 1
     ...         return self.count
-    >>> async def main(node: Node) -> None:
+    >>> async def main(node: Host) -> None:
     ...     Counter(node, name="counter")
     """
 
-    def __init__(self, node: Node, *, name: str | None = None) -> None:
+    def __init__(self, node: Host, *, name: str | None = None) -> None:
         super().__init__(node)
         # With two underscores, so that subclasses may use such plain names for their own.
         self.__jobs: deque[_Job] = deque()

@@ -10,21 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import ProcessExitError
+from snex_node.processes.host import Host
+from snex_node.processes.mailbox import Mailbox
+from snex_node.processes.router import Destination
+from snex_node.ties import Target
+from snex_node.wire.etf import Decoder
 from snex_node.wire.terms import Atom, Pid, Reference
-
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
-    from snex_node.node import Node
-    from snex_node.wire.etf import Decoder
-
-Destination = Pid | Reference | str | tuple[str, str]
-"""Where a message goes: a pid, an alias, a name registered here, or ``(name, node)``."""
-
-Target = Pid | str | tuple[str, str]
-"""What can be monitored: a pid, a name registered here, or ``(name, node)``."""
 
 Match = Callable[[object], bool]
 """Says whether a message is one that is waited for."""
@@ -32,8 +26,6 @@ Match = Callable[[object], bool]
 NORMAL = Atom("normal")
 KILL = Atom("kill")
 KILLED = Atom("killed")
-NOPROC = Atom("noproc")
-NOCONNECTION = Atom("noconnection")
 EXIT = Atom("EXIT")
 DOWN = Atom("DOWN")
 PROCESS = Atom("process")
@@ -45,39 +37,24 @@ MAX_MAILBOX = 1_000_000
 reads them, and at some 500 bytes each they hold half a GiB."""
 
 
-class BaseProcess:
+class BaseProcess(Mailbox):
     """A process without a mailbox: subclasses say in `receive` what a message does.
 
     It exists from its construction to `exit`. All methods belong to the node's event loop. Names
     with an underscore are this package's: subclasses choose others.
+
+    ``node`` is the `Node` that it is on, ``pid`` its pid; ``ties`` are this package's too.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_exit_reason",
-        "_links",
-        "_monitors",
-        "_names",
-        "_watchers",
-        "node",
-        "pid",
-        "trap_exit",
-    )
+    __slots__ = ("__weakref__", "_exit_reason", "node", "trap_exit")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Host) -> None:
         self.node = node
+        self.ties = None
         self._exit_reason: object = _ALIVE
         self.trap_exit = False
         """Exit signals become ``(EXIT, pid, reason)`` messages instead of ending the process."""
-        # All None until needed, to keep a process small.
-        # Linked pid -> None, or the id of an unlink that is not acknowledged yet.
-        self._links: dict[Pid, int | None] | None = None
-        # Our monitors: reference -> what it watches, as DOWN will name it.
-        self._monitors: dict[Reference, Target] | None = None
-        # Who monitors us: external form of the reference -> watcher, and the name it used.
-        self._watchers: dict[bytes, tuple[Pid, Pid | Atom]] | None = None
-        self._names: list[str] | None = None
-        self.pid: Pid = node._add_process(self)
+        self.pid = node.admit(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pid}>"
@@ -138,31 +115,20 @@ class BaseProcess:
         The reason is ``noproc`` when it does not exist, ``noconnection`` when its node is lost.
         """
         ref = self.node.make_ref()
-        if self._monitors is None:
-            self._monitors = {}
-        self.node._monitor(self, target, ref)
+        self.node.signals.monitor(self, target, ref)
         return ref
 
     def demonitor(self, ref: Reference) -> None:
         """Take a monitor back. A DOWN message that has arrived already stays; again: nothing."""
-        target = self._monitors.pop(ref, None) if self._monitors else None
-        if target is not None:
-            self.node._demonitor(self, target, ref)
+        self.node.signals.demonitor(self, ref)
 
     def link(self, pid: Pid) -> None:
         """Link this process and ``pid``: when one ends, the other gets an exit signal."""
-        links = self._links
-        if links is None:
-            links = self._links = {}
-        if pid == self.pid or (pid in links and links[pid] is None):
-            return
-        links[pid] = None
-        self.node._link(self, pid)
+        self.node.signals.link(self, pid)
 
     def unlink(self, pid: Pid) -> None:
         """Undo `link`; no exit signal of ``pid`` arrives after this."""
-        if self._links and pid in self._links and self._links[pid] is None:
-            self.node._unlink(self, pid)
+        self.node.signals.unlink(self, pid)
 
     def exit_signal(self, pid: Pid, reason: object) -> None:
         """Send ``pid`` an exit signal, as ``Process.exit/2`` does; ``kill`` cannot be trapped."""
@@ -173,17 +139,13 @@ class BaseProcess:
         if self._exit_reason is not _ALIVE:
             return
         self._exit_reason = reason
-        self.node._remove_process(self, reason)
+        self.node.signals.ended(self, reason)
         self.exited(reason)
-
-    @property
-    def _line(self) -> object:
-        """Signals of the same line keep their order on a connection: those of this process."""
-        return self.pid
 
     # --- signals, as the node delivers them -----------------------------------------------------
 
-    def _exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+    def exit_received(self, sender: Pid, reason: object, *, linked: bool) -> None:
+        """An exit signal; ``linked``: because of a link. The default is what OTP's processes do."""
         if self._exit_reason is not _ALIVE:
             return
         if not linked and _is_atom(reason, KILL):
@@ -193,10 +155,9 @@ class BaseProcess:
         elif not _is_atom(reason, NORMAL) or sender == self.pid:
             self.exit(reason)
 
-    def _down_received(self, ref: Reference, reason: object) -> None:
-        target = self._monitors.pop(ref, None) if self._monitors else None
-        if target is not None:
-            self.receive((DOWN, ref, PROCESS, target, reason))
+    def down_received(self, ref: Reference, target: Target, reason: object) -> None:
+        """The monitor ``ref`` has fired: the default makes a message of it."""
+        self.receive((DOWN, ref, PROCESS, target, reason))
 
 
 class Process(BaseProcess):
@@ -215,7 +176,7 @@ class Process(BaseProcess):
     __slots__ = ("_mailbox", "_max_mailbox", "_waiters")
 
     def __init__(
-        self, node: Node, *, name: str | None = None, max_mailbox: int = MAX_MAILBOX
+        self, node: Host, *, name: str | None = None, max_mailbox: int = MAX_MAILBOX
     ) -> None:
         super().__init__(node)
         self._mailbox: deque[object] = deque()

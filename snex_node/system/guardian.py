@@ -15,8 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-
-from snex_node.cluster.connection import Connection
+from typing import Protocol
 
 TICK_INTERVAL = 0.5
 """Seconds without a write after which a connection gets a tick.
@@ -28,6 +27,16 @@ the price of 8 bytes a second on an idle connection."""
 _log = logging.getLogger(__name__)
 
 
+class Ticking(Protocol):
+    """A connection that must not be silent. Both methods are called on the guardian's thread."""
+
+    def tick_due(self, now: float, interval: float) -> bool:
+        """Whether output waits, or nothing has been written for ``interval`` seconds."""
+
+    def tick(self) -> None:
+        """Write what waits, or else a tick."""
+
+
 class Guardian:
     """Watches the connections of one node. `watch` and `unwatch` may be called from any thread.
 
@@ -36,7 +45,7 @@ class Guardian:
 
     def __init__(self, interval: float = TICK_INTERVAL) -> None:
         self._interval = interval
-        self._connections: set[Connection] = set()
+        self._connections: set[Ticking] = set()
         self._checks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -57,12 +66,12 @@ class Guardian:
             self._thread.join()
             self._thread = None
 
-    def watch(self, connection: Connection) -> None:
+    def watch(self, connection: Ticking) -> None:
         """Keep ``connection`` ticking until it is unwatched."""
         with self._lock:
             self._connections.add(connection)
 
-    def unwatch(self, connection: Connection) -> None:
+    def unwatch(self, connection: Ticking) -> None:
         """Leave ``connection`` alone; unknown ones are ignored."""
         with self._lock:
             self._connections.discard(connection)
@@ -94,10 +103,10 @@ class Guardian:
         except Exception:
             _log.exception("a check of the guardian failed")
 
-    def _tick(self, connection: Connection) -> None:
+    def _tick(self, connection: Ticking) -> None:
         try:
             if connection.tick_due(time.monotonic(), self._interval):
                 connection.tick()
         except Exception:
             # One connection's failure must not end the thread that keeps the others alive.
-            _log.exception("%s: ticking failed", connection.peer.name)
+            _log.exception("%r: ticking failed", connection)

@@ -40,6 +40,7 @@ from snex_node.wire.handshake import HandshakeError, Identity
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
 from tests.support.peer import ScriptedPeer
+from tests.support.tied import links_of, monitors_of, watchers_of
 from tests.support.waiting import until
 
 encode = etf.Encoder().encode
@@ -431,8 +432,8 @@ class TestSpoofing:
             await evil.send(signal, encode([1]) if isinstance(signal, SpawnRequest) else b"")
         await scene.check_open(evil)
         assert target.alive
-        assert not target._links
-        assert not target._watchers
+        assert not links_of(target)
+        assert not watchers_of(target)
         lines = scene.complaints()
         assert len(lines) == len(signals)
         assert all(line.startswith(f"{scene.identity.name}: ignored a signal") for line in lines)
@@ -453,7 +454,7 @@ class TestSpoofing:
         tied = scene.beam.submit(source, pid=target.pid, name=name)
         other = await target.next(timeout=5)
         assert isinstance(other, Pid)
-        watched = next(iter(target._watchers or {}))
+        watched = next(iter(watchers_of(target)))
         ours = target.monitor(other)
         signals: tuple[ControlMessage, ...] = (
             Exit(other, target.pid, Atom("boom")),
@@ -467,9 +468,9 @@ class TestSpoofing:
                 signal, encode(Atom("boom")) if isinstance(signal, PayloadExit) else b""
             )
         await scene.check_open(evil)
-        assert target._links == {other: None}
-        assert watched in (target._watchers or {})
-        assert ours in (target._monitors or {})
+        assert links_of(target) == {other: None}
+        assert watched in watchers_of(target)
+        assert ours.external in monitors_of(target)
         assert len(target) == 0
         await scene.beam.eval("send(name, :done)", name=name)
         assert await asyncio.wrap_future(tied) == "done"
@@ -496,7 +497,7 @@ class TestFloods:
             await evil.send(MonitorP(evil.pid(), name, ref))
             await evil.send(RegSend(evil.pid(), name), GOOD)
         await scene.check_open(evil)
-        assert scene.node.remote(evil.name)._watchers == {}
+        assert scene.node.signals.ties.count(evil.name) == 0
         evil.close()
 
 

@@ -146,7 +146,7 @@ class TestErpc:
         assert await calling == ("error", ("erpc", "noconnection"))
         await until(lambda: functions.cancelled)
         # The evaluations are processes: none is left.
-        assert {type(p).__name__ for p in node._processes.values()} == {
+        assert {type(p).__name__ for p in node.registry.by_pid.values()} == {
             "Client",
             "NetKernel",
             "Rex",

@@ -21,8 +21,10 @@ from snex_node import (
     Reference,
     RemoteError,
 )
+from snex_node.client import Client
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
+from tests.support.tied import links_of, monitors_of
 from tests.support.waiting import until
 
 # A server that answers by what it is asked.
@@ -83,14 +85,16 @@ async def still_usable(node: Node, beam: Beam) -> None:
     assert await node.ping(beam.name)
     # Comes behind the end of the ping's monitor, and its own ends with its process.
     assert await node.rpc(beam.name, "erlang", "abs", [-1]) == 1
-    assert node._aliases == {}
-    assert node._client._on_down == {}
-    assert not node._client._monitors
+    assert node.router.expected == 0
+    client = node.router.speaker
+    assert isinstance(client, Client)
+    assert client.waiting == 0
+    assert not monitors_of(client)
     remote = node.remote(beam.name)
-    assert (remote._monitors, remote._spawns) == ({}, {})
+    assert (node.signals.ties.count(remote.name), len(node.signals.spawns)) == (0, 0)
     monitored = "Enum.count(Process.list(), &(pid in elem(Process.info(&1, :monitored_by), 1)))"
     source = monitored.replace("Process.list()", "for(p <- Process.list(), Process.info(p), do: p)")
-    assert await beam.eval(source, pid=node._client.pid) == 0
+    assert await beam.eval(source, pid=client.pid) == 0
 
 
 class TestCall:
@@ -273,7 +277,7 @@ class TestRpc:
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await calling
-            await until(lambda: not node.remote(beam.name)._spawns)
+            await until(lambda: not len(node.signals.spawns))
         await still_usable(node, beam)
 
     async def test_what_cannot_be_sent(self, beam: Beam, node: Node) -> None:
@@ -357,14 +361,14 @@ class TestSpawn:
             name, ref, kind, who, reason = down
             assert (name, kind, who, reason) == ("DOWN", "process", pid, "done")
             assert isinstance(ref, Reference)
-        assert not inbox._monitors
+        assert not monitors_of(inbox)
 
     async def test_link(self, beam: Beam, node: Node, inbox: Process) -> None:
         inbox.trap_exit = True
         for _ in range(50):
             pid = await node.spawn(beam.name, "erlang", "exit", [Atom("done")], link=inbox)
             assert await inbox.next(timeout=5) == ("EXIT", pid, "done")
-        assert not inbox._links
+        assert not links_of(inbox)
 
     async def test_both(self, beam: Beam, node: Node, inbox: Process) -> None:
         inbox.trap_exit = True
@@ -421,8 +425,8 @@ class TestSpawn:
         spawning = asyncio.ensure_future(
             node.spawn(beam.name, module, "wait", link=owner, monitor=owner)
         )
-        spawns = node.remote(beam.name)._spawns
-        await until(lambda: spawns, pause=0)
+        spawns = node.signals.spawns
+        await until(lambda: len(spawns) == 1, pause=0)
         if ends == "cancelled":
             spawning.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -430,9 +434,9 @@ class TestSpawn:
         else:
             owner.exit(Atom("over"))
             assert isinstance(await spawning, Pid)
-        await until(lambda: not spawns)  # it has been started
+        await until(lambda: not len(spawns))  # it has been started
         await still_usable(node, beam)
-        assert not node.remote(beam.name)._links
+        assert node.signals.ties.count(beam.name) == 0
         waiting = """
         Enum.filter(Process.list(), fn pid ->
           Process.info(pid, :initial_call) == {:initial_call, {Snex.Test.Abandoned, :wait, 0}}

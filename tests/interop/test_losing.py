@@ -12,6 +12,7 @@ from snex_node import Atom, ConnectError, GenServer, Node, Pid, Process, Process
 from tests.interop.conftest import NodeStarter
 from tests.support.beam import Beam
 from tests.support.proxy import Proxy
+from tests.support.tied import links_of, watchers_of
 from tests.support.waiting import until
 
 BeamStarter = Callable[..., Beam]
@@ -83,11 +84,10 @@ class Tied:
             await asyncio.wait_for(self.calling, 5)
         assert caught.value.reason == "noconnection"
         assert self.server.withdrawn == self.server.asked
-        assert not self.ours._watchers
-        assert not self.ours._links
-        remote = self.node.remote(self.beam.name)
-        assert (remote._links, remote._monitors) == ({}, {})
-        assert (remote._watchers, remote._spawns) == ({}, {})
+        assert not watchers_of(self.ours)
+        assert not links_of(self.ours)
+        assert self.node.signals.ties.count(self.beam.name) == 0
+        assert len(self.node.signals.spawns) == 0
 
     async def check_theirs(self) -> None:
         heard = await self.beam.eval(TELL, pid=self.theirs)
@@ -160,7 +160,7 @@ class TestKilled:
             asyncio.ensure_future(node.rpc(own.name, "timer", "sleep", [60_000], timeout=None))
             for _ in range(100)
         ]
-        await until(lambda: len(node.remote(own.name)._monitors) == 100)
+        await until(lambda: node.signals.ties.count(own.name) == 100)
         await own.kill()
         for result in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(result, ProcessExitError)

@@ -20,6 +20,7 @@ from snex_node import (
     RemoteError,
 )
 from tests.interop import functions
+from tests.support.tied import links_of
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_loops
@@ -185,7 +186,7 @@ async def test_links_and_monitors(nodes: Nodes) -> None:
     here.exit_signal(other.pid, Atom("boom"))
     await until(lambda: not other.alive)
     assert other.exit_reason == "boom"
-    await until(lambda: not here._links)
+    await until(lambda: not links_of(here))
 
 
 async def test_losing_the_connection(nodes: Nodes) -> None:

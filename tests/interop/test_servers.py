@@ -9,6 +9,7 @@ import pytest
 
 from snex_node import NO_REPLY, Atom, From, GenServer, Node, Process, Stop
 from tests.support.beam import Beam
+from tests.support.tied import watchers_of
 from tests.support.waiting import until
 
 OK = Atom("ok")
@@ -86,7 +87,7 @@ class TestCalls:
         assert await beam.eval(source, pid=server.pid) == ("ok", "hello")
         # A caller's monitor is taken back when it has its answer.
         await until(lambda: len(server.withdrawn) == 2)
-        assert not server._watchers
+        assert not watchers_of(server)
 
     async def test_infinite_timeout(self, beam: Beam, node: Node, server: Server) -> None:
         assert await call(beam, node, "1", ":infinity") == ("ok", 1)

@@ -6,6 +6,7 @@ import pytest
 
 from snex_node import Atom, Node, Pid, Process, ProcessExitError, Reference
 from tests.support.beam import Beam
+from tests.support.tied import links_of, watchers_of
 from tests.support.waiting import until
 
 NORMAL = Atom("normal")
@@ -104,7 +105,7 @@ class TestTheBeamMonitorsUs:
 
     async def test_many_times(self, puppet: Puppet, target: Process, node: Node) -> None:
         refs = [await puppet.monitor(target.pid) for _ in range(3)]
-        assert len(target._watchers or ()) == 3
+        assert len(watchers_of(target)) == 3
         target.exit()
         downs = [await puppet.got() for _ in refs]
         assert sorted(downs, key=str) == sorted(
@@ -126,10 +127,10 @@ class TestTheBeamMonitorsUs:
 
     async def test_demonitor(self, puppet: Puppet, target: Process) -> None:
         ref = await puppet.monitor(target.pid)
-        assert target._watchers
+        assert watchers_of(target)
         puppet.tell("demonitor", ref)
         await puppet.settled()
-        assert not target._watchers
+        assert not watchers_of(target)
         target.exit()
         await puppet.settled()
         assert len(puppet.ours) == 0
@@ -137,7 +138,7 @@ class TestTheBeamMonitorsUs:
     async def test_a_watcher_that_ends_is_forgotten(self, puppet: Puppet, target: Process) -> None:
         await puppet.monitor(target.pid)
         puppet.tell("end", NORMAL)
-        await until(lambda: not target._watchers)
+        await until(lambda: not watchers_of(target))
 
     async def test_a_reason_that_cannot_be_sent(self, puppet: Puppet, target: Process) -> None:
         ref = await puppet.monitor(target.pid)
@@ -179,11 +180,11 @@ class TestWeMonitor:
     async def test_demonitor(self, beam: Beam, ours: Process, puppet: Puppet) -> None:
         ref = ours.monitor(puppet.pid)
         await puppet.settled()
-        assert await watchers_of(beam, puppet.pid) == [ours.pid]
+        assert await beams_watchers_of(beam, puppet.pid) == [ours.pid]
         ours.demonitor(ref)
         ours.demonitor(ref)  # again: nothing
         await puppet.settled()
-        assert await watchers_of(beam, puppet.pid) == []
+        assert await beams_watchers_of(beam, puppet.pid) == []
         puppet.tell("end", NORMAL)
         await until_dead(beam, puppet.pid)
         assert len(ours) == 0
@@ -195,7 +196,7 @@ class TestWeMonitor:
         ref = ours.monitor(puppet.pid)
         ours.demonitor(ref)
         await puppet.settled()
-        assert await watchers_of(beam, puppet.pid) == []
+        assert await beams_watchers_of(beam, puppet.pid) == []
 
     async def test_our_end_takes_monitors_back(
         self, beam: Beam, node: Node, puppet: Puppet
@@ -205,15 +206,15 @@ class TestWeMonitor:
         await puppet.settled()
         watcher.exit()
         await puppet.settled()
-        assert await watchers_of(beam, puppet.pid) == []
+        assert await beams_watchers_of(beam, puppet.pid) == []
 
 
-async def watchers_of(beam: Beam, pid: Pid) -> object:
+async def beams_watchers_of(beam: Beam, pid: Pid) -> object:
     source = "Process.info(pid, :monitored_by) |> elem(1)"
     return await beam.eval(source, pid=pid)
 
 
-async def links_of(beam: Beam, pid: Pid) -> object:
+async def beams_links_of(beam: Beam, pid: Pid) -> object:
     return await beam.eval("Process.info(pid, :links) |> elem(1)", pid=pid)
 
 
@@ -228,7 +229,7 @@ class TestLinks:
         self, beam: Beam, puppet: Puppet, target: Process, theirs: bool
     ) -> None:
         await link(puppet, target, theirs)
-        assert await links_of(beam, puppet.pid) == [target.pid]
+        assert await beams_links_of(beam, puppet.pid) == [target.pid]
         puppet.tell("end", Atom("boom"))
         await until(lambda: not target.alive)
         assert target.exit_reason == "boom"
@@ -246,7 +247,7 @@ class TestLinks:
     ) -> None:
         await link(puppet, target, True)
         puppet.tell("end", NORMAL)
-        await until(lambda: not target._links)
+        await until(lambda: not links_of(target))
         assert target.alive
         await link(trapper, target, True)
         target.exit()
@@ -271,8 +272,8 @@ class TestLinks:
     async def test_linking_twice_is_once(self, beam: Beam, puppet: Puppet, target: Process) -> None:
         for theirs in (True, False, True, False):
             await link(puppet, target, theirs)
-        assert await links_of(beam, puppet.pid) == [target.pid]
-        assert list(target._links or ()) == [puppet.pid]
+        assert await beams_links_of(beam, puppet.pid) == [target.pid]
+        assert list(links_of(target)) == [puppet.pid]
 
     async def test_both_end_at_once(self, puppet: Puppet, target: Process, node: Node) -> None:
         await link(puppet, target, True)
@@ -282,7 +283,7 @@ class TestLinks:
         down = await puppet.ours.next(timeout=5)
         assert isinstance(down, tuple)
         assert down[1] == ref
-        assert not any(target in key for key in node.remote(puppet.pid.node)._links)
+        assert node.signals.ties.count(puppet.pid.node) == 0
 
     @pytest.mark.parametrize("trap", [True, False])
     async def test_they_link_to_who_is_dead(
@@ -333,7 +334,7 @@ async def link(puppet: Puppet, target: Process, theirs: bool) -> None:
         puppet.ours.send(puppet.pid, 0)  # both senders have written when this comes back
         await puppet.got()
     await puppet.settled()
-    assert puppet.pid in (target._links or ())
+    assert puppet.pid in links_of(target)
 
 
 class TestUnlinking:
@@ -348,10 +349,10 @@ class TestUnlinking:
             target.unlink(trapper.pid)
             target.unlink(trapper.pid)  # again: nothing
         await trapper.settled()
-        assert await links_of(beam, trapper.pid) == []
+        assert await beams_links_of(beam, trapper.pid) == []
         # The acknowledgement has come: nothing is left of it.
-        await until(lambda: not target._links)
-        assert not node.remote(beam.name)._links
+        await until(lambda: not links_of(target))
+        assert node.signals.ties.count(beam.name) == 0
         target.exit(Atom("boom"))
         await trapper.settled()
         assert len(trapper.ours) == 0
@@ -376,8 +377,8 @@ class TestUnlinking:
             target.link(trapper.pid)
         target.send(trapper.pid, 0)
         assert await trapper.got() == 0
-        assert await links_of(beam, trapper.pid) == [target.pid]
-        assert (target._links or {}).get(trapper.pid, 0) is None
+        assert await beams_links_of(beam, trapper.pid) == [target.pid]
+        assert links_of(target).get(trapper.pid, 0) is None
         target.exit(Atom("boom"))
         assert await trapper.got() == ("EXIT", target.pid, "boom")
 
@@ -387,7 +388,7 @@ class TestUnlinking:
         await link(trapper, target, True)
         target.unlink(trapper.pid)
         await link(trapper, target, True)
-        assert await links_of(beam, trapper.pid) == [target.pid]
+        assert await beams_links_of(beam, trapper.pid) == [target.pid]
         target.exit(Atom("boom"))
         assert await trapper.got() == ("EXIT", target.pid, "boom")
 
@@ -404,8 +405,8 @@ class TestUnlinking:
         target.link(trapper.pid)
         target.unlink(trapper.pid)
         await trapper.settled()
-        assert await links_of(beam, trapper.pid) == []
-        assert not target._links
+        assert await beams_links_of(beam, trapper.pid) == []
+        assert not links_of(target)
 
 
 class TestExitSignals:
@@ -459,7 +460,9 @@ class TestExitSignals:
 
     async def test_the_node_itself_does_not_end(self, beam: Beam, node: Node) -> None:
         for reason in ("kill", "boom"):
-            await beam.eval("Process.exit(pid, reason)", pid=node._client.pid, reason=Atom(reason))
+            await beam.eval(
+                "Process.exit(pid, reason)", pid=node.router.speaker.pid, reason=Atom(reason)
+            )
         assert await node.ping(beam.name) is True
         assert await node.rpc(beam.name, "erlang", "node") == beam.name
 
@@ -479,7 +482,7 @@ class TestGroupLeaders:
         Process.group_leader(self(), leader)
         {IO.puts("lost"), IO.gets("?")}
         """
-        evaluated = await beam.eval(source, leader=node._client.pid)
+        evaluated = await beam.eval(source, leader=node.router.speaker.pid)
         assert evaluated == ("ok", ("error", "enotsup"))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from snex_node import Atom, From, GenServer, Node, Pid, Process
 from tests.support.beam import Beam
+from tests.support.tied import watchers_of
 from tests.support.waiting import until
 
 MIB = 1024 * 1024
@@ -79,7 +80,7 @@ class TestManyCallers:
         """
         assert await beam.eval(source, py=node.name, timeout=40) == list(range(1, 1001))
         assert len(server.held) == 1000
-        await until(lambda: not server._watchers)
+        await until(lambda: not watchers_of(server))
 
     async def test_1000_callers_that_call_again_and_again(
         self, beam: Beam, node: Node, echo: Echo
@@ -96,7 +97,7 @@ class TestManyCallers:
         """
         assert await beam.eval(source, py=node.name, timeout=40) == list(range(1, 1001))
         assert echo.calls == 5000
-        await until(lambda: not echo._watchers)
+        await until(lambda: not watchers_of(echo))
 
     async def test_1000_at_once_here(self, beam: Beam, node: Node) -> None:
         source = """
@@ -120,8 +121,8 @@ class TestManyCallers:
         assert answers == [("ok", n) for n in range(1000)]
         rpcs = (node.rpc(beam.name, "erlang", "abs", [-n], timeout=30) for n in range(1000))
         assert await asyncio.gather(*rpcs) == list(range(1000))
-        assert node._aliases == {}
-        assert node.remote(beam.name)._monitors == {}
+        assert node.router.expected == 0
+        assert node.signals.ties.count(beam.name) == 0
 
 
 # Notes the numbers it is sent, the first element of what is not a number itself.

@@ -7,30 +7,23 @@ comes too late is dropped instead of lying in the caller's mailbox.
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from snex_node.errors import error_reason
-from snex_node.processes.process import BaseProcess
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.terms import MAX_REFERENCE_WORDS, Atom, ImproperList, Pid, Reference
-
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
 
 GEN_CALL: Final = Atom("$gen_call")
 GEN_CAST: Final = Atom("$gen_cast")
 SYSTEM: Final = Atom("system")
 ALIAS: Final = Atom("alias")
 
-_log = logging.getLogger(__name__)
 _decoder = Decoder()
 _encode = Encoder().encode
 
 # {'$gen_call', {Pid, ...}, ...} up to the pid, in the one form that BEAM writes.
 _CALL_HEAD: Final = b"h\x03w\x09$gen_callh\x02X"
 _CAST_HEAD: Final = b"h\x02w\x09$gen_cast"
-_SYSTEM_HEAD: Final = b"h\x03w\x06system"
+SYSTEM_HEAD: Final = b"h\x03w\x06system"
 _ALIAS_TAG: Final = b"l\x00\x00\x00\x01w\x05aliasZ\x00"
 
 
@@ -153,75 +146,3 @@ def parse_system(message: object) -> tuple[From, object] | None:
         if caller is not None:
             return caller, message[2]
     return None
-
-
-class GenProcess(BaseProcess):
-    """A process that tells calls, casts, system messages and other messages apart.
-
-    It answers system messages itself: ``GenServer.stop/1`` ends it.
-    """
-
-    __slots__ = ()
-
-    def call_received(self, caller: From, request: object) -> None:
-        """A call; answer it with ``self.node.reply(caller, ...)``. The default lets it wait."""
-
-    def cast_received(self, request: object) -> None:
-        """A cast. The default ignores it."""
-
-    def info_received(self, message: object) -> None:
-        """Any other message. The default ignores it."""
-
-    def stop_requested(self, reason: object) -> None:
-        """``GenServer.stop`` asks the process to end. The default ends it."""
-        self.exit(reason)
-
-    def receive(self, message: object) -> None:
-        """Take a decoded message."""
-        call = parse_term(message)
-        if call is not None:
-            self.call_received(*call)
-        elif isinstance(message, tuple) and len(message) == 2 and message[0] == GEN_CAST:
-            self.cast_received(message[1])
-        else:
-            system = parse_system(message)
-            if system is None:
-                self.info_received(message)
-            else:
-                self._system(*system)
-
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
-        """Take a message in external form; what is the user's in it, the node's decoder decodes.
-
-        A call whose request cannot be decoded is answered with ``{error, {python_error, ...}}``.
-        """
-        decode = self.node.decoder.decode
-        call = parse_call(data, offset)
-        if call is not None:
-            caller, at = call
-            try:
-                request = decode(data, at)[0]
-            except DecodeError as error:
-                _log.warning("%s: refused a call to %s: %s", remote.name, self, error)
-                self.node.reply(caller, (Atom("error"), error_reason(error)), sender=self.pid)
-                return
-            self.call_received(caller, request)
-            return
-        cast = parse_cast(data, offset)
-        if cast is not None:
-            self.cast_received(decode(data, cast)[0])
-            return
-        if data.startswith(_SYSTEM_HEAD, offset):
-            system = parse_system(_decoder.decode(data, offset)[0])
-            if system is not None:
-                self._system(*system)
-                return
-        self.info_received(decode(data, offset)[0])
-
-    def _system(self, caller: From, request: object) -> None:
-        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
-            self.node.reply(caller, Atom("ok"), sender=self.pid)
-            self.stop_requested(request[1])
-        else:
-            answer = (Atom("error"), (Atom("unknown_system_msg"), request))
-            self.node.reply(caller, answer, sender=self.pid)
