@@ -285,14 +285,14 @@ class _Job(BaseProcess):
                 self.failed(error)
             return
         if inspect.isawaitable(value):
-            self._task = asyncio.ensure_future(self._finish(value))
+            self._task = asyncio.ensure_future(self.finish(value))
             if inspect.iscoroutine(value):
                 # It has not begun, when the task is cancelled before its first step.
                 self._task.add_done_callback(lambda _: value.close())
         else:
             self.returned(value)
 
-    async def _finish(self, awaitable: Awaitable[object]) -> None:
+    async def finish(self, awaitable: Awaitable[object]) -> None:
         try:
             value = await awaitable
         except KeyboardInterrupt as error:
@@ -329,7 +329,7 @@ class _Job(BaseProcess):
             task.cancel()
 
 
-BOUNDARIES: Final = (_Job.run.__code__, _Job._finish.__code__)
+BOUNDARIES: Final = (_Job.run.__code__, _Job.finish.__code__)
 """What calls functions of users here."""
 
 

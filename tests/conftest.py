@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 
+from snex_node import Node, Process
 from tests.support import leaks
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd, kill_epmd
+from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
+from tests.support.scripted import Listener, connect
 
 # In CI a property test tries the same examples each time: what is red there can be repeated.
 # Elsewhere each run tries others. No deadline: an example takes as long as the machine is busy.
@@ -157,3 +160,32 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"an interop test must not be skipped in CI: {report.longrepr}"
     return report
+
+
+# --- a node, and another one played by a script; tests that need others make their own ------------
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with Node("py@127.0.0.1", cookie="secret", epmd="none", net_setuptime=5) as node:
+        yield node
+
+
+@pytest.fixture
+async def peer(node: Node) -> AsyncIterator[ScriptedPeer]:
+    async with await connect(node) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def ours(node: Node) -> Process:
+    """A process that keeps what comes to it, exit signals too."""
+    process = Process(node, name="ours")
+    process.trap_exit = True
+    return process
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    async with Listener() as listener:
+        yield listener

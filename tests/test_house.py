@@ -1,6 +1,7 @@
-"""The house of docs/architecture.md: arrows point downwards only.
+"""The house of docs/architecture.md: arrows point downwards only, and no door leads into a drawer.
 
-Imports are read from the syntax tree, so that a forbidden one is found even where no test runs it.
+Imports are read from the syntax tree, so that a forbidden one is found even where no test runs it;
+those for types alone count like all others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,21 @@ MAY_IMPORT = {
     "snex": {"snex_node", "snex_runtime", "snex"},
 }
 PACKAGES = frozenset(MAY_IMPORT)
+
+FLOORS = [
+    {"wire"},
+    {"errors"},
+    {"ties"},
+    {"system", "cookie"},
+    {"epmd"},
+    {"cluster"},
+    {"processes"},
+    {"client", "services"},
+    {"node"},
+    {"__init__"},
+]
+"""Modules and packages of snex_node from the ground up: each may use its own floor and those below.
+"""
 
 IO_MODULES = frozenset(
     {"asyncio", "concurrent", "multiprocessing", "os", "random", "secrets", "select", "selectors"}
@@ -53,7 +69,15 @@ def module_names(node: ast.Import | ast.ImportFrom, package: str) -> list[str]:
         base = ".".join([*parents, *filter(None, [node.module])])
     if base in PACKAGES:  # `from snex_node import etf` imports snex_node.wire.etf
         return [f"{base}.{alias.name}" for alias in node.names]
-    return [base]
+    return [
+        f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base
+        for alias in node.names
+    ]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def imports_in(source: str, package: str) -> Iterator[Import]:
@@ -125,6 +149,84 @@ def test_arrows_point_downwards(path: Path) -> None:
     complain(path, wrong, f"{package} may use only {sorted(MAY_IMPORT[package])}")
 
 
+def floor_of(path: Path) -> int:
+    """On which of the `FLOORS` a module of snex_node is."""
+    room = path.relative_to(ROOT / "snex_node").parts[0].removesuffix(".py")
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if "snex_node" in p.parts], ids=name_of)
+def test_each_floor_stands_on_those_below(path: Path) -> None:
+    wrong = [
+        found
+        for found in imports_of(path)
+        if found.top == "snex_node" and floor_of(source_of(found.module)) > floor_of(path)
+    ]
+    complain(path, wrong, "what is below knows nothing of what is above")
+
+
+def test_there_is_no_circle() -> None:
+    uses = {
+        path: {source_of(found.module) for found in imports_of(path) if found.top in PACKAGES}
+        for path in modules()
+    }
+    assert not [f"{name_of(path)} imports itself" for path in uses if path in uses[path]]
+    assert circle_in(uses) is None
+
+
+def circle_in(uses: dict[Path, set[Path]]) -> str | None:
+    """One circle, as text; None when there is none."""
+    done: set[Path] = set()
+
+    def visit(path: Path, way: list[Path]) -> str | None:
+        if path in way:
+            return " -> ".join(map(name_of, [*way[way.index(path) :], path]))
+        if path in done:
+            return None
+        found = next(filter(None, (visit(used, [*way, path]) for used in uses[path])), None)
+        done.add(path)
+        return found
+
+    return next(filter(None, (visit(path, []) for path in uses)), None)
+
+
+def drawers_opened(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of each underscore attribute of another object that this file does not have.
+
+    A file may look into its own objects, as long as the name is one that it gives.
+    """
+    tree = ast.parse(source)
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls")
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            own.add(node.value)  # of ``__slots__``
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+            continue
+        what = ast.unparse(node)
+        # What the standard library keeps to itself is ruff's affair (SLF001), and has a reason.
+        ours = what.partition(".")[0] not in sys.stdlib_module_names
+        if ours and not node.attr.endswith("__") and node.attr not in own:
+            yield node.lineno, what
+
+
+@each_module
+def test_nobody_opens_the_drawers_of_others(path: Path) -> None:
+    opened = [
+        f"{name_of(path)}:{line} {what}"
+        for line, what in drawers_opened(path.read_text(encoding="utf-8"))
+    ]
+    assert not opened, "underscore attributes are their object's own:\n" + "\n".join(opened)
+
+
 @each_module
 def test_standard_library_only(path: Path) -> None:
     allowed = sys.stdlib_module_names | PACKAGES | OPTIONAL | {"__future__"}
@@ -180,6 +282,22 @@ class TestTheChecksThemselves:
             Import("numpy", 5, False, True),
             Import("snex_runtime.server", 8, True, False),
         ]
+
+    def test_a_circle_is_found(self) -> None:
+        a, b, c = (ROOT / "snex_node" / f"{name}.py" for name in "abc")
+        assert circle_in({a: {b}, b: {c}, c: set()}) is None
+        found = "snex_node/b.py -> snex_node/c.py -> snex_node/b.py"
+        assert circle_in({a: {b}, b: {c}, c: {b}}) == found
+
+    def test_an_opened_drawer_is_found(self) -> None:
+        source = (
+            "class A:\n"
+            "    def f(self, other):\n"
+            "        self._mine = other._mine\n"
+            "        other._theirs()\n"
+            "        os._exit(other.__class__)\n"
+        )
+        assert list(drawers_opened(source)) == [(4, "other._theirs")]
 
     def test_relative_imports_of_parents(self) -> None:
         assert [found.module for found in imports_in("from ..a import b", "snex_node.sub")] == [

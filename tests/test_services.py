@@ -273,7 +273,7 @@ class TestSpawn:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            await interrupted._finish(interrupt())
+            await interrupted.finish(interrupt())
         job.exit()
         interrupted.exit()
 
