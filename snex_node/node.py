@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from snex_node.client import Client
 from snex_node.cluster import connection as connections
-from snex_node.cluster.cluster import Cluster
+from snex_node.cluster.cluster import Cluster, Limits
 from snex_node.cluster.presence import EpmdMode, Presence
 from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import (
@@ -92,18 +92,9 @@ class Node:
         self.guardian = Guardian()
         """The thread that keeps connections alive; it takes further checks."""
         self._presence = Presence(name, listen, epmd, epmd_port)
+        limits = Limits(net_ticktime, net_setuptime, max_frame, max_message, max_unfinished)
         self.cluster = Cluster(
-            self.name,
-            cookie,
-            self.turns,
-            self.guardian,
-            self.encoder,
-            epmd_port=epmd_port,
-            net_ticktime=net_ticktime,
-            net_setuptime=net_setuptime,
-            max_frame=max_frame,
-            max_message=max_message,
-            max_unfinished=max_unfinished,
+            self.name, cookie, self.turns, self.guardian, self.encoder, epmd_port, limits
         )
         self.registry = Registry(name)
         codec = self.decoder, self.encoder

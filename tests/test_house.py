@@ -259,6 +259,37 @@ def test_protocol_modules_use_only_protocol_modules() -> None:
         complain(path, wrong, "protocol modules use protocol modules only")
 
 
+MOST_LINES = 50
+HOT_LOOPS = {"Decoder.decode", "Encoder.encode_parts"}
+"""A call for each element would cost more than all else that is done for it."""
+
+
+def functions_in(source: str) -> Iterator[tuple[str, int]]:
+    """Name and length in lines of each function, with the class it is in."""
+
+    def walk(node: ast.AST, inside: str) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            name = inside
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                name = f"{inside}.{child.name}".lstrip(".")
+                if not isinstance(child, ast.ClassDef):
+                    assert child.end_lineno is not None
+                    yield name, child.end_lineno - child.lineno + 1
+            yield from walk(child, name)
+
+    yield from walk(ast.parse(source), "")
+
+
+@each_module
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    long = [
+        f"{name_of(path)}: {name} has {lines} lines"
+        for name, lines in functions_in(path.read_text(encoding="utf-8"))
+        if lines > MOST_LINES and name not in HOT_LOOPS
+    ]
+    assert not long, "\n".join(long)
+
+
 def test_every_package_is_typed() -> None:
     for package in PACKAGES:
         assert (ROOT / package / "py.typed").exists()
@@ -282,6 +313,12 @@ class TestTheChecksThemselves:
             Import("numpy", 5, False, True),
             Import("snex_runtime.server", 8, True, False),
         ]
+
+    def test_functions_are_measured(self) -> None:
+        source = (
+            "class A:\n    def f(self):\n        def g():\n            pass\n        return g\n"
+        )
+        assert list(functions_in(source)) == [("A.f", 4), ("A.f.g", 2)]
 
     def test_a_circle_is_found(self) -> None:
         a, b, c = (ROOT / "snex_node" / f"{name}.py" for name in "abc")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from typing import NamedTuple
 
 from snex_node.cluster.connection import Connection
 from snex_node.cluster.connector import Connector
@@ -31,8 +32,18 @@ RETRY_PAUSE_MOST = 5.0
 _log = logging.getLogger(__name__)
 
 
+class Limits(NamedTuple):
+    """What peers are granted, in seconds and bytes; see `Node`."""
+
+    net_ticktime: float
+    net_setuptime: float
+    max_frame: int
+    max_message: int
+    max_unfinished: int
+
+
 class Cluster:
-    """All other nodes that the node ``name`` knows. See `Node` for the limits.
+    """All other nodes that the node ``name`` knows.
 
     What comes from them goes to the `receiver`, which whoever makes this has to set.
     """
@@ -46,24 +57,19 @@ class Cluster:
         turns: Turns,
         guardian: Guardian,
         encoder: Encoder,
-        *,
         epmd_port: int | None,
-        net_ticktime: float,
-        net_setuptime: float,
-        max_frame: int,
-        max_message: int,
-        max_unfinished: int,
+        limits: Limits,
     ) -> None:
         self.name = name
         self.creation = 0
         self.turns = turns
         self.guardian = guardian
         self.encoder = encoder
-        self.net_setuptime = net_setuptime
-        self._net_ticktime = net_ticktime
-        self._max_frame = max_frame
-        self._max_message = max_message
-        self.unfinished: Holdings[Connection] = Holdings(max_unfinished, self._too_much_unfinished)
+        self.net_setuptime = limits.net_setuptime
+        self._limits = limits
+        self.unfinished: Holdings[Connection] = Holdings(
+            limits.max_unfinished, self._too_much_unfinished
+        )
         self._trimmer = Trimmer()
         guardian.add_check(self._trimmer.check)
         self.connector = Connector(self, cookie, epmd_port, self._make_connection)
@@ -141,9 +147,9 @@ class Cluster:
             done.peer,
             remote,
             loop=asyncio.get_running_loop(),
-            net_ticktime=self._net_ticktime,
-            max_frame=self._max_frame,
-            max_message=self._max_message,
+            net_ticktime=self._limits.net_ticktime,
+            max_frame=self._limits.max_frame,
+            max_message=self._limits.max_message,
             unfinished=self.unfinished,
             trimmer=self._trimmer,
         )

@@ -128,8 +128,7 @@ class Connection:
         self.peer = peer
         self.closed: str | None = None
         """Why the connection has ended; None while it lives."""
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self.bytes_in = self.bytes_out = 0
         self.last_write = time.monotonic()
         sock.setblocking(False)
         self._sock = sock
@@ -138,39 +137,29 @@ class Connection:
         self._loop = loop
         self._thread = threading.get_ident()
         self._reader = FrameReader(peer.flags, max_frame=max_frame, max_message=max_message)
-        # What the reader holds, as it was told to those who count what all of them do.
-        self._unfinished = 0
-        self._holdings = unfinished
-        self._trimmer = trimmer
+        self._held = _Held(unfinished, trimmer)
         self._writer = FrameWriter(peer.flags)
-        # Guards all that writing needs, down to ``closed``. Held for a few system calls, and
-        # never while calling out.
+        # Guards all that writing needs, for a few system calls and never while calling out.
         self._lock = threading.Lock()
         self._queue = SendQueue(self._writer)
-        # While a read is handled, frames written by the loop's thread gather here and leave in
-        # one write: a system call costs more than everything else an answer costs. Whatever goes
-        # to the queue writes these first, so they never wait beside it.
+        # While a read is handled, answers gather here and leave in one write, which costs more than
+        # they do. Whatever goes to the queue writes these first, so they never wait beside it.
         self._corked: list[bytes] | None = None
         self._corked_size = 0
         self._open = True
-        self._finishing = False
+        self._finishing = self._forked = False
         self._failure: str | None = None
         self._full_until = 0.0
         # What is left of a read for the next turn of the loop; nothing more is read meanwhile.
         self._left: list[Message | Skipped] = []
         # These belong to the loop, but for the wish to be woken there.
-        self._watch_asked = False
-        self._writing = False
-        self._reading = False
+        self._watch_asked = self._writing = self._reading = False
         self._read_size = _READ_SMALL
         self._net_ticktime = net_ticktime
         self._ticks_seen = 0
-        self._silent_checks = 0
-        self._in_at_check = -1
-        self._out_at_check = -1
+        self._silence = _Silence()
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
-        self._forked = False
         forks.keep_from_children(sock)
         forks.tell_children(self._on_fork)
 
@@ -417,8 +406,8 @@ class Connection:
         self.bytes_in += len(data)
         reader = self._reader
         messages = reader.receive_data(data)
-        if reader.unfinished != self._unfinished:
-            self._hold(reader.unfinished)
+        if reader.unfinished != self._held.size:
+            self._held.changed(self, reader.unfinished)
             if self.closed is not None:
                 return
         if messages:
@@ -426,13 +415,6 @@ class Connection:
             if self._left or self.closed is not None:
                 return
         self._received()
-
-    def _hold(self, size: int) -> None:
-        before, self._unfinished = self._unfinished, size
-        if self._trimmer is not None and before - size >= _READ_LARGE:
-            self._trimmer.released(before - size)
-        if self._holdings is not None:
-            self._holdings.changed(self, size)
 
     def _received(self) -> None:
         """All messages of a read have been handled: what else there was in it."""
@@ -513,18 +495,16 @@ class Connection:
         While we do not read, because too much waits for the peer, it lives as long as it takes
         some of that.
         """
-        silent = self.bytes_in == self._in_at_check
-        stuck = self.bytes_out == self._out_at_check
-        silent = silent and (self._reading or stuck) and not self._left
-        self._silent_checks = self._silent_checks + 1 if silent else 0
-        self._in_at_check = self.bytes_in
-        if self._silent_checks >= 4:
+        silence = self._silence
+        stuck = silence.check(
+            self.bytes_in, self.bytes_out, reading=self._reading, busy=bool(self._left)
+        )
+        if silence.checks >= 4:
             self.close("net_tick_timeout")
             return
         if not self._reading and stuck:
             # Neither side writes: two nodes that both stopped reading would wait for ever.
             self._resume_reading()
-        self._out_at_check = self.bytes_out
         self._timer = self._loop.call_later(self._net_ticktime / 4, self._on_check)
 
     # --- the end --------------------------------------------------------------------------------
@@ -572,14 +552,58 @@ class Connection:
             self._loop.remove_writer(self._fd)
         self._sock.close()
         self._reader = FrameReader(self.peer.flags)  # forgets what it holds
-        self._hold(0)
-        if self._trimmer is not None:
-            self._trimmer.released(waiting)
+        self._held.changed(self, 0)
+        self._held.released(waiting)
         self._wake()
         try:
             self._handler.connection_lost(self, reason)
         except Exception:
             _log.exception("%s: handling the end of the connection failed", self.peer.name)
+
+
+class _Held:
+    """What the reader of a connection holds, as it was told to those who count what all hold."""
+
+    __slots__ = ("_holdings", "_trimmer", "size")
+
+    def __init__(self, holdings: Holdings[Connection] | None, trimmer: Trimmer | None) -> None:
+        self._holdings = holdings
+        self._trimmer = trimmer
+        self.size = 0
+
+    def changed(self, connection: Connection, size: int) -> None:
+        """The reader of ``connection`` holds ``size`` bytes from now on."""
+        before, self.size = self.size, size
+        if before - size >= _READ_LARGE:
+            self.released(before - size)
+        if self._holdings is not None:
+            self._holdings.changed(connection, size)
+
+    def released(self, size: int) -> None:
+        """So much is no longer needed."""
+        if self._trimmer is not None:
+            self._trimmer.released(size)
+
+
+class _Silence:
+    """Counts the checks in a row at which a peer had been silent."""
+
+    __slots__ = ("_bytes_in", "_bytes_out", "checks")
+
+    def __init__(self) -> None:
+        self._bytes_in = self._bytes_out = -1
+        self.checks = 0
+
+    def check(self, bytes_in: int, bytes_out: int, *, reading: bool, busy: bool) -> bool:
+        """Check; returns whether nothing has gone out since the last one.
+
+        ``busy``: some of what has come waits to be handled, so that nothing more was read.
+        """
+        stuck = bytes_out == self._bytes_out
+        silent = bytes_in == self._bytes_in and (reading or stuck) and not busy
+        self.checks = self.checks + 1 if silent else 0
+        self._bytes_in, self._bytes_out = bytes_in, bytes_out
+        return stuck
 
 
 def describe_error(error: OSError) -> str:
