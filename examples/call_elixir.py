@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from snex_node import Atom, Decoder, Node, Pid, Process, RemoteError
-from snex_node.cookie import find_cookie
+from snex_node import Atom, Decoder, Node, Pid, Process, RemoteError, find_cookie
 
 
 async def main(peer: str) -> None:

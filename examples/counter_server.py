@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from snex_node import Atom, From, GenServer, Node, Stop
-from snex_node.cookie import find_cookie
+from snex_node import Atom, From, GenServer, Node, Stop, find_cookie
 
 
 class Counter(GenServer):

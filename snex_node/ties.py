@@ -24,6 +24,7 @@ from snex_node.wire.control import (
     UnlinkId,
     UnlinkIdAck,
 )
+from snex_node.wire.describe import inspect
 from snex_node.wire.terms import Atom, Pid, Reference
 
 Target = Pid | str | tuple[str, str]
@@ -31,6 +32,22 @@ Target = Pid | str | tuple[str, str]
 
 NOPROC: Final = Atom("noproc")
 NOCONNECTION: Final = Atom("noconnection")
+
+
+def check_pair(target: object, known: str) -> tuple[str, str]:
+    """``target`` as ``(name, node)``; if it is not, a ``TypeError`` that tells what is ``known``."""
+    if isinstance(target, tuple) and len(target) == 2:
+        name, node = target
+        if isinstance(name, str) and isinstance(node, str):
+            return name, node
+    raise TypeError(f"expected {known}, not {inspect(target)}")
+
+
+def check_pid(target: object) -> Pid:
+    """``target``, if it is a pid; else ``TypeError``."""
+    if isinstance(target, Pid):
+        return target
+    raise TypeError(f"expected a pid, not {inspect(target)}")
 
 
 class Ends:
@@ -168,7 +185,7 @@ class Ties(Generic[P]):
             return target.node, target
         if isinstance(target, str):
             return self._node, Atom(target)
-        name, node = target
+        name, node = check_pair(target, "a pid, a name registered here, or (name, node)")
         return node, Atom(name)
 
     # --- monitors -------------------------------------------------------------------------------
@@ -260,7 +277,7 @@ class Ties(Generic[P]):
 
     def link(self, process: P, pid: Pid) -> Signals:
         """``process`` links itself to ``pid``; to itself, or if it is linked: nothing."""
-        if pid == process.pid or _is_linked(process, pid):
+        if check_pid(pid) == process.pid or _is_linked(process, pid):
             return _NONE
         self.add_link(process, pid)
         node = pid.node
@@ -282,7 +299,7 @@ class Ties(Generic[P]):
 
     def unlink(self, process: P, pid: Pid) -> Signals:
         """``process`` drops its link: from now on no exit signal of ``pid`` counts."""
-        if not _is_linked(process, pid):
+        if not _is_linked(process, check_pid(pid)):
             return _NONE
         node = pid.node
         if node == self._node:

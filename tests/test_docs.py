@@ -64,7 +64,9 @@ def test_the_table_of_flags_is_that_of_the_code() -> None:
 
 def test_every_module_has_its_room() -> None:
     for package in ("snex_node", "snex_runtime"):
-        for path in (ROOT / package).glob("[a-z]*.py"):
+        for path in (ROOT / package).rglob("[a-z]*.py"):
+            if path.parent.name == "epmd":  # one room, with a page of its own in front
+                continue
             assert f"`{path.stem}`" in ARCHITECTURE, f"{package}.{path.stem} is in no room"
 
 

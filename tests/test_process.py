@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
@@ -406,3 +407,27 @@ class TestTheEnd:
         assert process.exit_reason == "shutdown"
         with pytest.raises(NodeStartError):
             Process(node)
+
+
+class TestWrongTargets:
+    @pytest.mark.parametrize("target", [None, 1, ("name",), ("name", 1), ["name", "node"]])
+    async def test_of_monitors(self, node: Node, target: Any) -> None:
+        process = Process(node)
+        with pytest.raises(TypeError, match="expected a pid, a name registered here, or"):
+            process.monitor(target)
+        with pytest.raises(TypeError, match="expected a pid, a name registered here, or"):
+            await node.call(target, 1)
+        assert process.ties is None
+
+    @pytest.mark.parametrize("target", [None, 1, "name", ("name", "node")])
+    async def test_of_links_and_exit_signals(self, node: Node, target: Any) -> None:
+        process = Process(node)
+        for act in (
+            process.link,
+            process.unlink,
+            lambda to: process.exit_signal(to, NORMAL),
+            lambda to: node.exit_signal(to, NORMAL),
+        ):
+            with pytest.raises(TypeError, match="expected a pid, not"):
+                act(target)
+        assert process.ties is None

@@ -206,7 +206,7 @@ class TestDestinations:
     )
     async def test_what_is_none(self, node: Node, to: Any) -> None:
         """It says so; else a typing error would be an attribute error somewhere in here."""
-        with pytest.raises(TypeError, match="a message goes to a pid, an alias, a name"):
+        with pytest.raises(TypeError, match="expected a pid, an alias, a name registered here, or"):
             node.send(to, 1)
 
     async def test_what_comes_to_our_aliases_and_cannot_be_decoded(

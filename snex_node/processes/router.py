@@ -11,8 +11,8 @@ from snex_node.cluster.cluster import Cluster
 from snex_node.processes.mailbox import Mailbox
 from snex_node.processes.registry import Registry
 from snex_node.system.turns import Turns
+from snex_node.ties import check_pair
 from snex_node.wire.control import AliasSend, RegSend, SendSender
-from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, Pid, Reference
@@ -52,6 +52,7 @@ class Router:
 
     def send(self, to: Destination, message: object, sender: Pid | None) -> None:
         """See `Node.send`."""
+        node: str
         if isinstance(to, Pid):
             node = to.node
         elif isinstance(to, str):
@@ -60,8 +61,7 @@ class Router:
         elif isinstance(to, Reference):
             node = to.node
         else:
-            _check(to)
-            node = Atom(to[1])
+            node = check_pair(to, "a pid, an alias, a name registered here, or (name, node)")[1]
         if node != self._name:
             payload = self._cluster.remote(node).encoder.encode(message)
             self.send_encoded(to, payload, sender)
@@ -166,12 +166,3 @@ class Router:
 def _receive(process: Mailbox, message: object) -> None:
     if process.alive:
         process.receive(message)
-
-
-def _check(to: object) -> None:
-    """Raise ``TypeError`` for what is no destination."""
-    if not (isinstance(to, tuple) and len(to) == 2 and all(isinstance(part, str) for part in to)):
-        raise TypeError(
-            f"a message goes to a pid, an alias, a name registered here, or (name, node): "
-            f"not to {inspect(to)}"
-        )

@@ -18,7 +18,7 @@ from snex_node.processes.registry import Registry
 from snex_node.processes.router import Router
 from snex_node.processes.spawns import Spawns
 from snex_node.system.turns import Turns
-from snex_node.ties import Sent, Target, Ties
+from snex_node.ties import Sent, Target, Ties, check_pid
 from snex_node.ties import Signals as Following
 from snex_node.wire.control import (
     AliasSend,
@@ -114,7 +114,7 @@ class Signals:
         if sender is None:
             self._turns.require()
             sender = self._router.speaker.pid
-        node = pid.node
+        node = check_pid(pid).node
         if node != self._name:
             payload = self._encoder.encode(reason)
             self._cluster.remote(node).send(PayloadExit2(sender, pid), payload, sender)
