@@ -35,7 +35,7 @@ NOCONNECTION: Final = Atom("noconnection")
 
 
 def check_pair(target: object, known: str) -> tuple[str, str]:
-    """``target`` as ``(name, node)``; if it is not, a ``TypeError`` that tells what is ``known``."""
+    """``target`` as ``(name, node)``, or a ``TypeError`` that tells what is ``known``."""
     if isinstance(target, tuple) and len(target) == 2:
         name, node = target
         if isinstance(name, str) and isinstance(node, str):

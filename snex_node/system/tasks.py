@@ -27,12 +27,12 @@ def start(
 
 def hide(task: asyncio.Task[Any]) -> None:
     """Take ``task`` out of `asyncio.all_tasks`."""
-    asyncio._unregister_task(task)
+    asyncio._unregister_task(task)  # noqa: SLF001 - public for those who implement tasks
 
 
 def leave(task: asyncio.Task[Any]) -> None:
     """Put ``task``, which is cancelled, back: who ends the event loop then waits for it."""
-    asyncio._register_task(task)
+    asyncio._register_task(task)  # noqa: SLF001 - likewise
     _left.add(task)
 
 
