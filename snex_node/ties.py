@@ -217,7 +217,10 @@ class Ties(Generic[P]):
         if target is None:
             return _NONE
         sent = self._take_back(process, target, ref)
-        return self.demonitor_received(sent.node, ref) if sent.node == self._node else (sent,)
+        if sent.node != self._node:
+            return (sent,)
+        watched = self.demonitor_received(sent.node, ref)
+        return _NONE if watched is None else (Withdrawn(watched, ref.external),)
 
     def _take_back(self, process: P, target: Target, ref: Reference) -> Sent:
         node, there = self.place(target)
@@ -242,6 +245,7 @@ class Ties(Generic[P]):
         self, process: P, node: str, watcher: Pid, ref: Reference, target: Pid | Atom
     ) -> None:
         """``watcher``, of ``node``, monitors ``process``, which it named ``target``."""
+        # Each call of a server begins with this, so it calls nothing that it can do without.
         ends = process.ties
         if ends is None:
             ends = process.ties = Ends()
@@ -249,20 +253,25 @@ class Ties(Generic[P]):
             ends.watchers = {}
         key = ref.external
         ends.watchers[key] = (watcher, target)
-        across = self._to(node)
-        before = across.watchers.get(key)
-        if before is not None and before is not process:
+        watchers = (self._across.get(node) or self._to(node)).watchers
+        if watchers.setdefault(key, process) is not process:
             # A reference names one monitor: what is left of another would stay for ever.
-            _forget_watcher(before, key)
-        across.watchers[key] = process
+            _forget_watcher(watchers[key], key)
+            watchers[key] = process
 
-    def demonitor_received(self, node: str, ref: Reference) -> Signals:
-        """A process of ``node`` takes a monitor back."""
+    def demonitor_received(self, node: str, ref: Reference) -> P | None:
+        """A process of ``node`` takes a monitor back: who is to be told, if anybody.
+
+        Each call of a server ends with this: there is one signal at most, and no time to wrap it.
+        """
         key = ref.external
-        process = self._to(node).watchers.pop(key, None)
+        process = (self._across.get(node) or self._to(node)).watchers.pop(key, None)
         if process is None:
-            return _NONE
-        return (Withdrawn(process, key),) if _forget_watcher(process, key) else _NONE
+            return None
+        ends = process.ties
+        if ends is None or ends.watchers is None or ends.watchers.pop(key, None) is None:
+            return None
+        return process
 
     def down_received(self, node: str, ref: Reference, reason: object) -> Signals:
         """What is monitored with ``ref``, on ``node``, has ended."""
@@ -434,4 +443,6 @@ def _forget_monitor(process: Tied, ref: bytes) -> Target | None:
 def _forget_watcher(process: Tied, ref: bytes) -> bool:
     """Whether there was one."""
     ends = process.ties
-    return bool(ends and ends.watchers and ends.watchers.pop(ref, None))
+    if ends is None or ends.watchers is None:
+        return False
+    return ends.watchers.pop(ref, None) is not None

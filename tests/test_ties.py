@@ -180,7 +180,7 @@ class TestMonitorsOfOurs:
             Sent(THERE, DemonitorP(one.pid, theirs(), first), one.pid),
             Sent(HERE, DemonitorP(one.pid, two.pid, second), one.pid),
         ]
-        assert house.ties.demonitor_received(HERE, second) == (Withdrawn(two, second.external),)
+        assert house.ties.demonitor_received(HERE, second) is two
         assert len(house.ties) == 0
 
     def test_set_up_by_the_other_side(self, house: House) -> None:
@@ -197,7 +197,7 @@ class TestMonitorsOfTheirs:
         assert house.ties.monitor_received(THERE, theirs(), target, ref) == ()
         down = PayloadMonitorPExit(target, theirs(), ref)
         assert house.exit(one, BOOM) == [Sent(THERE, down, one.pid, BOOM)]
-        assert house.ties.demonitor_received(THERE, ref) == ()
+        assert house.ties.demonitor_received(THERE, ref) is None
         assert len(house.ties) == 0
 
     def test_there_is_no_such_process(self, house: House) -> None:
@@ -209,9 +209,9 @@ class TestMonitorsOfTheirs:
     def test_taken_back(self, house: House) -> None:
         one, ref = house.member(), their_ref()
         house.ties.monitor_received(THERE, theirs(), one.pid, ref)
-        assert house.ties.demonitor_received(ELSEWHERE, ref) == ()
-        assert house.ties.demonitor_received(THERE, ref) == (Withdrawn(one, ref.external),)
-        assert house.ties.demonitor_received(THERE, ref) == ()
+        assert house.ties.demonitor_received(ELSEWHERE, ref) is None
+        assert house.ties.demonitor_received(THERE, ref) is one
+        assert house.ties.demonitor_received(THERE, ref) is None
         assert house.exit(one, BOOM) == []
 
     def test_a_reference_that_is_used_twice(self, house: House) -> None:
@@ -512,7 +512,8 @@ class TwoNodes(RuleBasedStateMachine):
             case MonitorP():
                 signals = ties.monitor_received(node, message.from_, message.target, message.ref)
             case DemonitorP():
-                signals = ties.demonitor_received(node, message.ref)
+                watched = ties.demonitor_received(node, message.ref)
+                signals = () if watched is None else (Withdrawn(watched, message.ref.external),)
             case PayloadMonitorPExit():
                 signals = ties.down_received(node, message.ref, reason)
             case Link():

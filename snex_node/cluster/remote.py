@@ -117,6 +117,7 @@ class RemoteNode:
         # ALIAS_SEND in the form that the connection asks for: sender, alias (external) -> bytes.
         self.alias_send: Callable[[Pid, bytes], bytes] = control.alias_send
         self._home = home
+        self._received = home.receiver.message_received
         self._pid_head = b"X" + _encode(name)
         self._old_forms = False
         self._lock = threading.Lock()
@@ -388,7 +389,7 @@ class RemoteNode:
     def message_received(self, connection: Connection, message: Message) -> None:
         """Called by the connection for each control message."""
         if connection is self.connection:
-            self._home.receiver.message_received(self, message)
+            self._received(self, message)
 
 
 def _old_form(message: ControlMessage, payload: bytes, flags: int) -> tuple[ControlMessage, bytes]:

@@ -161,7 +161,9 @@ class Signals:
         elif isinstance(message, PayloadMonitorPExit):
             self._follow(self.ties.down_received(self._name, message.ref, reason))
         elif isinstance(message, DemonitorP):
-            self._follow(self.ties.demonitor_received(self._name, message.ref))
+            process = self.ties.demonitor_received(self._name, message.ref)
+            if process is not None:
+                process.demonitored(message.ref.external)
 
     # --- nodes ----------------------------------------------------------------------------------
 
@@ -257,10 +259,14 @@ class Signals:
 
     def _on_monitor(self, remote: RemoteNode, m: MonitorP, data: bytes, offset: int) -> None:
         if remote.owns(m.from_):
-            self._follow(self.ties.monitor_received(remote.name, m.from_, m.target, m.ref))
+            signals = self.ties.monitor_received(remote.name, m.from_, m.target, m.ref)
+            if signals:
+                self._follow(signals)
 
     def _on_demonitor(self, remote: RemoteNode, m: DemonitorP, data: bytes, offset: int) -> None:
-        self._follow(self.ties.demonitor_received(remote.name, m.ref))
+        process = self.ties.demonitor_received(remote.name, m.ref)
+        if process is not None:
+            process.demonitored(m.ref.external)
 
     def _on_down(self, remote: RemoteNode, m: MonitorPExit, data: bytes, offset: int) -> None:
         self._follow(self.ties.down_received(remote.name, m.ref, m.reason))
