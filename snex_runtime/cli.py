@@ -39,7 +39,8 @@ from snex_node.wire.describe import short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, demo, loops, search_path, serde, standard_files, watcher
-from snex_runtime.server import Server, version
+from snex_runtime.info import version
+from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.stderr import StderrHandler
 

@@ -147,7 +147,7 @@ class Ending:
     def _run_exit_functions(self, deadline: float) -> None:
         def run() -> None:
             atexit.unregister(self._begin_exit)
-            atexit._run_exitfuncs()
+            atexit._run_exitfuncs()  # noqa: SLF001 - no public way runs them now
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()

@@ -6,23 +6,35 @@ ends or its node goes down; when it is destroyed, killed or stopped; and when th
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from snex_node.processes.process import DOWN, BaseProcess
+from snex_node.processes.process import DOWN, NORMAL, BaseProcess
 from snex_node.wire.describe import inspect
 from snex_node.wire.gen import From, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import contexts
-from snex_runtime.errors import BadRequest
-from snex_runtime.namespace import Variables, here
-
-if TYPE_CHECKING:
-    from snex_node.cluster.remote import RemoteNode
-    from snex_runtime.server import Server
+from snex_runtime.answers import OK, OK_
+from snex_runtime.contexts import Enter
+from snex_runtime.errors import BadRequest, Failure
+from snex_runtime.namespace import NAME, Variables, here
+from snex_runtime.requests import Asker, Reader, Receiver, Request, handle_in, options_in, typed
 
 T = TypeVar("T")
+
+
+class Intake(Protocol):
+    """Takes what is sent to environments."""
+
+    def received(
+        self, process: Receiver, enter: Enter, data: bytes, offset: int, remote: Asker
+    ) -> None:
+        """A message to ``process``, whose requests run in the context of ``enter``."""
+
+    def given_up(self, ref: bytes) -> None:
+        """Whoever called with ``ref`` waits no more."""
 
 
 class Environment(BaseProcess):
@@ -30,11 +42,11 @@ class Environment(BaseProcess):
     ``context`` holds its context variables.
     """
 
-    __slots__ = ("_entered", "context", "handle", "server", "variables")
+    __slots__ = ("_entered", "_home", "context", "handle", "variables")
 
-    def __init__(self, server: Server, variables: Variables, context: Context) -> None:
-        super().__init__(server.node)
-        self.server = server
+    def __init__(self, home: Environments, variables: Variables, context: Context) -> None:
+        super().__init__(home.node)
+        self._home = home
         self.variables = variables
         self.context = context
         self.handle: Pid | None = None
@@ -54,9 +66,9 @@ class Environment(BaseProcess):
         finally:
             self._entered = False
 
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+    def receive_external(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request to run code here."""
-        self.server.request_received(self, data, offset, remote)
+        self._home.intake.received(self, self.enter, data, offset, remote)
 
     def receive(self, message: object) -> None:
         """Take a message from a process of this node: only system messages come this way."""
@@ -66,26 +78,31 @@ class Environment(BaseProcess):
 
     def system_received(self, caller: From, request: object) -> None:
         """``GenServer.stop/1`` frees the environment."""
-        self.server.answer_system(self, caller, request)
+        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
+            self.node.reply(caller, Atom("ok"), sender=self.pid)
+            self.exit(request[1])
+        else:
+            unknown = (Atom("error"), Atom("unknown_system_msg"))
+            self.node.reply(caller, unknown, sender=self.pid)
 
     def demonitored(self, ref: bytes) -> None:
         """Whoever called with ``ref`` waits no more."""
-        self.server.given_up(ref)
+        self._home.intake.given_up(ref)
 
     def exited(self, reason: object) -> None:
         """The environment is freed; what runs in it keeps its variables until it is done."""
-        self.server.environments.removed(self)
+        self._home.removed(self)
 
 
 class Root(Environment):
     """The root environment, of which others are copies; none of users."""
 
-    __slots__ = ("mutable",)
+    __slots__ = ("_mutable",)
 
-    def __init__(self, server: Server, variables: Variables) -> None:
-        super().__init__(server, variables, copy_context())
-        self.mutable: tuple[ContextVar[Any], ...] = ()
-        """Of its context: what copies must not share. `contexts.copied` takes it."""
+    def __init__(self, home: Environments, variables: Variables) -> None:
+        super().__init__(home, variables, copy_context())
+        # Of its context: what copies must not share.
+        self._mutable: tuple[ContextVar[Any], ...] = ()
         self.enter(here.set, variables)
 
     def enter(self, function: Callable[..., T], *args: Any) -> T:
@@ -93,37 +110,58 @@ class Root(Environment):
         try:
             return super().enter(function, *args)
         finally:
-            self.mutable = contexts.mutable_in(self.context)
+            self._mutable = contexts.mutable_in(self.context)
+
+    def new_context(self) -> Context:
+        """A copy of its context."""
+        if self._mutable:
+            return contexts.copied(self.context, self._mutable)
+        return self.context.copy()
 
 
 class Environments:
     """All environments of a runtime, and the handles that keep them.
 
-    A handle is monitored once, however many environments it holds.
+    ``server`` monitors the handles: each once, however many environments it holds. ``root`` are the
+    variables of the root environment. Environments hand on to ``intake`` what is sent to them.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(
+        self, server: BaseProcess, intake: Intake, reader: Reader, root: Variables
+    ) -> None:
+        self.node: Final = server.node
+        self.intake: Final = intake
         self._server = server
+        self._reader = reader
+        self._builtin: Variables = {"__builtins__": builtins, "__name__": NAME}
         self._all: set[Environment] = set()
         self._handles: dict[Pid, tuple[Reference, set[Environment]]] = {}
+        self.root: Final = Root(self, root)
+        """The one that others are copies of."""
+        self.provide()
 
     def all(self) -> list[Environment]:
-        """All of them."""
+        """All of them, but for the root."""
         return list(self._all)
 
     def __len__(self) -> int:
         return len(self._all)
 
+    def provide(self, **names: object) -> None:
+        """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
+        self._builtin.update(names)
+        self.root.variables.update(self._builtin)
+
     def make(self, variables: Variables, handle: Pid | None) -> Environment:
         """Make an environment around ``variables`` that lives as long as ``handle``."""
-        environment = Environment(self._server, variables, self._server.new_context())
+        environment = Environment(self, variables, self.root.new_context())
         self._all.add(environment)
         self.set_handle(environment, handle)
         return environment
 
     def get(self, pid: object) -> Environment | None:
         """The environment with this pid."""
-        found = self._server.node.find(pid) if isinstance(pid, Pid) else None
+        found = self.node.find(pid) if isinstance(pid, Pid) else None
         return found if isinstance(found, Environment) else None
 
     def set_handle(self, environment: Environment, handle: Pid | None) -> None:
@@ -148,7 +186,7 @@ class Environments:
             return False
         for environment in held[1]:
             environment.handle = None
-            environment.exit(message[4] if message[4] == "noconnection" else _NORMAL)
+            environment.exit(message[4] if message[4] == "noconnection" else NORMAL)
         return True
 
     def removed(self, environment: Environment) -> None:
@@ -166,8 +204,69 @@ class Environments:
             del self._handles[handle]
             self._server.demonitor(reference)
 
+    # --- requests -------------------------------------------------------------------------------
 
-_NORMAL = Atom("normal")
+    def make_requested(self, request: Request) -> bytes:
+        """``{:make_env, vars}`` or ``{:make_env, vars, opts}``: ``{:ok, pid}``."""
+        if request.arity not in (2, 3):
+            raise BadRequest(f"a make_env request has 2 or 3 elements, not {request.arity}")
+        if request.caller is None:
+            raise BadRequest("make_env is a call: without an answer nobody would have the pid")
+        if request.arity == 3:
+            given, raw = self._reader.variables_and_options(request)
+        else:
+            given, raw = self._reader.variables(request), None
+        options = options_in(raw, ("from", "handle", "encoding_opts"))
+        handle = options.get("handle", request.caller.pid)
+        variables = self.root.variables.copy()
+        copy_into(variables, self._sources(options.get("from")), self._builtin)
+        variables.update(given)
+        environment = self.make(variables, handle_in(handle))
+        return OK_ + environment.pid.external
+
+    def _sources(self, value: object) -> list[Source]:
+        if value is None:
+            return []
+        return [self._source(one) for one in (value if isinstance(value, list) else [value])]
+
+    def _source(self, value: object) -> Source:
+        only = excluded = None
+        pid = value
+        if isinstance(value, tuple) and len(value) == 2:
+            pid, raw = value
+            options = options_in(raw, ("only", "except"))
+            # An empty one restricts nothing.
+            only = names_in(options.get("only", []), "only") or None
+            excluded = names_in(options.get("except", []), "except") or None
+            if only and excluded:
+                raise BadRequest("from: only and except exclude each other")
+        environment = self.get(pid)
+        if environment is None:
+            raise Failure("env_not_found", f"{inspect(pid)} is no environment of this node")
+        return environment, only, excluded
+
+    def destroy_requested(self, request: Request) -> bytes:
+        """``{:destroy_env, env}``: ``:ok``, however often."""
+        if request.arity != 2:
+            raise BadRequest(f"a destroy_env request has 2 elements, not {request.arity}")
+        pid = request.read(typed)
+        if not isinstance(pid, Pid):
+            raise BadRequest(f"destroy_env takes an environment's pid, not {inspect(pid)}")
+        environment = self.get(pid)
+        if environment is not None:
+            environment.exit()
+        return OK
+
+    def handle_requested(self, request: Request) -> bytes:
+        """``{:handle, pid}`` or ``{:handle, :none}`` to an environment: ``:ok``."""
+        environment = request.process
+        if not isinstance(environment, Environment):
+            raise BadRequest("a handle request goes to an environment")
+        if request.arity != 2:
+            raise BadRequest(f"a handle request has 2 elements, not {request.arity}")
+        self.set_handle(environment, handle_in(request.read(typed)))
+        return OK
+
 
 Source = tuple[Environment, Iterable[str] | None, Iterable[str] | None]
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import snex_node
 from snex_node import services
@@ -41,9 +41,10 @@ _OWN: Final = tuple(
 
 # Where asyncio's loop calls a callback or a task, and, as uvloop has no frames, what runs the loop:
 # neither is library code that user code called.
-_LOOP: Final = asyncio.Handle._run.__code__
+_LOOP: Final = asyncio.Handle._run.__code__  # noqa: SLF001 - its frames tell
 _LOOPS: Final = loops.run.__code__.co_filename
-_TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]
+_turn: Any = asyncio.BaseEventLoop
+_TURN: Final = _turn._run_once.__code__  # noqa: SLF001 - so do these
 
 
 class Interrupted(BaseException):
@@ -89,10 +90,10 @@ class Interrupter:
     and is left to finish.
     """
 
-    def __init__(self, running: Iterable[Deadline], boundaries: Iterable[CodeType] = ()) -> None:
+    def __init__(self, boundaries: Iterable[CodeType] = ()) -> None:
         self.blocking: Deadline | None = None
         """What runs without awaiting right now, if it has a deadline."""
-        self._running = running
+        self._watched: set[Deadline] = set()
         _boundaries.update(boundaries)
         self._thread = threading.get_ident()
         self._before: object = None
@@ -112,6 +113,14 @@ class Interrupter:
             forks.reset_handler(SIGNAL, self._before)
             self.installed = False
 
+    def watch(self, work: Deadline) -> None:
+        """From now on `check` looks at ``work``, which awaits; `unwatch` it when it is over."""
+        self._watched.add(work)
+
+    def unwatch(self, work: Deadline) -> None:
+        """Undo `watch`; again: nothing."""
+        self._watched.discard(work)
+
     def run(self, work: Deadline, function: Callable[[], T]) -> T:
         """Call ``function``, which is interrupted when it goes beyond the deadline of ``work``."""
         token = current.set(work)
@@ -130,7 +139,7 @@ class Interrupter:
         now = time.monotonic()
         blocking = self.blocking
         if (blocking is not None and now >= blocking.deadline) or any(
-            now >= work.deadline + GRACE and not work.over for work in _snapshot(self._running)
+            now >= work.deadline + GRACE and not work.over for work in _snapshot(self._watched)
         ):
             signal.pthread_kill(self._thread, SIGNAL)
 
@@ -199,12 +208,12 @@ def interrupt(thread: int) -> Callable[[], bool]:
 
 def running_on(thread: int) -> FrameType | None:
     """The outermost frame of the user code that runs on ``thread``, if any does."""
-    return _user_frame(sys._current_frames().get(thread))
+    return _user_frame(sys._current_frames().get(thread))  # noqa: SLF001 - documented
 
 
-def _snapshot(running: Iterable[Deadline]) -> list[Deadline]:
+def _snapshot(watched: set[Deadline]) -> list[Deadline]:
     """A list of what another thread changes; made by one C call, it is never half of a change."""
-    return list(running)
+    return list(watched)
 
 
 __all__ = [

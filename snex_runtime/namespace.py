@@ -28,6 +28,8 @@ Variables = dict[str, object]
 here: ContextVar[Variables | None] = ContextVar("snex_environment", default=None)
 """The variables of the environment whose code runs; its tasks and threads inherit them."""
 
+_frame: Final = sys._getframe  # noqa: SLF001 - documented
+
 # They send by value what is defined in no module that others can import, as is the case here.
 _BY_VALUE: Final = frozenset({"cloudpickle", "dill"})
 
@@ -53,12 +55,12 @@ class Namespace(ModuleType):
             variables = root_of(self)
         if name == "__dict__":
             return variables
-        if not name.startswith("__") and _is_sent_by_value(sys._getframe(1)):
+        if not name.startswith("__") and _is_sent_by_value(_frame(1)):
             raise AttributeError(name)
         if name in variables:
             return variables[name]
         if name == "__file__":
-            return _file_asked_for(sys._getframe(1))
+            return _file_asked_for(_frame(1))
         return super().__getattribute__(name)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -1,20 +1,24 @@
-"""What is in a request: code, variables and options, read and checked.
+"""A request, and what is in it: code, variables and options, read and checked.
 
 Source: "The contract" in docs/architecture.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from snex_node.wire.describe import inspect
-from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde
-from snex_runtime.code import VIRTUAL_FILE
+from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.namespace import Variables
+from snex_runtime.origin import OriginNode
+from snex_runtime.sources import VIRTUAL_FILE
 
 MAX_TIMEOUT: Final = 2**32 - 1
 """Longest time limit, in milliseconds (49 days): a BEAM waits for no longer itself. Larger numbers
@@ -25,6 +29,109 @@ _u32 = Struct(">I").unpack_from
 # Requests and options are read with pids as pids and text as str, whatever the user's options are.
 typed: Final = Decoder(binary_as="str")
 _bytes: Final = Decoder()
+
+
+class Line(Protocol):
+    """A connection."""
+
+    def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
+        """Send a control message and its payload; those of one ``sender`` keep their order."""
+
+
+class Asker(OriginNode, Protocol):
+    """The node that a request came from."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes values for it."""
+
+    @property
+    def connection(self) -> Line | None:
+        """The connection to it, if there is one."""
+
+    @property
+    def alias_send(self) -> Callable[[Pid, bytes], bytes]:
+        """Makes the control message from a pid to an alias, in external form, as it wants it."""
+
+
+class Receiver(Protocol):
+    """A process that takes requests."""
+
+    @property
+    def pid(self) -> Pid:
+        """Its pid, which answers come from."""
+
+    @property
+    def variables(self) -> Variables | None:
+        """What its requests run in; None: each in a copy of its own of the root's."""
+
+    def system_received(self, caller: From, request: object) -> None:
+        """Answer a system message."""
+
+
+class Request:
+    """One request, from its bytes to its answer.
+
+    ``caller`` is who waits for the answer, or None. It runs in ``variables`` (None: in a copy of
+    the root's), and in the context that ``enter`` calls functions in. ``at`` is where in ``data``
+    its next part begins, and ``arity`` the number of all parts, its kind among them.
+    """
+
+    __slots__ = ("arity", "at", "caller", "data", "enter", "process", "remote", "variables")
+
+    def __init__(
+        self,
+        process: Receiver,
+        enter: Enter,
+        caller: From | None,
+        remote: Asker,
+        data: bytes,
+        at: int,
+    ) -> None:
+        self.process = process
+        self.variables = process.variables
+        self.enter = enter
+        self.caller = caller
+        self.remote = remote
+        self.data = data
+        self.at = at
+        self.arity = 0
+
+    def read(self, decoder: Decoder) -> Any:
+        """The next part."""
+        value, self.at = decoder.decode(self.data, self.at)
+        return value
+
+    def let_go(self) -> None:
+        """Forget the bytes, which may be large: all that counts of them has been read."""
+        self.data = b""
+
+
+class Reader:
+    """Reads variables, by the encoding options of a runtime or those of the request."""
+
+    def __init__(self, options: serde.Options) -> None:
+        self._options = options
+        self.decoder: Final = serde.decoder(options)
+        """Decodes what comes without options of its own."""
+
+    def variables(self, request: Request) -> Variables:
+        """The variables that come next, which are the last part. Raises `BadRequest`, `Failure`."""
+        return read_variables(self.decoder, request.data, request.at)[0]
+
+    def variables_and_options(self, request: Request) -> tuple[Variables, object]:
+        """The variables that come next, and the options behind them, which say how to decode those.
+
+        Passing over large variables costs as much as decoding them, so that is done only where
+        the bytes can hold the one option that matters. Raises `BadRequest`, `Failure`.
+        """
+        data, at = request.data, request.at
+        if data.find(b"encoding_opts", at) < 0:
+            variables, end = read_variables(self.decoder, data, at)
+            return variables, typed.decode(data, end)[0]
+        raw = typed.decode(data, typed.skip(data, at))[0]
+        encoding = encoding_options(raw, self._options)
+        return read_variables(serde.decoder(encoding), data, at)[0], raw
 
 
 class EvalOptions:

@@ -338,6 +338,10 @@ def _encode_unknown(value: object) -> object:
     return _unknown(value) if _custom is None else _custom(value)
 
 
+BOUNDARIES: Final = (_encode_unknown.__code__,)
+"""What calls user code, a custom encoder, for `interrupts`."""
+
+
 def _make_encoder(sets: Literal["mapset", "mapset_v2"]) -> Encoder:
     return Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets=sets)
 

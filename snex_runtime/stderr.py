@@ -56,7 +56,7 @@ class StderrHandler(logging.Handler):
         self._encoding = "utf-8"
         if file is None:
             self._take_standard_error()
-        self._reset()
+        self.forget()
         _handlers.add(self)
 
     def _take_standard_error(self) -> None:
@@ -66,7 +66,7 @@ class StderrHandler(logging.Handler):
         except (AttributeError, OSError, ValueError):  # there is none, or it is no file
             pass
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
         """Forget what waits: as at first, and in a forked child, which has no thread for it."""
         self._waiting: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -235,7 +235,7 @@ def _line(data: bytes) -> bytes:
 
 def _forked() -> None:
     for handler in _handlers:
-        handler._reset()
+        handler.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -21,7 +21,7 @@ import pytest
 from snex_node.epmd import EpmdServer
 from snex_runtime import cli
 from snex_runtime.cli import main
-from snex_runtime.server import version
+from snex_runtime.info import version
 from tests.support.epmd import RealEpmd
 from tests.support.ports import free_port
 

@@ -1,0 +1,206 @@
+"""Requests that have something to await: the tasks that do so, what ends them, and their answers.
+
+A task is eager where Python can do that (3.12): it runs to its first suspension at once. It is
+cancelled when its time is over, when its caller has given up, and when the runtime stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any, Final, NoReturn, Protocol
+
+from snex_node.system import forks, tasks
+from snex_runtime import contexts
+from snex_runtime.answers import OK_, failed
+from snex_runtime.errors import Failure, cancelled, from_exception
+from snex_runtime.interrupts import Deadline, Interrupted
+from snex_runtime.requests import NO_OPTIONS, EvalOptions, Request
+
+__all__ = ["BOUNDARIES", "CLEANUP", "Coroutines", "MayBeForked", "Work"]
+
+CLEANUP: Final = 1.0
+"""Seconds that the ``finally`` blocks of cancelled work may block the loop, before they too are
+interrupted; they may take any time that leaves the loop its turns."""
+
+
+class MayBeForked(Protocol):
+    """Knows whether this process is a forked child: a node."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether it is one, of the process that the node is in."""
+
+
+class Sender(Protocol):
+    """Sends answers."""
+
+    def send(self, request: Request, answer: bytes) -> None:
+        """Send ``answer`` to who waits for it, if anybody does."""
+
+
+class Watch(Protocol):
+    """Interrupts work that blocks the loop beyond its deadline."""
+
+    def watch(self, work: Deadline) -> None:
+        """Look after ``work``."""
+
+    def unwatch(self, work: Deadline) -> None:
+        """No more."""
+
+
+class Work(Deadline):
+    """A request under way that has to await: ``awaited``, in the request's context."""
+
+    __slots__ = ("awaited", "begun", "continues", "request", "stopped", "task", "timeout", "timer")
+
+    def __init__(
+        self,
+        request: Request,
+        awaited: Coroutine[Any, Any, object],
+        options: EvalOptions = NO_OPTIONS,
+    ) -> None:
+        super().__init__(options.timeout)
+        request.let_go()
+        self.request = request
+        self.awaited = awaited
+        self.timeout = options.timeout
+        self.continues = options.continues
+        self.begun = False
+        self.stopped: str | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop(self, why: str) -> None:
+        """Cancel the work; its `finally` blocks run."""
+        self.stopped = why
+        if self.task is not None and self.begun:
+            # A task that is cancelled before it begins would not even clean up.
+            self.task.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
+            self._grant_cleanup()
+
+    def _grant_cleanup(self) -> None:
+        """Put the deadline off as long as the loop has its turns."""
+        self.deadline = time.monotonic() + CLEANUP
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(CLEANUP / 2, self._grant_cleanup)
+
+
+class Coroutines:
+    """All work of a runtime that has begun and is not done."""
+
+    def __init__(self, node: MayBeForked, answers: Sender, interrupter: Watch) -> None:
+        self._node = node
+        self._answers = answers
+        self._interrupter = interrupter
+        self._loop = asyncio.get_running_loop()
+        self._all: set[Work] = set()
+        self._by_ref: dict[bytes, Work] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def begin(self, work: Work) -> None:
+        """Run it to its first suspension, or soon; outside of its context, which steps enter."""
+        self._all.add(work)
+        if work.timeout is not None:
+            self._interrupter.watch(work)
+            work.timer = self._loop.call_later(work.timeout, work.stop, "timeout")
+        caller = work.request.caller
+        if caller is not None and caller.ref is not None:
+            self._by_ref[caller.ref] = work
+        try:
+            work.task = task = _start_task(self._loop, self._complete(work))
+        except RuntimeError:
+            if self._node.forked:  # from 3.14 on: the loop that the task began on runs no more
+                _end_child(work)
+            raise
+        if not task.done():
+            if self._node.forked:
+                forks.end_waiting_child()
+            tasks.hide(task)
+        if work.stopped is not None:
+            task.cancel()
+
+    def given_up(self, ref: bytes) -> None:
+        """The call that is tagged with ``ref`` has no caller any more: stop its work."""
+        work = self._by_ref.get(ref)
+        if work is not None and not work.continues:
+            work.stop("its caller has given up")
+
+    def close(self) -> None:
+        """The runtime stops: stop all work, and leave it to clean up."""
+        for work in list(self._all):
+            work.stop("the runtime stops")
+            if work.task is not None:
+                tasks.leave(work.task)
+
+    async def _complete(self, work: Work) -> None:
+        work.begun = True
+        request = work.request
+        asked = request.remote, request.caller
+        answer = await contexts.in_steps(request.enter, work, asked, self.finish(work))
+        self._answers.send(request, answer)
+
+    async def finish(self, work: Work) -> bytes:
+        """Do ``work``: the answer to its request. Each step is taken in the request's context."""
+        try:
+            if work.stopped is not None:
+                work.awaited.close()
+                raise asyncio.CancelledError
+            try:
+                return OK_ + work.request.remote.encoder.encode(await work.awaited)
+            finally:
+                work.over = True
+        except BaseException as error:
+            return failed(work.request, self._failure(work, error))
+        finally:
+            self._forget(work)
+
+    def _failure(self, work: Work, error: BaseException) -> Failure:
+        if isinstance(error, Interrupted):
+            return cancelled("timeout")
+        if isinstance(error, asyncio.CancelledError) and work.stopped is not None:
+            return cancelled(work.stopped)
+        if self._node.forked and not isinstance(error, asyncio.CancelledError):
+            forks.end_child(error)
+        return from_exception(error)
+
+    def _forget(self, work: Work) -> None:
+        self._all.discard(work)
+        self._interrupter.unwatch(work)
+        if work.timer is not None:
+            work.timer.cancel()
+        caller = work.request.caller
+        if caller is not None and caller.ref is not None:
+            self._by_ref.pop(caller.ref, None)
+
+
+def _end_child(work: Work) -> NoReturn:
+    if work.over:
+        forks.end_child()
+    forks.end_waiting_child()
+
+
+if sys.version_info >= (3, 12):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Run ``work`` to its first suspension at once: most of it then needs no other turn."""
+        return asyncio.Task(work, loop=loop, eager_start=True)
+
+else:
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        return loop.create_task(work)
+
+
+BOUNDARIES: Final = (Coroutines.finish.__code__,)
+"""What calls user code, for `interrupts`."""

@@ -1,0 +1,147 @@
+"""The way of a request: from the bytes to its handler, and from that to its answer.
+
+Each gets exactly one answer where somebody waits for it, whatever it contains and whatever happens.
+Its handler is called in the callback that reads it; a task exists only for what has to be awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from snex_node.system import forks
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.gen import SYSTEM_HEAD, parse_call, parse_cast, parse_system
+from snex_node.wire.terms import Atom
+from snex_runtime.answers import failed
+from snex_runtime.contexts import Enter
+from snex_runtime.coroutines import MayBeForked, Sender, Work
+from snex_runtime.errors import BadRequest, Failure, bad_request, cancelled, from_exception
+from snex_runtime.interrupts import Interrupted
+from snex_runtime.origin import origin
+from snex_runtime.requests import Asker, Receiver, Request, typed
+from snex_runtime.standby import Standby
+
+__all__ = ["Dispatcher", "Handler", "Kinds"]
+
+_bytes: Final = Decoder()
+
+Handler: TypeAlias = Callable[[Request], bytes | Work]
+"""Handles requests of one kind: gives the answer, encoded, or what there is to await for it.
+
+What it raises is answered too.
+"""
+
+
+class Kinds(NamedTuple):
+    """The kinds of requests: their names, and who handles them."""
+
+    tuples: Mapping[bytes, Handler]
+    """Those that are tuples, by the atom in front."""
+
+    atoms: Mapping[str, Handler]
+    """Those that are one atom."""
+
+
+class Begins(Protocol):
+    """Has work done that there is to await."""
+
+    def begin(self, work: Work) -> None:
+        """Begin it; its answer goes out when it is done."""
+
+    def given_up(self, ref: bytes) -> None:
+        """Whoever called with ``ref`` waits no more."""
+
+
+class NotesOrigin(Protocol):
+    """Wants to know which node asked last."""
+
+    last_origin: str | None
+    """Its name."""
+
+
+class Dispatcher:
+    """Takes the messages of the server and its environments. None comes before `open`."""
+
+    def __init__(
+        self, node: MayBeForked, answers: Sender, coroutines: Begins, origins: NotesOrigin
+    ) -> None:
+        self._tuples: Mapping[bytes, Handler] = {}
+        self._atoms: Mapping[str, Handler] = {}
+        self._node = node
+        self._answers = answers
+        self._coroutines = coroutines
+        self._origins = origins
+        self._standby = Standby()
+
+    def open(self, kinds: Kinds) -> None:
+        """From now on requests are handled, by ``kinds``."""
+        self._tuples, self._atoms = kinds
+
+    def close(self) -> None:
+        """The runtime stops."""
+        self._standby.close()
+
+    def given_up(self, ref: bytes) -> None:
+        """Whoever called with ``ref`` waits no more."""
+        self._coroutines.given_up(ref)
+
+    def received(
+        self, process: Receiver, enter: Enter, data: bytes, offset: int, remote: Asker
+    ) -> None:
+        """A message to ``process``, whose requests run in the context of ``enter``."""
+        call = parse_call(data, offset)
+        if call is not None:
+            caller, at = call
+        elif data.startswith(SYSTEM_HEAD, offset):
+            system = parse_system(typed.decode(data, offset)[0])
+            if system is not None:
+                process.system_received(*system)
+            return
+        else:
+            caller, at = None, parse_cast(data, offset) or offset
+        self._origins.last_origin = remote.name
+        request = Request(process, enter, caller, remote, data, at)
+        outcome = self._standby.run(enter, self._handle, request)
+        if isinstance(outcome, bytes):
+            self._answers.send(request, outcome)
+        else:
+            self._coroutines.begin(outcome)
+
+    def _handle(self, request: Request) -> bytes | Work:
+        """What its handler gives, or the answer that tells what went wrong."""
+        # It is not reset: nothing runs in this context but requests, and each has its own.
+        origin.set((request.remote, request.caller))
+        try:
+            return self._handler_of(request)(request)
+        except BadRequest as error:
+            return failed(request, bad_request(str(error)))
+        except DecodeError as error:
+            return failed(request, bad_request(f"the request cannot be decoded: {error}"))
+        except Failure as failure:
+            return failed(request, failure)
+        except Interrupted:
+            return failed(request, cancelled("timeout"))
+        except BaseException as error:
+            if self._node.forked:
+                forks.end_child(error)
+            return failed(request, from_exception(error))
+
+    def _handler_of(self, request: Request) -> Handler:
+        """Who handles ``request``, of which its kind has been read then."""
+        data, at = request.data, request.at
+        try:
+            if data[at] == 104 and data[at + 2] == 119:
+                request.arity, end = data[at + 1], at + 4 + data[at + 3]
+                handler = self._tuples.get(data[at + 4 : end])
+                if handler is not None:
+                    request.at = end
+                    return handler
+        except IndexError:
+            pass  # it cannot be decoded either
+        term = _bytes.decode(data, at)[0]
+        handler = self._atoms.get(term) if isinstance(term, Atom) else None
+        if handler is None:
+            raise BadRequest(f"unknown request: {inspect(term)}")
+        return handler

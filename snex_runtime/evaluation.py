@@ -1,0 +1,250 @@
+"""Runs what requests bring: snippets (``eval``, ``init``), functions (``call``), the init script.
+
+Code that finishes without suspending has its answer at once; for what there is to await a `Work` is
+given, which the dispatcher has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from inspect import isawaitable
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - its own name says too little
+from typing import Any, Final, Protocol
+
+from snex_node.services import UndefinedFunctionError, import_function
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import DecodeError, Decoder
+from snex_runtime import contexts
+from snex_runtime.answers import OK_, OK_NIL
+from snex_runtime.code import Code, compile_code
+from snex_runtime.contexts import Enter
+from snex_runtime.coroutines import Work
+from snex_runtime.errors import BadRequest, Failure, from_exception
+from snex_runtime.interrupts import Deadline, Interrupted, Interrupter
+from snex_runtime.namespace import Variables, here
+from snex_runtime.origin import origin
+from snex_runtime.requests import (
+    NO_OPTIONS,
+    EvalOptions,
+    Reader,
+    Request,
+    code_parts,
+    read_keywords,
+    typed,
+)
+
+__all__ = ["BOUNDARIES", "MAX_CODE", "MAX_CODES", "Evaluator", "Place", "Snippets"]
+
+MAX_CODES: Final = 1024
+"""Snippets remembered by the bytes they came in, which spares decoding and looking them up."""
+
+MAX_CODE: Final = 64 * 1024
+"""Bytes above which a snippet is not: with `MAX_CODES` that bounds them to 64 MiB."""
+
+_u32 = Struct(">I").unpack_from
+_bytes: Final = Decoder()
+
+
+class Place(Protocol):
+    """Where code runs: the root environment."""
+
+    @property
+    def variables(self) -> Variables:
+        """Its variables."""
+
+    @property
+    def enter(self) -> Enter:
+        """Calls functions in its context."""
+
+
+class Evaluator:
+    """Runs code, in the environment that a request went to or in copies of ``root``."""
+
+    def __init__(self, root: Place, reader: Reader, interrupter: Interrupter) -> None:
+        self._root = root
+        self._reader = reader
+        self._interrupter = interrupter
+        self._snippets = Snippets()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def eval(self, request: Request) -> bytes | Work:
+        """``{:eval, code, vars}`` or ``{:eval, code, vars, opts}``: the value of the code."""
+        if request.arity not in (3, 4):
+            raise BadRequest(f"an eval request has 3 or 4 elements, not {request.arity}")
+        code = self._snippets.read(request)
+        options = NO_OPTIONS
+        given: Variables | None = None
+        if request.arity == 4:
+            given, raw = self._reader.variables_and_options(request)
+            options = EvalOptions(raw)
+        elif not request.data.startswith(b"t\0\0\0\0", request.at):
+            given = self._reader.variables(request)
+        variables = request.variables
+        if variables is None:
+            variables = self._root.variables.copy()
+        if here.get() is not variables:
+            here.set(variables)
+        if code is not None and code.is_async:
+            work: Any = _run_with(code, variables, given) if given else code.run(variables)
+            return Work(request, work, options)
+        if given:
+            variables.update(given)
+        if code is None:
+            return OK_NIL
+        encode = request.remote.encoder.encode
+        if options.timeout is None:
+            return OK_ + encode(code.run(variables))
+        return self._interrupter.run(
+            Deadline(options.timeout), lambda: OK_ + encode(code.run(variables))
+        )
+
+    def init(self, request: Request) -> bytes | Work:
+        """An eval that runs in the root environment, and so prepares all that are made later."""
+        request.variables, request.enter = self._root.variables, self._root.enter
+        result: bytes | Work = request.enter(self._init, request)
+        return result
+
+    def _init(self, request: Request) -> bytes | Work:
+        # To be reset: environments made later copy this context.
+        token = origin.set((request.remote, request.caller))
+        try:
+            return self.eval(request)
+        finally:
+            origin.reset(token)
+
+    def call(self, request: Request) -> bytes | Work:
+        """``{:call, module, function, args}``, with ``kwargs`` or without: what it returns."""
+        if request.arity not in (4, 5):
+            raise BadRequest(f"a call request has 4 or 5 elements, not {request.arity}")
+        module, function = request.read(typed), request.read(typed)
+        if not isinstance(module, str) or not isinstance(function, str):
+            named = f"{inspect(module)} and {inspect(function)}"
+            raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
+        decoder = self._reader.decoder
+        args = request.read(decoder)
+        kwargs: Any = {}
+        if request.arity == 5:
+            kwargs = read_keywords(decoder, request.data, request.at)
+        if not isinstance(args, list):
+            raise BadRequest(f"the arguments of a call are a list, not {inspect(args)}")
+        if request.variables is not None:
+            here.set(request.variables)
+        try:
+            called = import_function(str(module), str(function))
+        except UndefinedFunctionError as error:
+            raise BadRequest(str(error)) from None
+        result = called(*args, **kwargs)
+        if isawaitable(result):
+            return Work(request, _await(result))
+        return OK_ + request.remote.encoder.encode(result)
+
+    # --- the init script ------------------------------------------------------------------------
+
+    async def run_init_script(
+        self, source: str, file: str, *, timeout: float | None = None
+    ) -> Failure | None:
+        """Run a script in the root environment; returns what went wrong, if anything.
+
+        ``timeout`` is in seconds.
+        """
+        limit = Deadline(timeout)
+        try:
+            code = compile_code(source, file)
+            variables = self._root.variables
+            result = self._root.enter(self._interrupter.run, limit, lambda: code.run(variables))
+            if code.is_async:
+                await self._await_script(result, limit, timeout)
+        except Interrupted:
+            return _init_timeout(timeout)
+        except asyncio.TimeoutError as error:
+            own = time.monotonic() < limit.deadline  # the script's own, and not its time limit
+            return from_exception(error) if own else _init_timeout(timeout)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # `sys.exit` too: what it says is worth more than its code
+            return from_exception(error)
+        return None
+
+    async def _await_script(self, work: Any, limit: Deadline, timeout: float | None) -> None:
+        limit.over = False
+        self._interrupter.watch(limit)
+        try:
+            error = await asyncio.wait_for(self._in_steps(work, limit), timeout)
+        finally:
+            limit.over = True
+            self._interrupter.unwatch(limit)
+        if error is not None:
+            raise error
+
+    async def _in_steps(self, work: Any, limit: Deadline) -> BaseException | None:
+        return await contexts.in_steps(self._root.enter, limit, None, _error_of(work))
+
+
+class Snippets:
+    """Compiled snippets, by the bytes that they come in."""
+
+    def __init__(self) -> None:
+        self._codes: dict[bytes, Code] = {}
+
+    def read(self, request: Request) -> Code | None:
+        """The code that comes next: a binary, nil (None), or a ``Snex.Code``.
+
+        Raises `BadRequest`, and what `compile_code` raises.
+        """
+        data, at = request.data, request.at
+        try:
+            end = at + 5 + _u32(data, at + 1)[0] if data[at] == 109 else typed.skip(data, at)
+        except (IndexError, StructError):
+            raise BadRequest("the request ends before its code does") from None
+        request.at = end
+        raw = data[at:end]
+        return self._codes.get(raw) or self._compile(raw)
+
+    def _compile(self, raw: bytes) -> Code | None:
+        try:
+            term, _ = _bytes.decode(raw)
+        except DecodeError as error:
+            raise BadRequest(f"the code cannot be decoded: {error}") from None
+        if term is None:
+            return None
+        code = compile_code(*code_parts(term))
+        if len(raw) <= MAX_CODE:
+            if len(self._codes) >= MAX_CODES:
+                self._codes.clear()
+            self._codes[raw] = code
+        return code
+
+
+def _init_timeout(timeout: float | None) -> Failure:
+    return Failure("init_script_timeout", f"not done within {timeout} s")
+
+
+async def _run_with(code: Code, variables: Variables, given: Variables) -> object:
+    """Run code that awaits, and set its variables when it begins, which may be a turn later.
+
+    Set any sooner, they would be those of whatever else begins in the environment in that turn.
+    """
+    variables.update(given)
+    return await _await(code.run(variables))
+
+
+async def _error_of(work: Any) -> BaseException | None:
+    """What ``work`` raises. A task that raised `SystemExit` itself would end the event loop."""
+    try:
+        await _await(work)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+async def _await(awaitable: Any) -> object:
+    return await awaitable
+
+
+BOUNDARIES: Final = tuple(f.__code__ for f in (Code.run, Evaluator.call, _await))
+"""What calls user code, for `interrupts`."""
