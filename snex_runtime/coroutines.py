@@ -172,7 +172,8 @@ class Coroutines:
 
     def _forget(self, work: Work) -> None:
         self._all.discard(work)
-        self._interrupter.unwatch(work)
+        if work.timeout is not None:
+            self._interrupter.unwatch(work)
         if work.timer is not None:
             work.timer.cancel()
         caller = work.request.caller

@@ -20,7 +20,7 @@ from snex_runtime.coroutines import MayBeForked, Sender, Work
 from snex_runtime.errors import BadRequest, Failure, bad_request, cancelled, from_exception
 from snex_runtime.interrupts import Interrupted
 from snex_runtime.origin import origin
-from snex_runtime.requests import Asker, Receiver, Request, typed
+from snex_runtime.requests import Asker, Receiver, Request, make_request, typed
 from snex_runtime.standby import Standby
 
 __all__ = ["Dispatcher", "Handler", "Kinds"]
@@ -40,7 +40,7 @@ class Kinds(NamedTuple):
     tuples: Mapping[bytes, Handler]
     """Those that are tuples, by the atom in front."""
 
-    atoms: Mapping[str, Handler]
+    atoms: Mapping[bytes, Handler]
     """Those that are one atom."""
 
 
@@ -67,8 +67,8 @@ class Dispatcher:
     def __init__(
         self, node: MayBeForked, answers: Sender, coroutines: Begins, origins: NotesOrigin
     ) -> None:
-        self._tuples: Mapping[bytes, Handler] = {}
-        self._atoms: Mapping[str, Handler] = {}
+        self._kinds = Kinds({}, {})
+        self._heads: dict[bytes, tuple[Handler, int]] = {}
         self._node = node
         self._answers = answers
         self._coroutines = coroutines
@@ -77,7 +77,8 @@ class Dispatcher:
 
     def open(self, kinds: Kinds) -> None:
         """From now on requests are handled, by ``kinds``."""
-        self._tuples, self._atoms = kinds
+        self._kinds = kinds
+        self._heads = _heads_of(kinds)
 
     def close(self) -> None:
         """The runtime stops."""
@@ -102,7 +103,7 @@ class Dispatcher:
         else:
             caller, at = None, parse_cast(data, offset) or offset
         self._origins.last_origin = remote.name
-        request = Request(process, enter, caller, remote, data, at)
+        request = make_request(process, enter, caller, remote, data, at)
         outcome = self._standby.run(enter, self._handle, request)
         if isinstance(outcome, bytes):
             self._answers.send(request, outcome)
@@ -113,8 +114,14 @@ class Dispatcher:
         """What its handler gives, or the answer that tells what went wrong."""
         # It is not reset: nothing runs in this context but requests, and each has its own.
         origin.set((request.remote, request.caller))
+        at = request.at
         try:
-            return self._handler_of(request)(request)
+            found = self._heads.get(request.data[at : at + _HEAD])
+            if found is None:
+                return self._handler_of(request)(request)
+            handler, request.arity = found
+            request.at = at + _HEAD
+            return handler(request)
         except BadRequest as error:
             return failed(request, bad_request(str(error)))
         except DecodeError as error:
@@ -131,17 +138,35 @@ class Dispatcher:
     def _handler_of(self, request: Request) -> Handler:
         """Who handles ``request``, of which its kind has been read then."""
         data, at = request.data, request.at
-        try:
-            if data[at] == 104 and data[at + 2] == 119:
-                request.arity, end = data[at + 1], at + 4 + data[at + 3]
-                handler = self._tuples.get(data[at + 4 : end])
-                if handler is not None:
-                    request.at = end
-                    return handler
-        except IndexError:
-            pass  # it cannot be decoded either
-        term = _bytes.decode(data, at)[0]
-        handler = self._atoms.get(term) if isinstance(term, Atom) else None
+        if len(data) > at + 3 and data[at] == 104 and data[at + 2] == 119:
+            end = at + 4 + data[at + 3]
+            handler = self._kinds.tuples.get(data[at + 4 : end])
+            if handler is not None:
+                request.arity, request.at = data[at + 1], end
+                return handler
+        term = request.read(_bytes)
+        handler = self._kinds.atoms.get(term.encode()) if isinstance(term, Atom) else None
         if handler is None:
             raise BadRequest(f"unknown request: {inspect(term)}")
         return handler
+
+
+_HEAD: Final = 8
+
+
+def _heads_of(kinds: Kinds) -> dict[bytes, tuple[Handler, int]]:
+    """Handlers and arities by the first `_HEAD` bytes of requests, where these tell both.
+
+    So it is with names of four letters, which those that come often have, and with short atoms,
+    behind which nothing follows. To find these takes a third of the time that others take.
+    """
+    heads = {
+        bytes((104, arity, 119, len(name))) + name: (handler, arity)
+        for name, handler in kinds.tuples.items()
+        for arity in range(1, 6)
+    }
+    heads = {head: found for head, found in heads.items() if len(head) == _HEAD}
+    for name, handler in kinds.atoms.items():
+        if 2 + len(name) < _HEAD:
+            heads[bytes((119, len(name))) + name] = handler, 0
+    return heads

@@ -20,7 +20,16 @@ from snex_runtime.answers import OK, OK_
 from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.namespace import NAME, Variables, here
-from snex_runtime.requests import Asker, Reader, Receiver, Request, handle_in, options_in, typed
+from snex_runtime.requests import (
+    Asker,
+    Reader,
+    Receiver,
+    Request,
+    handle_in,
+    options_in,
+    read_variables,
+    typed,
+)
 
 T = TypeVar("T")
 
@@ -97,7 +106,10 @@ class Environment(BaseProcess):
 class Root(Environment):
     """The root environment, of which others are copies; none of users."""
 
-    __slots__ = ("_mutable",)
+    __slots__ = ("_mutable", "new_context")
+
+    new_context: Callable[[], Context]
+    """Makes a copy of its context."""
 
     def __init__(self, home: Environments, variables: Variables) -> None:
         super().__init__(home, variables, copy_context())
@@ -111,12 +123,11 @@ class Root(Environment):
             return super().enter(function, *args)
         finally:
             self._mutable = contexts.mutable_in(self.context)
+            # Nearly always nothing has to be looked after: then it is a function in C.
+            self.new_context = self._copied if self._mutable else self.context.copy
 
-    def new_context(self) -> Context:
-        """A copy of its context."""
-        if self._mutable:
-            return contexts.copied(self.context, self._mutable)
-        return self.context.copy()
+    def _copied(self) -> Context:
+        return contexts.copied(self.context, self._mutable)
 
 
 class Environments:
@@ -215,7 +226,7 @@ class Environments:
         if request.arity == 3:
             given, raw = self._reader.variables_and_options(request)
         else:
-            given, raw = self._reader.variables(request), None
+            given, raw = read_variables(self._reader.decoder, request.data, request.at)[0], None
         options = options_in(raw, ("from", "handle", "encoding_opts"))
         handle = options.get("handle", request.caller.pid)
         variables = self.root.variables.copy()

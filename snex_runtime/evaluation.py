@@ -32,6 +32,7 @@ from snex_runtime.requests import (
     Request,
     code_parts,
     read_keywords,
+    read_variables,
     typed,
 )
 
@@ -81,11 +82,12 @@ class Evaluator:
             given, raw = self._reader.variables_and_options(request)
             options = EvalOptions(raw)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
-            given = self._reader.variables(request)
+            given, _ = read_variables(self._reader.decoder, request.data, request.at)
         variables = request.variables
         if variables is None:
             variables = self._root.variables.copy()
-        if here.get() is not variables:
+            here.set(variables)
+        elif here.get() is not variables:
             here.set(variables)
         if code is not None and code.is_async:
             work: Any = _run_with(code, variables, given) if given else code.run(variables)
@@ -119,15 +121,15 @@ class Evaluator:
         """``{:call, module, function, args}``, with ``kwargs`` or without: what it returns."""
         if request.arity not in (4, 5):
             raise BadRequest(f"a call request has 4 or 5 elements, not {request.arity}")
-        module, function = request.read(typed), request.read(typed)
+        data = request.data
+        module, at = typed.decode(data, request.at)
+        function, at = typed.decode(data, at)
         if not isinstance(module, str) or not isinstance(function, str):
             named = f"{inspect(module)} and {inspect(function)}"
             raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
         decoder = self._reader.decoder
-        args = request.read(decoder)
-        kwargs: Any = {}
-        if request.arity == 5:
-            kwargs = read_keywords(decoder, request.data, request.at)
+        args, at = decoder.decode(data, at)
+        kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
         if not isinstance(args, list):
             raise BadRequest(f"the arguments of a call are a list, not {inspect(args)}")
         if request.variables is not None:

@@ -70,32 +70,31 @@ class Receiver(Protocol):
 
 
 class Request:
-    """One request, from its bytes to its answer.
-
-    ``caller`` is who waits for the answer, or None. It runs in ``variables`` (None: in a copy of
-    the root's), and in the context that ``enter`` calls functions in. ``at`` is where in ``data``
-    its next part begins, and ``arity`` the number of all parts, its kind among them.
-    """
+    """One request, from its bytes to its answer; `make_request` makes one."""
 
     __slots__ = ("arity", "at", "caller", "data", "enter", "process", "remote", "variables")
 
-    def __init__(
-        self,
-        process: Receiver,
-        enter: Enter,
-        caller: From | None,
-        remote: Asker,
-        data: bytes,
-        at: int,
-    ) -> None:
-        self.process = process
-        self.variables = process.variables
-        self.enter = enter
-        self.caller = caller
-        self.remote = remote
-        self.data = data
-        self.at = at
-        self.arity = 0
+    process: Receiver
+    """Whom it came to."""
+
+    variables: Variables | None
+    """What it runs in; None: in a copy of its own of the root's."""
+
+    enter: Enter
+    """Calls functions in the context that it runs in."""
+
+    caller: From | None
+    """Who waits for the answer, if anybody does."""
+
+    remote: Asker
+    """Where it came from."""
+
+    data: bytes
+    at: int
+    """Where in ``data`` the next part of it begins."""
+
+    arity: int
+    """The number of all its parts, its kind among them; 0 of an atom."""
 
     def read(self, decoder: Decoder) -> Any:
         """The next part."""
@@ -107,6 +106,25 @@ class Request:
         self.data = b""
 
 
+def make_request(
+    process: Receiver, enter: Enter, caller: From | None, remote: Asker, data: bytes, at: int
+) -> Request:
+    """A request to ``process``, of which nothing has been read: it is at ``data[at]``.
+
+    0.22 us; with an ``__init__`` it would be 0.35, as Python up to 3.12 has it.
+    """
+    request = Request()
+    request.process = process
+    request.variables = process.variables
+    request.enter = enter
+    request.caller = caller
+    request.remote = remote
+    request.data = data
+    request.at = at
+    request.arity = 0
+    return request
+
+
 class Reader:
     """Reads variables, by the encoding options of a runtime or those of the request."""
 
@@ -114,10 +132,6 @@ class Reader:
         self._options = options
         self.decoder: Final = serde.decoder(options)
         """Decodes what comes without options of its own."""
-
-    def variables(self, request: Request) -> Variables:
-        """The variables that come next, which are the last part. Raises `BadRequest`, `Failure`."""
-        return read_variables(self.decoder, request.data, request.at)[0]
 
     def variables_and_options(self, request: Request) -> tuple[Variables, object]:
         """The variables that come next, and the options behind them, which say how to decode those.

@@ -71,7 +71,8 @@ class Server(BaseProcess):
         self.root: Final = namespace.root_of(self._module)
         """The variables of the root environment."""
         self.environments = Environments(self, self._dispatcher, reader, self.root)
-        self._evaluator = Evaluator(self.environments.root, reader, self._interrupter)
+        self._root = self.environments.root
+        self._evaluator = Evaluator(self._root, reader, self._interrupter)
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
@@ -88,8 +89,8 @@ class Server(BaseProcess):
                 b"handle": self.environments.handle_requested,
             },
             atoms={
-                "ping": lambda request: PONG,
-                "info": self._info_requested,
+                b"ping": lambda request: PONG,
+                b"info": self._info_requested,
             },
         )
 
@@ -118,8 +119,7 @@ class Server(BaseProcess):
 
     def receive_external(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request."""
-        context = self.environments.root.new_context()
-        self._dispatcher.received(self, context.run, data, offset, remote)
+        self._dispatcher.received(self, self._root.new_context().run, data, offset, remote)
 
     def system_received(self, caller: From, request: object) -> None:
         """Answer a system message: ``GenServer.stop/1`` does not end the runtime."""
