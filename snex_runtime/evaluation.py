@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from inspect import isawaitable
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - its own name says too little
@@ -66,6 +67,7 @@ class Evaluator:
     def __init__(self, root: Place, reader: Reader, interrupter: Interrupter) -> None:
         self._root = root
         self._reader = reader
+        self._decoder = reader.decoder
         self._interrupter = interrupter
         self._snippets = Snippets()
 
@@ -82,7 +84,7 @@ class Evaluator:
             given, raw = self._reader.variables_and_options(request)
             options = EvalOptions(raw)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
-            given, _ = read_variables(self._reader.decoder, request.data, request.at)
+            given, _ = read_variables(self._decoder, request.data, request.at)
         variables = request.variables
         if variables is None:
             variables = self._root.variables.copy()
@@ -96,12 +98,10 @@ class Evaluator:
             variables.update(given)
         if code is None:
             return OK_NIL
-        encode = request.remote.encoder.encode
         if options.timeout is None:
-            return OK_ + encode(code.run(variables))
-        return self._interrupter.run(
-            Deadline(options.timeout), lambda: OK_ + encode(code.run(variables))
-        )
+            return OK_ + request.remote.encoder.encode(code.run(variables))
+        limit = Deadline(options.timeout)
+        return self._interrupter.run(limit, partial(_value, request, code, variables))
 
     def init(self, request: Request) -> bytes | Work:
         """An eval that runs in the root environment, and so prepares all that are made later."""
@@ -127,7 +127,7 @@ class Evaluator:
         if not isinstance(module, str) or not isinstance(function, str):
             named = f"{inspect(module)} and {inspect(function)}"
             raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
-        decoder = self._reader.decoder
+        decoder = self._decoder
         args, at = decoder.decode(data, at)
         kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
         if not isinstance(args, list):
@@ -222,6 +222,10 @@ class Snippets:
 
 def _init_timeout(timeout: float | None) -> Failure:
     return Failure("init_script_timeout", f"not done within {timeout} s")
+
+
+def _value(request: Request, code: Code, variables: Variables) -> bytes:
+    return OK_ + request.remote.encoder.encode(code.run(variables))
 
 
 async def _run_with(code: Code, variables: Variables, given: Variables) -> object:

@@ -44,9 +44,6 @@ class Server(BaseProcess):
     bounds the length of a reply, in bytes.
     """
 
-    variables: Final[Variables | None] = None
-    """None: each request has a copy of its own of the root's."""
-
     def __init__(
         self,
         node: Node,
@@ -57,6 +54,8 @@ class Server(BaseProcess):
     ) -> None:
         super().__init__(node)
         self.trap_exit = True  # without it the node would be there, and answer nobody
+        self.variables: Final[Variables | None] = None
+        """None: each request has a copy of its own of the root's."""
         self._started = time.monotonic()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
