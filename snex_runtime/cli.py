@@ -689,6 +689,16 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "start a node; it prints 'ready NAME PORT' when it can be called, and runs until SIGTERM, "
         "SIGHUP or Ctrl-C",
     )
+    _add_place(start)
+    _add_runtime(start)
+    _add_limits(start)
+    start.add_argument(
+        "--loop", choices=loops.CHOICES, default="auto", help="event loop (default: %(default)s)"
+    )
+
+
+def _add_place(start: argparse.ArgumentParser) -> None:
+    """Which node it is, and how others find it."""
     names = start.add_mutually_exclusive_group()
     names.add_argument(
         "--name",
@@ -722,6 +732,10 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="register with the epmd that runs or else start one (auto), only with one that runs, "
         "only with one of our own, or not at all (default: %(default)s)",
     )
+
+
+def _add_runtime(start: argparse.ArgumentParser) -> None:
+    """What evaluates."""
     start.add_argument("--init-script", metavar="FILE", help="Python code to run before all else")
     start.add_argument(
         "--init-script-timeout",
@@ -744,6 +758,10 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="how terms become objects: binary_as=str|bytes|bytearray, set_as=set|frozenset, "
         "atom_as=atom|distinct_atom (repeatable)",
     )
+
+
+def _add_limits(start: argparse.ArgumentParser) -> None:
+    """What it takes from others."""
     start.add_argument(
         "--net-ticktime",
         type=float,
@@ -757,9 +775,6 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=128 * 1024 * 1024,
         metavar="BYTES",
         help="longest frame accepted; a longer one closes its connection (default: %(default)s)",
-    )
-    start.add_argument(
-        "--loop", choices=loops.CHOICES, default="auto", help="event loop (default: %(default)s)"
     )
 
 

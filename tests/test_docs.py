@@ -73,10 +73,14 @@ def test_every_module_has_its_room() -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
 def test_every_request_is_in_the_contract(document: str) -> None:
     server = (ROOT / "snex_runtime" / "server.py").read_text(encoding="utf-8")
-    requests = re.findall(r'^ +b"(\w+)": self\._', server, re.M)
-    assert {"eval", "make_env"} <= set(requests)
+    tuples, _, atoms = server[server.index("tuples={") :].partition("atoms={")
+    names = re.findall(r'^ +b"(\w+)": ', tuples, re.M)
+    words = re.findall(r'^ +b"(\w+)": ', atoms, re.M)
+    assert {"eval", "make_env"} <= set(names)
+    assert {"ping"} <= set(words)
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert [name for name in requests if f"| `{{:{name}," not in text] == []
+    assert [name for name in names if f"| `{{:{name}," not in text] == []
+    assert [word for word in words if f"| `:{word}` |" not in text] == []
 
 
 def help_of(*command: str) -> str:
