@@ -84,13 +84,16 @@ _SURELY_SHALLOW: Final = 20_000
 class Code:
     """A compiled snippet, made by `compile_code`. It can run in any number of environments."""
 
-    __slots__ = ("_code", "is_async")
+    __slots__ = ("code", "is_async")
+
+    code: CodeType
+    """What Python compiled it to."""
 
     is_async: bool
     """Whether the snippet awaits at its top level, so that `run` gives a coroutine."""
 
     def __init__(self, code: CodeType) -> None:
-        self._code = code
+        self.code = code
         self.is_async = bool(code.co_flags & inspect.CO_COROUTINE)
 
     def run(self, environment: dict[str, object]) -> object:
@@ -103,11 +106,11 @@ class Code:
         >>> compile_code("for x in [1, 2, 3]:\\n  if x > 1: return x").run({})
         2
         """
-        return eval(self._code, environment)  # noqa: S307 - running given code is what this is for
+        return eval(self.code, environment)  # noqa: S307 - running given code is what this is for
 
     def __repr__(self) -> str:
         kind = "async " if self.is_async else ""
-        return f"<{kind}Code {self._code.co_filename}:{self._code.co_firstlineno}>"
+        return f"<{kind}Code {self.code.co_filename}:{self.code.co_firstlineno}>"
 
 
 def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:

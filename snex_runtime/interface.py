@@ -172,7 +172,7 @@ class NodeBackend:
         self, node: str, module: str, function: str, args: list[object], decoder: Decoder
     ) -> object:
         what = f"{module}.{function}/{len(args)}"
-        outcome = _Outcome(decoder)
+        outcome = Outcome(decoder)
         if await self._has_client(node):
             module, function, args = self._through_client(module, function, args)
         try:
@@ -275,7 +275,7 @@ class NodeBackend:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
-class _Outcome(Decoder):
+class Outcome(Decoder):
     """Decodes what ``erpc:execute_call`` ends with: a result as the caller wants it, all else as it
     is, so that an exception is told of whatever it holds.
     """
@@ -314,12 +314,8 @@ def _converted(term: object, decoder: Decoder) -> object:
         return term
 
 
-_delivering: ContextVar[bool] = ContextVar("snex_delivering_logs", default=False)
-
-
-def is_delivering_logs() -> bool:
-    """Whether the code that runs carries log records: what it logs itself must not join them."""
-    return _delivering.get()
+delivering_logs: ContextVar[bool] = ContextVar("snex_delivering_logs", default=False)
+"""Whether the code that runs carries log records: what it logs itself must not join them."""
 
 
 class LogCarrier(Protocol):
@@ -416,6 +412,11 @@ class LogQueue:
         if self._next_node() is not None:
             self._writer = tasks.start(self._write())
 
+    @property
+    def writing(self) -> bool:
+        """Whether records are being written."""
+        return self._writer is not None
+
     def close(self) -> None:
         """Write no more."""
         self._closed = True
@@ -428,7 +429,7 @@ class LogQueue:
         return self._backend.log_node(self.records[0][2])
 
     async def _write(self) -> None:
-        _delivering.set(True)
+        delivering_logs.set(True)
         try:
             while self.records:
                 node = self._next_node()

@@ -72,7 +72,7 @@ class LoggingHandler(logging.Handler):
 
         Those that carrying records makes do not: each would make the next.
         """
-        if record.levelno < self.level or interface.is_delivering_logs():
+        if record.levelno < self.level or interface.delivering_logs.get():
             return False
         return interface.current_backend() is not None or not interface.has_stopped()
 

@@ -40,7 +40,8 @@ _results: Final = Decoder()
 _plain: Final = etf.Encoder()
 
 
-def _frame(message: object) -> bytes:
+def encode_frame(message: object) -> bytes:
+    """``message`` as it is written. Raises ``ValueError`` when it is longer than `MAX_FRAME`."""
     body = serde.encoder.encode(message)
     if len(body) > MAX_FRAME:
         raise ValueError(f"a message of {len(body)} bytes: at most {MAX_FRAME} fit a frame")
@@ -53,7 +54,7 @@ async def _write(writer: asyncio.StreamWriter, lock: asyncio.Lock, frame: bytes)
         await writer.drain()
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[str, int, list[Any]] | None:
+async def read_message(reader: asyncio.StreamReader) -> tuple[str, int, list[Any]] | None:
     """The next message as its kind, number and fields; None at the end.
 
     Raises `DecodeError` and ``ConnectionError`` for what is none.
@@ -82,7 +83,7 @@ def _text(value: Any) -> Any:
 # --- the child ----------------------------------------------------------------------------------
 
 
-class _StreamBackend:
+class StreamBackend:
     """Carries messages to the parent; from any thread and loop of the child."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,6 +97,11 @@ class _StreamBackend:
         """Set when the parent has closed."""
         self.logs_dropped = 0
         """Log records lost because the parent was gone, or did not read."""
+
+    @property
+    def unanswered(self) -> int:
+        """How many messages wait for an answer."""
+        return len(self._waiting)
 
     async def send(self, to: object, data: object) -> None:
         """See `interface.send`."""
@@ -119,7 +125,7 @@ class _StreamBackend:
 
     def log(self, level: str, text: str, metadata: object) -> None:
         """Hand a log record on, from any thread."""
-        frame = _frame((Atom("log"), 0, level, text, metadata))
+        frame = encode_frame((Atom("log"), 0, level, text, metadata))
         self._loop.call_soon_threadsafe(self._write_log, frame)
 
     def _write_log(self, frame: bytes) -> None:
@@ -141,7 +147,7 @@ class _StreamBackend:
         if self.closed.is_set():
             raise ConnectionError(_GONE)
         number = next(self._ids)
-        frame = _frame((Atom(kind), number, *fields))
+        frame = encode_frame((Atom(kind), number, *fields))
         # Registered before it is written: the answer can be here before the write returns.
         self._waiting[number] = answer = self._loop.create_future()
         try:
@@ -154,7 +160,7 @@ class _StreamBackend:
         """Take answers until the parent closes."""
         try:
             while True:
-                message = await _read(self._reader)
+                message = await read_message(self._reader)
                 if message is None:
                     return
                 self._answered(*message)
@@ -208,7 +214,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> A
     ...     async with serve(*await asyncio.open_unix_connection(path)):
     ...         await interface.call("Elixir.IO", "puts", ["hello from a child"])
     """
-    backend = _StreamBackend(reader, writer)
+    backend = StreamBackend(reader, writer)
     receiving = asyncio.ensure_future(backend.receive())
     before = interface.current_backend()
     interface.set_backend(backend)
@@ -234,7 +240,7 @@ async def serve_forever(
         if on_ready is not None:
             on_ready()
         backend = interface.get_backend()
-        assert isinstance(backend, _StreamBackend)
+        assert isinstance(backend, StreamBackend)
         await backend.closed.wait()
 
 
@@ -258,7 +264,7 @@ async def io_loop_for_connection(
     tasks: set[asyncio.Task[None]] = set()
     try:
         while True:
-            message = await _read(reader)
+            message = await read_message(reader)
             if message is None:
                 return
             if message[0] == "call":
@@ -280,12 +286,12 @@ async def _serve_one(
     kind: str, number: int, fields: list[Any], writer: asyncio.StreamWriter, lock: asyncio.Lock
 ) -> None:
     try:
-        frame = _frame((Atom("ok"), number, await _perform(kind, fields)))
+        frame = encode_frame((Atom("ok"), number, await _perform(kind, fields)))
     except Exception as error:
         if kind == "log":  # it waits for no answer
             _log.warning("a child's log record is lost: %s", error)
             return
-        frame = _frame((Atom("error"), number, *_described(error)))
+        frame = encode_frame((Atom("error"), number, *_described(error)))
     if kind != "log":
         with contextlib.suppress(ConnectionError):
             await _write(writer, lock, frame)

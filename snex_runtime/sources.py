@@ -25,6 +25,7 @@ __all__ = [
     "MAX_LINES",
     "MAX_SNIPPETS",
     "VIRTUAL_FILE",
+    "Kept",
     "VirtualFile",
     "decode_script",
     "file_of_class",
@@ -77,7 +78,7 @@ class VirtualFile(str):
         return str, (str.__str__(self),)
 
 
-class _Kept:
+class Kept:
     """Snippets whose text is kept, the oldest first."""
 
     def __init__(self) -> None:
@@ -86,6 +87,7 @@ class _Kept:
         self._length = 0
 
     def add(self, file: VirtualFile, text: str, classes: Iterable[tuple[str, int]]) -> None:
+        """Keep ``text``, unless it is longer than `MAX_KEPT`; ``classes`` are those it defines."""
         if len(text) > MAX_KEPT:
             return
         lines = io.StringIO(text, newline=None).readlines()
@@ -116,7 +118,7 @@ class _Kept:
         return any(name == each and line in (None, first) for each, first in classes)
 
 
-_kept = _Kept()
+_kept = Kept()
 
 
 def keep(file: VirtualFile, text: str, classes: Iterable[tuple[str, int]]) -> None:

@@ -512,7 +512,7 @@ def test_the_standard_library_compiles_without_a_local_variable() -> None:
             source = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            code = compile_code(source, str(path))._code
+            code = compile_code(source, str(path)).code
             module = compile(source, str(path), "exec", dont_inherit=True)
         assert code.co_varnames == module.co_varnames, path
         assert code.co_freevars == (), path

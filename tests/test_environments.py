@@ -7,12 +7,21 @@ from collections.abc import AsyncIterator
 import pytest
 
 from snex_node import Process
+from snex_node.errors import ProcessExitError
 from snex_node.processes.process import DOWN, NORMAL
-from snex_node.wire.terms import Atom
+from snex_node.wire.terms import Atom, Pid
 from snex_runtime.environments import Environment, copy_into, names_in
 from snex_runtime.errors import BadRequest
+from tests.support.calling import OK, A, Caller, calling
 from tests.support.pair import Pair, pair
 from tests.support.tied import monitors_of
+from tests.support.waiting import until
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[Caller]:
+    async with calling() as made:
+        yield made
 
 
 @pytest.fixture
@@ -149,14 +158,131 @@ class TestRequests:
         assert await both.run("return tool") == 42
 
 
-async def test_a_reply_has_a_bound() -> None:
-    async with pair(max_reply=1000) as both:
-        assert await both.run("return 'x' * 900") == "x" * 900
-        late = "import asyncio; await asyncio.sleep(0); return 'x' * 1000"
-        for code in ("return 'x' * 1000", late):
-            status, error = await both.call("eval", code, {})
-            assert status == "error"
-            assert error["code"] == "python_runtime_error"
-            # {ok, Binary}: 2 + 4 bytes and 5 + 1000.
-            assert "the result takes 1011 bytes, and a reply has at most 1000" in error["reason"]
-        assert await both.run("return 1") == 1
+class TestContract:
+    async def test_they_keep_their_variables_apart(self, caller: Caller) -> None:
+        one, two = await caller.env({"x": 1}), await caller.env({"x": 2})
+        await caller.eval("y = x * 10", to=one)
+        assert await caller.value("return x, y", to=one) == (1, 10)
+        assert await caller.value("return x, 'y' in globals()", to=two) == (2, False)
+
+    async def test_copies(self, caller: Caller) -> None:
+        old = await caller.env({"a": 1, "b": 2, "c": 3})
+        new = await caller.env({"c": 30}, from_=old)
+        assert await caller.value("a = 10\nreturn a, b, c", to=new) == (10, 2, 30)
+        assert await caller.value("return a, b, c", to=old) == (1, 2, 3)
+
+    async def test_copies_of_parts(self, caller: Caller) -> None:
+        old = await caller.env({"a": 1, "b": 2})
+        code = "return {k: v for k, v in globals().items() if len(k) == 1}"
+        only = await caller.env(from_=(old, [(A("only"), [b"a", b"z"])]))
+        assert await caller.value(code, to=only) == {b"a": 1, b"z": None}
+        without = await caller.env(from_=(old, {A("except"): [A("a")]}))
+        assert await caller.value(code, to=without) == {b"b": 2}
+        for env in (only, without):
+            assert await caller.value("return snex.__name__, Elixir is snex.Elixir", to=env) == (
+                b"snex",
+                True,
+            )
+
+    async def test_of_many_later_ones_win(self, caller: Caller) -> None:
+        one, two = await caller.env({"a": 1, "b": 1}), await caller.env({"b": 2, "c": 2})
+        env = await caller.env(from_=[one, (two, [(A("except"), [b"c"])])])
+        assert await caller.value("return a, b, 'c' in globals()", to=env) == (1, 2, False)
+
+    async def test_destroy(self, caller: Caller) -> None:
+        env = await caller.env()
+        for _ in range(3):
+            assert await caller.call((A("destroy_env"), env)) == OK
+        with pytest.raises(ProcessExitError) as raised:
+            await caller.eval("return 1", to=env)
+        assert raised.value.reason == A("noproc")
+
+    async def test_what_is_not_an_environment(self, caller: Caller) -> None:
+        foreign = Pid("other@host", 1, 2, 3)
+        assert await caller.call((A("destroy_env"), foreign)) == OK
+        code, reason = await caller.error((A("make_env"), {}, [(A("from"), foreign)]))
+        assert code == "env_not_found"
+        assert "#PID<other@host.1.2> is no environment of this node" in reason
+        code, _ = await caller.error((A("make_env"), {}, [(A("from"), caller.server.pid)]))
+        assert code == "env_not_found"
+
+    async def test_the_handle(self, caller: Caller) -> None:
+        handle, heir = Process(caller.node), Process(caller.node)
+        env = await caller.env(handle=handle.pid)
+        watcher = Process(caller.node)
+        watcher.monitor(env)
+        assert await caller.call((A("handle"), heir.pid), to=env) == OK
+        handle.exit(A("done"))
+        # The node has seen the first handle end when it answers what was sent after that.
+        assert await caller.value("return 1", to=env) == 1
+        heir.exit(A("done"))
+        down = await watcher.next(timeout=5)
+        assert isinstance(down, tuple)
+        assert down[0] == A("DOWN")
+        assert down[3:] == (env, A("normal"))
+        assert len(caller.server.environments) == 0
+
+    async def test_without_a_handle_it_stays(self, caller: Caller) -> None:
+        handle = Process(caller.node)
+        env = await caller.env(handle=A("none"))
+        kept = await caller.env(handle=handle.pid)
+        assert await caller.call((A("handle"), A("none")), to=kept) == OK
+        handle.exit(A("done"))
+        assert await caller.call(A("ping"), to=env) == A("pong")
+        assert await caller.call(A("ping"), to=kept) == A("pong")
+
+    async def test_of_a_node_that_goes(self, caller: Caller) -> None:
+        await caller.env()
+        assert len(caller.server.environments) == 1
+        caller.server.node.disconnect(str(caller.node.name))
+        await until(lambda: len(caller.server.environments) == 0)
+
+    @pytest.mark.parametrize(
+        ("request_", "message"),
+        [
+            ((A("make_env"),), "make_env request has 2 or 3 elements, not 1"),
+            ((A("make_env"), 5), "variables are a map, not 5"),
+            ((A("make_env"), {}, 5), "options are a keyword list or a map, not 5"),
+            ((A("make_env"), {}, [(A("nope"), 1)]), "unknown option nope: there are from, handle"),
+            ((A("make_env"), {}, [(A("handle"), 7)]), "handle takes a pid or :none, not 7"),
+            ((A("make_env"), {}, {A("from"): 7}), "7 is no environment"),
+            ((A("make_env"), {1: 2}), "a variable's name is a binary or an atom, not 1"),
+            ((A("destroy_env"), 7), "destroy_env takes an environment's pid, not 7"),
+            ((A("destroy_env"),), "destroy_env"),
+            ((A("handle"), A("none")), "a handle request goes to an environment"),
+            (
+                (A("make_env"), {}, [(A("encoding_opts"), [(A("set_as"), A("list"))])]),
+                "set_as is one of set, frozenset",
+            ),
+        ],
+    )
+    async def test_wrong_requests(self, caller: Caller, request_: object, message: str) -> None:
+        code, reason = await caller.error(request_)
+        assert code in ("bad_request", "env_not_found")
+        assert message in reason
+        assert len(caller.server.environments) == 0
+
+    @pytest.mark.parametrize(
+        ("which", "names"),
+        [
+            ([(A("only"), [b"a"]), (A("except"), [])], [b"a"]),
+            ([(A("only"), []), (A("except"), [b"a"])], [b"b"]),
+            ([(A("only"), []), (A("except"), [])], [b"a", b"b"]),
+            ([(A("only"), [])], [b"a", b"b"]),
+            ([(A("except"), [])], [b"a", b"b"]),
+            ([], [b"a", b"b"]),
+        ],
+    )
+    async def test_empty_names_restrict_nothing(
+        self, caller: Caller, which: object, names: list[bytes]
+    ) -> None:
+        env = await caller.env({b"a": 1, b"b": 2})
+        made = await caller.env(from_=(env, which))
+        assert await caller.value("return sorted(set(globals()) & {'a', 'b'})", to=made) == names
+
+    async def test_only_and_except_exclude_each_other(self, caller: Caller) -> None:
+        both = [(A("only"), [b"a"]), (A("except"), [b"a"])]
+        env = await caller.env()
+        request: object = (A("make_env"), {}, [(A("from"), (env, both))])
+        code, reason = await caller.error(request)
+        assert (code, "exclude each other" in reason) == ("bad_request", True)

@@ -197,7 +197,7 @@ class TestOutcome:
 
     def decode(self, term: object, options: serde.Options = serde.DEFAULTS) -> Any:
         data = b"..." + etf.Encoder().encode(term) + b"rest"
-        decoded, end = interface._Outcome(serde.decoder(options)).decode(data, 3)
+        decoded, end = interface.Outcome(serde.decoder(options)).decode(data, 3)
         assert data[end:] == b"rest"
         return decoded
 
@@ -230,7 +230,7 @@ class TestOutcome:
     def test_truncated(self, cut: int) -> None:
         data = etf.Encoder().encode((self.REF, Atom("return"), [b"text"]))
         with pytest.raises(DecodeError):
-            interface._Outcome(Decoder()).decode(data[:cut])
+            interface.Outcome(Decoder()).decode(data[:cut])
 
 
 class Named:
@@ -255,7 +255,7 @@ class Carrier:
         return wanted or self.node if self.node else None
 
     async def write_log(self, node: str, args: list[object]) -> None:
-        self.delivering.append(interface.is_delivering_logs())
+        self.delivering.append(interface.delivering_logs.get())
         if self.hold is not None:
             await self.hold.wait()
         if self.errors:
@@ -280,7 +280,7 @@ class TestLogQueue:
         assert carrier.texts == [str(n) for n in range(20)]
         assert carrier.taken[0] == ("app@h", [Atom("info"), "0", {}])
         assert all(carrier.delivering)
-        assert not interface.is_delivering_logs()
+        assert not interface.delivering_logs.get()
 
     async def test_kept_while_nobody_is_there(self) -> None:
         carrier = Carrier()
@@ -326,7 +326,7 @@ class TestLogQueue:
         carrier.errors = [ConnectError("app@h", "unreachable", "no")]
         queue = LogQueue(carrier)
         queue.put("info", "kept", {})
-        await until(lambda: not carrier.errors and queue._writer is None)
+        await until(lambda: not carrier.errors and not queue.writing)
         assert (carrier.taken, queue.dropped) == ([], 0)
         queue.wake()
         await until(lambda: carrier.texts == ["kept"])
@@ -396,7 +396,7 @@ class TestLogQueue:
         queue.put("info", "never", {})
         await until(lambda: carrier.delivering)
         queue.close()
-        await until(lambda: queue._writer is None)
+        await until(lambda: not queue.writing)
         assert carrier.taken == []
 
     async def test_the_limit_of_a_node(self, both: Pair) -> None:

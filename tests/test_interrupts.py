@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import queue
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextvars import copy_context
-from types import CodeType
+from types import CodeType, FrameType
 
 import pytest
 
@@ -31,8 +32,7 @@ class Watched:
     """An interrupter with a thread that checks it, as the guardian does."""
 
     def __init__(self, *boundaries: CodeType) -> None:
-        self.running: set[Deadline] = set()
-        self.interrupter = Interrupter(self.running, boundaries)
+        self.interrupter = Interrupter(boundaries)
         self.interrupter.install()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._check)
@@ -100,7 +100,7 @@ class TestRun:
     def test_the_signal_reaches_only_whom_it_is_meant_for(self, watched: Watched) -> None:
         # Work that is over its deadline waits elsewhere, while innocent work runs.
         late = Deadline(0.0)
-        watched.running.add(late)
+        watched.interrupter.watch(late)
         assert spin(0.2) == "done"
         innocent = copy_context()
         innocent.run(current.set, Deadline(None))
@@ -149,7 +149,17 @@ class TestRun:
         assert ends == [encoder.encode("done")]
 
     def test_boundaries_let_it_through(self) -> None:
-        watched = Watched(etf.Encoder._ask_default.__code__)
+        callers: list[FrameType | None] = []
+
+        def note(value: object) -> None:
+            frame = inspect.currentframe()
+            assert frame is not None
+            callers.append(frame.f_back)
+
+        etf.Encoder(default=note).encode(object())
+        [asks] = callers
+        assert asks is not None
+        watched = Watched(asks.f_code)
         try:
             encoder = etf.Encoder(default=lambda _: spin())
             with pytest.raises(Interrupted):
@@ -163,7 +173,7 @@ class TestInstalling:
     def test_the_handler_of_before_comes_back(self) -> None:
         assert SIGNAL is not None
         before = signal.getsignal(SIGNAL)
-        interrupter = Interrupter([], [])
+        interrupter = Interrupter()
         interrupter.install()
         assert interrupter.installed
         assert signal.getsignal(SIGNAL) != before
@@ -176,7 +186,7 @@ class TestInstalling:
         made: list[Interrupter] = []
 
         def work() -> None:
-            made.append(Interrupter([], []))
+            made.append(Interrupter())
             made[0].install()
             made[0].check()
             made[0].remove()
@@ -188,7 +198,7 @@ class TestInstalling:
 
     def test_a_signal_of_somebody_else_does_nothing(self) -> None:
         assert SIGNAL is not None
-        interrupter = Interrupter([], [])
+        interrupter = Interrupter()
         interrupter.install()
         try:
             signal.raise_signal(SIGNAL)
@@ -200,7 +210,8 @@ class TestInstalling:
         sent: list[int] = []
         monkeypatch.setattr(signal, "pthread_kill", lambda _, number: sent.append(number))
         work = Deadline(1000)
-        interrupter = Interrupter([work], [])
+        interrupter = Interrupter()
+        interrupter.watch(work)
         interrupter.install()
         try:
             interrupter.check()
@@ -211,6 +222,11 @@ class TestInstalling:
             interrupter.check()
             assert sent == [SIGNAL]
             work.over = True
+            interrupter.check()
+            assert sent == [SIGNAL]
+            work.over = False
+            interrupter.unwatch(work)
+            interrupter.unwatch(work)
             interrupter.check()
             assert sent == [SIGNAL]
         finally:
@@ -243,7 +259,7 @@ class TestCheckpoint:
 
 async def test_tasks_inherit_the_deadline(watched: Watched) -> None:
     late = Deadline(0.0)
-    watched.running.add(late)
+    watched.interrupter.watch(late)
 
     async def block() -> str:
         return spin()

@@ -114,9 +114,9 @@ class TestOwnRecords:
             assert not self.untold(own, above, at)
 
     def test_what_elixir_does_not_get(self, backend: Backend, own: logging.LogRecord) -> None:
-        token = interface._delivering.set(True)
+        token = interface.delivering_logs.set(True)
         untold = self.untold(own, LoggingHandler())
-        interface._delivering.reset(token)
+        interface.delivering_logs.reset(token)
         assert untold  # else each record of carrying records would make the next
         interface.set_backend(None, stopped=True)
         assert self.untold(own, LoggingHandler())
@@ -243,8 +243,8 @@ class TestEmit:
         self, backend: Backend, logger: logging.Logger
     ) -> None:
         logger.addHandler(LoggingHandler())
-        token = interface._delivering.set(True)
+        token = interface.delivering_logs.set(True)
         logger.info("while carrying")
-        interface._delivering.reset(token)
+        interface.delivering_logs.reset(token)
         logger.info("afterwards")
         assert [text for _, text, _ in backend.records] == ["afterwards"]

@@ -114,10 +114,11 @@ class Vector:
 
 
 @pytest.fixture
-def custom_encoder() -> Iterator[Callable[[Callable[[Any], object]], None]]:
-    before = serde._custom
-    yield serde.set_custom_encoder
-    serde._custom = before
+def custom_encoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[Any], object]], None]:
+    monkeypatch.setattr(serde, "_custom", None)
+    return serde.set_custom_encoder
 
 
 class TestFromElixir:

@@ -65,7 +65,7 @@ class Line:
 
     def __init__(self) -> None:
         self.parent = Parent()
-        self.child: serve._StreamBackend
+        self.child: serve.StreamBackend
         self.to_child: asyncio.StreamWriter
         self.to_parent: asyncio.StreamWriter
         self.from_parent: asyncio.StreamReader
@@ -96,7 +96,7 @@ async def line() -> AsyncIterator[Line]:
     """A parent's loop and a child's `serve`; `interface` is the parent's, functions the child's."""
     async with connected() as made, serve.serve(made.from_parent, made.to_parent):
         backend = interface.get_backend()
-        assert isinstance(backend, serve._StreamBackend)
+        assert isinstance(backend, serve.StreamBackend)
         made.child = backend
         interface.set_backend(made.parent)
         yield made
@@ -156,7 +156,7 @@ class TestBothWays:
             await call
         line.parent.hold.set()  # the late answer is for nobody
         await line.child.send("name", 1)
-        assert not line.child._waiting
+        assert line.child.unanswered == 0
 
 
 class TestErrors:
@@ -240,7 +240,7 @@ class TestEnds:
         async with connected() as line:
             interface.set_backend(line.parent)
             line.parent.hold = asyncio.Event()
-            line.to_parent.write(serve._frame((Atom("call"), 1, "m", "f", [], None)))
+            line.to_parent.write(serve.encode_frame((Atom("call"), 1, "m", "f", [], None)))
             await until(lambda: line.parent.calls)
             line.to_parent.close()
             await line.loop
@@ -254,7 +254,7 @@ class TestEnds:
                 serve.serve_forever(line.from_parent, line.to_parent, on_ready=ready.set)
             )
             await ready.wait()
-            assert isinstance(interface.get_backend(), serve._StreamBackend)
+            assert isinstance(interface.get_backend(), serve.StreamBackend)
             line.to_child.close()
             await serving
             assert interface.current_backend() is None
@@ -273,8 +273,8 @@ class TestBadInput:
         [
             (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes"),
             (b"\0\0\0\x01\xff", "unknown tag"),
-            (serve._frame(7), "a message that is none: 7"),
-            (serve._frame((Atom("send"), "x")), "a message that is none"),
+            (serve.encode_frame(7), "a message that is none: 7"),
+            (serve.encode_frame((Atom("send"), "x")), "a message that is none"),
         ],
     )
     async def test_cuts_the_child_off(
@@ -292,8 +292,8 @@ class TestBadInput:
     async def test_is_answered(self, message: object) -> None:
         async with connected() as line:
             interface.set_backend(line.parent)
-            line.to_parent.write(serve._frame(message))
-            answer = await serve._read(line.from_parent)
+            line.to_parent.write(serve.encode_frame(message))
+            answer = await serve.read_message(line.from_parent)
             assert answer is not None
             assert answer[:2] == ("error", 1)
 

@@ -7,7 +7,6 @@ import doctest
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -36,11 +35,9 @@ DOCUMENTED = (
 
 
 @pytest.fixture(autouse=True)
-def custom_encoder() -> Iterator[None]:
+def custom_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """An example sets the one of the process."""
-    before = serde._custom
-    yield
-    serde._custom = before
+    monkeypatch.setattr(serde, "_custom", None)
 
 
 def test_exports() -> None:

@@ -335,7 +335,7 @@ class TestInspect:
             tracemalloc.stop()
 
     def test_what_is_kept_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        kept = sources._Kept()
+        kept = sources.Kept()
         monkeypatch.setattr(sources, "MAX_KEPT", 100)
         files = [VirtualFile(VIRTUAL_FILE) for _ in range(10)]
         for file in files:
@@ -348,7 +348,7 @@ class TestInspect:
             kept.add(VirtualFile("z"), "x" * 100, [])
 
     def test_so_is_their_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        kept = sources._Kept()
+        kept = sources.Kept()
         monkeypatch.setattr(sources, "MAX_SNIPPETS", 2)
         files = [VirtualFile(VIRTUAL_FILE) for _ in range(3)]
         for file in files:

@@ -1,0 +1,307 @@
+"""Evaluations, called functions and the init script."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.calling import (
+    OK,
+    STRUCT,
+    A,
+    Caller,
+    calling,
+    evaluate,
+)
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[Caller]:
+    async with calling() as made:
+        yield made
+
+
+@pytest.fixture
+async def started(caller: Caller) -> Caller:
+    """A caller that knows when code has begun to wait: ``began.set()`` in that code."""
+    caller.server.provide(began=asyncio.Event(), ended=asyncio.Event(), asyncio=asyncio)
+    return caller
+
+
+class TestEval:
+    @pytest.mark.parametrize("name", [b"x", A("x")], ids=["binary", "atom"])
+    async def test_code_and_variables(self, caller: Caller, name: object) -> None:
+        assert await caller.eval("return 6 * x", {name: 7}) == (OK, 42)
+
+    async def test_without_return_the_value_is_nil(self, caller: Caller) -> None:
+        assert await caller.eval("x = 1") == (OK, None)
+
+    async def test_options_may_be_a_list_or_a_map(self, caller: Caller) -> None:
+        for options in ([], {}, None, [(A("timeout"), A("infinity"))], {A("timeout"): 5000}):
+            assert await caller.eval("return x", {"x": 1}, options) == (OK, 1)
+
+    async def test_nil_sets_variables_only(self, caller: Caller) -> None:
+        env = await caller.env()
+        assert await caller.eval(None, {"x": 5}, to=env) == (OK, None)
+        assert await caller.value("return x", to=env) == 5
+
+    async def test_code_with_a_place(self, caller: Caller) -> None:
+        code = {
+            STRUCT: A("Elixir.Snex.Code"),
+            A("src"): [b"1 /", [32, b"zero"]],
+            A("file"): b"/some/file.ex",
+            A("line"): 42,
+        }
+        tag, error = await caller.eval(code, {"zero": 0})
+        assert tag == A("error")
+        assert error[A("reason")] == b"division by zero"
+        assert error[A("traceback")][1:] == [
+            b'  File "/some/file.ex", line 42, in <module>\n',
+            b"ZeroDivisionError: division by zero\n",
+        ]
+
+    async def test_evaluations_on_the_server_share_nothing(self, caller: Caller) -> None:
+        assert await caller.eval("x = 1") == (OK, None)
+        assert await caller.value("return 'x' in globals()") is False
+
+    async def test_code_that_awaits(self, caller: Caller) -> None:
+        code = "import asyncio\nawait asyncio.sleep(0)\nreturn x"
+        assert await caller.eval(code, {"x": [1]}) == (OK, [1])
+
+    @pytest.mark.parametrize(
+        ("option", "value", "expected"),
+        [
+            ("binary_as", "bytes", b"<class 'bytes'>"),
+            ("binary_as", "bytearray", b"<class 'bytearray'>"),
+            ("atom_as", "distinct_atom", b"<class 'snex_runtime.serde.DistinctAtom'>"),
+            ("set_as", "frozenset", b"<class 'frozenset'>"),
+        ],
+    )
+    async def test_encoding_options(
+        self, caller: Caller, option: str, value: str, expected: bytes
+    ) -> None:
+        x: object = {
+            "binary_as": b"x",
+            "atom_as": A("x"),
+            "set_as": {STRUCT: A("Elixir.MapSet"), A("map"): {1: []}},
+        }[option]
+        options = [(A("encoding_opts"), [(A(option), A(value))])]
+        assert await caller.eval("return str(type(x))", {"x": x}, options) == (OK, expected)
+        assert await caller.eval("return str(type(x))", {"x": x}) != (OK, expected)
+        env = await caller.env({"x": x}, encoding_opts={A(option): A(value)})
+        assert await caller.value("return str(type(x))", to=env) == expected
+
+    async def test_what_an_environment_starts_with(self, caller: Caller) -> None:
+        code = "return sorted(k for k in globals()), snex.__name__, __name__"
+        names, snex, name = await caller.value(code)
+        assert names == [b"Elixir", b"__builtins__", b"__name__", b"snex"]
+        assert (snex, name) == (b"snex", b"__snex__")
+
+    async def test_many_at_once_are_answered_each(self, caller: Caller) -> None:
+        code = "import asyncio\nawait asyncio.sleep(0)\nreturn n"
+        calls = [caller.eval(code if n % 2 else "return n", {"n": n}) for n in range(400)]
+        assert await asyncio.gather(*calls) == [(OK, n) for n in range(400)]
+
+    async def test_evaluations_interleave_only_where_they_await(self, caller: Caller) -> None:
+        env = await caller.env({"log": []})
+        code = """
+import asyncio
+
+async def run(name):
+    for step in range(3):
+        log.append((name, step, "in"))
+        log.append((name, step, "out"))
+        await asyncio.sleep(0)
+
+await run(name)
+"""
+        await asyncio.gather(*(caller.eval(code, {"name": n}, to=env) for n in range(3)))
+        log = await caller.value("return log", to=env)
+        assert len(log) == 18
+        for entered, left in zip(log[::2], log[1::2]):
+            assert (entered[:2], entered[2], left[2]) == (left[:2], b"in", b"out")
+        names = [entry[0] for entry in log]
+        assert names != sorted(names)
+
+
+class TestCall:
+    async def test_a_function_of_a_module(self, caller: Caller) -> None:
+        assert await caller.call((A("call"), A("math"), A("sqrt"), [16])) == (OK, 4.0)
+        assert await caller.call((A("call"), b"os.path", b"join", [b"a", b"b"])) == (OK, b"a/b")
+        assert await caller.call((A("call"), b"datetime", b"date.fromisoformat", [b"x"])) != OK
+
+    async def test_keyword_arguments(self, caller: Caller) -> None:
+        request = (A("call"), b"json", b"dumps", [{b"b": 1, b"a": 2}], {A("sort_keys"): True})
+        assert await caller.call(request) == (OK, b'{"a": 2, "b": 1}')
+
+    @pytest.mark.parametrize(
+        ("kwargs", "answer"),
+        [
+            ([(A("sort_keys"), True)], b'{"a": 2, "b": 1}'),
+            ([(b"sort_keys", True), (A("sort_keys"), False)], b'{"a": 2, "b": 1}'),
+            ([(A("sort_keys"), True), (A("indent"), None)], b'{"a": 2, "b": 1}'),
+            ([], b'{"b": 1, "a": 2}'),
+            (None, b'{"b": 1, "a": 2}'),
+        ],
+    )
+    async def test_keyword_arguments_as_a_keyword_list(
+        self, caller: Caller, kwargs: object, answer: bytes
+    ) -> None:
+        request = (A("call"), b"json", b"dumps", [{b"b": 1, b"a": 2}], kwargs)
+        assert await caller.call(request) == (OK, answer)
+
+    async def test_a_coroutine_is_awaited(self, caller: Caller) -> None:
+        assert await caller.call((A("call"), b"asyncio", b"sleep", [0, b"x"])) == (OK, b"x")
+
+    async def test_in_an_environment(self, caller: Caller) -> None:
+        env = await caller.env()
+        assert await caller.call((A("call"), b"math", b"sqrt", [4]), to=env) == (OK, 2.0)
+
+    @pytest.mark.parametrize(
+        ("request_", "message"),
+        [
+            ((A("call"), b"no_such_module", b"f", []), "no module named no_such_module"),
+            ((A("call"), b"math", b"no_such", []), "module math has no no_such"),
+            ((A("call"), b"math", b"pi", []), "math.pi cannot be called"),
+            ((A("call"), 1, b"pi", []), 'a call are atoms or binaries, not 1 and "pi"'),
+            ((A("call"), 10**5000, [], []), "not <an integer of 16610 bits> and []"),
+            ((A("call"), b"math", b"sqrt", 16), "the arguments of a call are a list, not 16"),
+            (
+                (A("call"), b"math", b"sqrt", [16], [1]),
+                "arguments are a keyword list or a map, not [1]",
+            ),
+            (
+                (A("call"), b"math", b"sqrt", [16], 5),
+                "keyword arguments are a keyword list or a",
+            ),
+            ((A("call"), b"math", b"sqrt", [16], [(1, 2)]), "argument's name is an atom, not 1"),
+            ((A("call"), b"math", b"sqrt"), "a call request has 4 or 5 elements, not 3"),
+        ],
+    )
+    async def test_wrong_ones(self, caller: Caller, request_: object, message: str) -> None:
+        code, reason = await caller.error(request_)
+        assert code == "bad_request"
+        assert message in reason
+
+    async def test_what_the_function_raises(self, caller: Caller) -> None:
+        assert await caller.error((A("call"), b"math", b"sqrt", [-1])) == (
+            "python_runtime_error",
+            "expected a nonnegative input, got -1.0"
+            if platform.python_version_tuple() >= ("3", "14")
+            else "math domain error",
+        )
+        code, reason = await caller.error((A("call"), b"math", b"sqrt", []))
+        assert code == "python_runtime_error"
+        assert "takes exactly one argument" in reason
+
+    async def test_text_that_is_not_utf_8(self, caller: Caller) -> None:
+        code, reason = await caller.error((A("call"), b"builtins", b"len", [b"\xff"]))
+        assert code in ("bad_request", "python_runtime_error")
+        assert "UTF-8" in reason
+
+
+TEACH = "snex.set_custom_encoder takes a function that knows what to send instead"
+
+
+class TestFailures:
+    async def test_code_that_does_not_parse(self, caller: Caller) -> None:
+        tag, error = await caller.eval("x = 1\ny = = 2")
+        assert tag == A("error")
+        assert error[A("code")] == A("python_runtime_error")
+        assert b"invalid syntax" in error[A("reason")]
+        assert b'  File "<Snex.Code>", line 2\n' in error[A("traceback")]
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            ("return object()", f"Cannot serialize object of <class 'object'>: {TEACH}"),
+            (
+                "return {'a': [1, object()]}",
+                f"Cannot serialize object of <class 'object'>: {TEACH} (at [\"a\"][1])",
+            ),
+            ("return {'k': 1, b'k': 2}", "the keys 'k' and b'k' are the same key in a map"),
+            (
+                "async def f(): return 1\nreturn f",
+                f"Cannot serialize object of <class 'function'>: {TEACH}",
+            ),
+            ("x = []\nx.append(x)\nreturn x", "a list contains itself"),
+        ],
+    )
+    @pytest.mark.parametrize("wait", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+    async def test_results_that_cannot_be_encoded(
+        self, caller: Caller, code: str, reason: str, wait: str
+    ) -> None:
+        assert await caller.error(evaluate((wait + code).encode(), {})) == (
+            "python_runtime_error",
+            reason,
+        )
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            ("import sys; sys.exit()", "SystemExit"),
+            ("import sys; sys.exit('bye')", "bye"),
+            ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+            ("raise GeneratorExit", "GeneratorExit"),
+            ("class Own(BaseException): pass\nraise Own('mine')", "mine"),
+            ("raise StopIteration(5)", None),
+        ],
+    )
+    @pytest.mark.parametrize("wait", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+    async def test_what_ends_programs_ends_the_evaluation(
+        self, caller: Caller, code: str, reason: str | None, wait: str
+    ) -> None:
+        kind, text = await caller.error(evaluate((wait + code).encode(), {}))
+        assert kind == "python_runtime_error"
+        assert reason is None or text == reason
+        assert await caller.call(A("ping")) == A("pong")
+
+    async def test_a_task_of_user_code_that_is_cancelled(self, caller: Caller) -> None:
+        code = b"import asyncio\nt = asyncio.ensure_future(asyncio.sleep(9))\nt.cancel()\nawait t"
+        kind, _ = await caller.error(evaluate(code, {}))
+        assert kind == "python_runtime_error"
+
+    async def test_a_coroutine_that_is_not_awaited(self, caller: Caller) -> None:
+        code = "async def f(): return 1\nc = f()\ntry:\n  return [c]\nfinally:\n  c.close()"
+        kind, reason = await caller.error(evaluate(code.encode(), {}))
+        assert (kind, reason) == (
+            "python_runtime_error",
+            "Cannot serialize object of <class 'coroutine'>: await it (at [0])",
+        )
+
+
+class TestInit:
+    async def test_what_it_sets_every_environment_has(self, caller: Caller) -> None:
+        before = await caller.env()
+        assert await caller.server.init("import math\nbase = 40", "init.py") is None
+        assert await caller.value("return base + math.sqrt(4)") == 42.0
+        assert await caller.value("return base", to=await caller.env()) == 40
+        assert await caller.value("return 'base' in globals()", to=before) is False
+
+    async def test_it_may_await(self, caller: Caller) -> None:
+        code = "import asyncio\nawait asyncio.sleep(0)\nx = 1"
+        assert await caller.server.init(code, "init.py", timeout=10) is None
+        assert await caller.value("return x") == 1
+
+    async def test_it_raises(self, caller: Caller) -> None:
+        failure = await caller.server.init("x = 1\n1 / 0", "init.py")
+        assert failure is not None
+        assert failure.code == "python_runtime_error"
+        assert '  File "init.py", line 2, in <module>\n' in (failure.traceback or [])
+
+    @pytest.mark.parametrize("wait", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+    async def test_it_would_end_the_program(self, caller: Caller, wait: str) -> None:
+        failure = await caller.server.init(wait + "raise SystemExit('bye')", "init.py")
+        assert failure is not None
+        assert failure.reason == "bye"
+        assert await caller.value("return 1") == 1
+
+    async def test_it_takes_too_long(self, caller: Caller) -> None:
+        for code in ("import asyncio\nawait asyncio.sleep(60)", "while True: pass"):
+            failure = await caller.server.init(code, "init.py", timeout=0.1)
+            assert failure is not None
+            assert failure.code == "init_script_timeout"
+            assert "0.1 s" in str(failure.reason)
