@@ -107,6 +107,7 @@ class Kept:
         linecache.cache.pop(file, None)
 
     def newest_with(self, name: str, line: int | None) -> VirtualFile | None:
+        """The snippet kept last that `holds` the class."""
         with self._lock:
             for file in reversed(self._classes):
                 if self.holds(file, name, line):
@@ -114,6 +115,7 @@ class Kept:
         return None
 
     def holds(self, file: VirtualFile, name: str, line: int | None) -> bool:
+        """Whether a snippet defines class ``name``, in that line where one is given."""
         _, classes = self._classes.get(file, (0, ()))
         return any(name == each and line in (None, first) for each, first in classes)
 

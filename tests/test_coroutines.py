@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snex_node.errors import CallTimeoutError, ProcessExitError
+from snex_node.wire.gen import From
+from snex_runtime.coroutines import Coroutines, Work
+from snex_runtime.interrupts import Deadline, Interrupted
+from snex_runtime.origin import origin
+from snex_runtime.requests import EvalOptions
 from tests.support.calling import (
     OK,
     A,
@@ -17,7 +26,12 @@ from tests.support.calling import (
     calling,
     evaluate,
 )
+from tests.support.requests import Sent, Unforked, by_alias, code_of, request_of
 from tests.support.waiting import until
+
+EAGER = sys.version_info >= (3, 12)
+ROOT = Path(__file__).parents[1]
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 
 
 @pytest.fixture
@@ -133,3 +147,222 @@ class TestTimeout:
             assert await caller.error(evaluate(code, {}, options)) == ("cancelled", "timeout")
             assert time.monotonic() - begun < 5
             assert await caller.value("return 1") == 1
+
+
+class Interrupts:
+    """Notes what it is to look after."""
+
+    def __init__(self) -> None:
+        self.watched: list[Deadline] = []
+
+    def watch(self, work: Deadline) -> None:
+        self.watched.append(work)
+
+    def unwatch(self, work: Deadline) -> None:
+        self.watched.remove(work)
+
+
+class Alone:
+    """`Coroutines` without a runtime."""
+
+    def __init__(self) -> None:
+        self.sent, self.interrupts = Sent(), Interrupts()
+        self.coroutines = Coroutines(Unforked(), self.sent, self.interrupts)
+
+    def begin(self, awaited: Any, caller: From | None = None, **options: object) -> Work:
+        """Begin work; ``options`` are those of an eval."""
+        request = request_of(b"h\x03w\x04eval" + b"x" * 100, caller=caller)
+        work = Work(request, awaited, EvalOptions({A(name): o for name, o in options.items()}))
+        self.coroutines.begin(work)
+        return work
+
+
+@pytest.fixture
+async def alone() -> Alone:
+    return Alone()
+
+
+async def waiting(ended: list[object]) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError as error:
+        await asyncio.sleep(0)  # to clean up may take turns of the loop
+        ended.append(type(error))
+        raise
+
+
+class TestAlone:
+    async def test_its_value_is_the_answer(self, alone: Alone) -> None:
+        async def work() -> list[int]:
+            await asyncio.sleep(0)
+            return [1]
+
+        begun = alone.begin(work())
+        assert len(alone.coroutines) == 1
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last == [1]
+        assert alone.sent.answers[0][0] is begun.request
+        assert len(alone.coroutines) == 0
+        assert begun.over
+
+    async def test_the_bytes_of_the_request_are_let_go(self, alone: Alone) -> None:
+        work = alone.begin(asyncio.sleep(0))
+        assert work.request.data == b""
+        await until(lambda: alone.sent.answers)
+
+    async def test_it_runs_in_the_context_of_its_request(self, alone: Alone) -> None:
+        async def work() -> str:
+            await asyncio.sleep(0)
+            asked = origin.get()
+            assert asked is not None
+            VARIABLE.set("changed")
+            return asked[0].name
+
+        begun = alone.begin(work())
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last == "app@host"
+        assert VARIABLE.get() == "unset"
+        assert begun.request.enter(VARIABLE.get) == "changed"
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (ValueError("wrong"), "wrong"),
+            (SystemExit("bye"), "bye"),
+            (asyncio.CancelledError("by itself"), "by itself"),
+        ],
+    )
+    async def test_what_it_raises_is_told(
+        self, alone: Alone, error: BaseException, reason: str
+    ) -> None:
+        async def work() -> None:
+            await asyncio.sleep(0)
+            raise error
+
+        alone.begin(work())
+        await until(lambda: alone.sent.answers)
+        assert code_of(alone.sent.last) == "python_runtime_error"
+        assert alone.sent.last[1]["reason"] == reason
+
+    async def test_it_is_interrupted(self, alone: Alone) -> None:
+        async def work() -> None:
+            raise Interrupted
+
+        alone.begin(work())
+        await until(lambda: alone.sent.answers)
+        assert code_of(alone.sent.last) == "cancelled"
+
+    async def test_its_caller_gives_up(self, alone: Alone) -> None:
+        ended: list[object] = []
+        caller, other = by_alias(1), by_alias(2)
+        alone.begin(waiting(ended), caller)
+        assert caller.ref is not None
+        assert other.ref is not None
+        await asyncio.sleep(0)
+        alone.coroutines.given_up(other.ref)
+        alone.coroutines.given_up(caller.ref)
+        await until(lambda: alone.sent.answers)
+        assert ended == [asyncio.CancelledError]
+        assert code_of(alone.sent.last) == "cancelled"
+        assert alone.sent.last[1]["reason"] == "its caller has given up"
+        alone.coroutines.given_up(caller.ref)
+
+    async def test_it_continues_where_it_is_to(self, alone: Alone) -> None:
+        caller, go = by_alias(), asyncio.Event()
+        assert caller.ref is not None
+        alone.begin(go.wait(), caller, on_timeout=A("continue"))
+        alone.coroutines.given_up(caller.ref)
+        go.set()
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last is True
+
+    async def test_it_is_stopped_before_it_begins(self, alone: Alone) -> None:
+        ended: list[object] = []
+        work = alone.begin(waiting(ended))
+        work.stop("early")
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last[1]["reason"] == "early"
+        # Eager tasks have begun, and clean up.
+        assert ended == ([asyncio.CancelledError] if EAGER else [])
+
+    async def test_it_is_stopped_in_its_first_step(self, alone: Alone) -> None:
+        caller, ended = by_alias(), list[object]()
+        assert caller.ref is not None
+        ref = caller.ref
+
+        async def work() -> None:
+            alone.coroutines.given_up(ref)
+            await waiting(ended)
+
+        alone.begin(work(), caller)
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last[1]["reason"] == "its caller has given up"
+        assert ended == [asyncio.CancelledError]
+
+    async def test_it_has_a_time_limit(self, alone: Alone) -> None:
+        ended: list[object] = []
+        work = alone.begin(waiting(ended), timeout=20)
+        assert alone.interrupts.watched == [work]
+        before = work.deadline
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last[1]["reason"] == "timeout"
+        assert ended == [asyncio.CancelledError]
+        assert alone.interrupts.watched == []
+        # To clean up it was given more, as long as it left the loop its turns.
+        assert work.deadline > before
+        assert work.timer is not None
+        assert work.timer.cancelled()
+
+    async def test_the_runtime_stops(self, alone: Alone) -> None:
+        ended: list[object] = []
+        works = [alone.begin(waiting(ended)) for _ in range(3)]
+        await asyncio.sleep(0)
+        alone.coroutines.close()
+        assert all(work.task in asyncio.all_tasks() for work in works)
+        await until(lambda: len(alone.sent.answers) == 3)
+        assert alone.sent.last[1]["reason"] == "the runtime stops"
+        assert ended == [asyncio.CancelledError] * 3
+
+    async def test_its_task_is_hidden(self, alone: Alone) -> None:
+        work = alone.begin(asyncio.Event().wait())
+        assert work.task is not None
+        assert work.task not in asyncio.all_tasks()
+        work.stop("the test is over")
+        await until(lambda: alone.sent.answers)
+
+
+def test_a_forked_child_ends_where_it_comes_back() -> None:
+    """Which needs a process of its own: how it ends is told by its status."""
+    script = """
+import asyncio, os, sys
+from snex_runtime.coroutines import Coroutines, Work
+from snex_runtime.requests import EvalOptions
+from tests.support.requests import Sent, Unforked, request_of
+from tests.test_coroutines import Interrupts
+
+class Node(Unforked):
+    forked = True
+
+async def returns(): return 1
+async def raises(): raise ValueError("shown")
+async def awaits(): await asyncio.sleep(0)
+
+async def main():
+    coroutines = Coroutines(Node(), Sent(), Interrupts())
+    coroutines.begin(Work(request_of(b"h\\3w\\4eval"), globals()[sys.argv[1]]()))
+    await asyncio.sleep(0.05)
+    os._exit(7)
+
+asyncio.run(main())
+"""
+    for name, shown in [("raises", "ValueError: shown"), ("awaits", "a forked child awaited")]:
+        ended = subprocess.run(
+            [sys.executable, "-c", script, name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 1, ended.stderr
+        # Where tasks are not eager, none is done when it is begun.
+        assert (shown if EAGER else "snex: a forked child") in ended.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 
 from snex_runtime import serde
+from snex_runtime.standby import Standby
 from tests.support.pair import Pair, pair
 
 
@@ -83,3 +85,64 @@ class TestCurrentTask:
 def _request(code: str) -> bytes:
     text = code.encode()
     return b"h\x03w\x04evalm" + len(text).to_bytes(4, "big") + text + b"t\0\0\0\0"
+
+
+class TestAlone:
+    async def test_in_a_callback(self) -> None:
+        standby = Standby()
+        seen = asyncio.get_running_loop().create_future()
+
+        def look(argument: str) -> str:
+            task = asyncio.current_task()
+            assert task is not None
+            return f"{argument} {task.get_name()}"
+
+        def callback() -> None:
+            told = standby.run(copy_context().run, look, "task")
+            seen.set_result((told, asyncio.current_task()))
+
+        asyncio.get_running_loop().call_soon(callback)
+        assert await seen == ("task snex", None)
+        standby.close()
+
+    async def test_in_a_task(self) -> None:
+        standby, own = Standby(), asyncio.current_task()
+
+        def fail(argument: object) -> None:
+            assert asyncio.current_task() is not own
+            raise LookupError(argument)
+
+        with pytest.raises(LookupError, match="of the function"):
+            standby.run(copy_context().run, fail, "of the function")
+        assert asyncio.current_task() is own
+        standby.close()
+
+    async def test_it_is_done_when_closed_however_often_it_was_cancelled(self) -> None:
+        standby = Standby()
+        found: list[Any] = []
+        standby.run(copy_context().run, lambda _: found.append(asyncio.current_task()), None)
+        [task] = found
+        await asyncio.sleep(0)  # it begins
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not task.done()
+        standby.close()
+        await asyncio.wait_for(task, 5)
+
+    async def test_code_that_leaves_the_task(self, caplog: pytest.LogCaptureFixture) -> None:
+        standby = Standby()
+        done = asyncio.get_running_loop().create_future()
+
+        def leave(loop: asyncio.AbstractEventLoop) -> None:
+            getattr(asyncio.tasks, "_leave_task")(loop, asyncio.current_task())  # noqa: B009
+
+        def callback() -> None:
+            standby.run(copy_context().run, leave, asyncio.get_running_loop())
+            done.set_result(asyncio.current_task())
+
+        asyncio.get_running_loop().call_soon(callback)
+        assert await done is None
+        assert "has changed which task is the current one" in caplog.text
+        standby.close()
