@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from functools import partial
+from typing import Any, NoReturn
 
 import pytest
 
 from snex_node.errors import CallTimeoutError, ProcessExitError
+from snex_node.system import forks
 from snex_node.wire.gen import From
+from snex_runtime import coroutines
 from snex_runtime.coroutines import Coroutines, Work
 from snex_runtime.interrupts import Deadline, Interrupted
 from snex_runtime.origin import origin
@@ -30,7 +31,6 @@ from tests.support.requests import Sent, Unforked, by_alias, code_of, request_of
 from tests.support.waiting import until
 
 EAGER = sys.version_info >= (3, 12)
-ROOT = Path(__file__).parents[1]
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 
 
@@ -160,6 +160,12 @@ class Interrupts:
 
     def unwatch(self, work: Deadline) -> None:
         self.watched.remove(work)
+
+
+class Forked:
+    """A node of a forked child's parent."""
+
+    forked = True
 
 
 class Alone:
@@ -331,38 +337,67 @@ class TestAlone:
         await until(lambda: alone.sent.answers)
 
 
-def test_a_forked_child_ends_where_it_comes_back() -> None:
-    """Which needs a process of its own: how it ends is told by its status."""
-    script = """
-import asyncio, os, sys
-from snex_runtime.coroutines import Coroutines, Work
-from snex_runtime.requests import EvalOptions
-from tests.support.requests import Sent, Unforked, request_of
-from tests.test_coroutines import Interrupts
+class Ended(BaseException):
+    """A forked child would have ended here."""
 
-class Node(Unforked):
-    forked = True
 
-async def returns(): return 1
-async def raises(): raise ValueError("shown")
-async def awaits(): await asyncio.sleep(0)
+class TestForked:
+    """What happens in a forked child; `tests.interop.test_forks` has real ones."""
 
-async def main():
-    coroutines = Coroutines(Node(), Sent(), Interrupts())
-    coroutines.begin(Work(request_of(b"h\\3w\\4eval"), globals()[sys.argv[1]]()))
-    await asyncio.sleep(0.05)
-    os._exit(7)
+    @pytest.fixture(autouse=True)
+    def ends(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        ends: list[str] = []
 
-asyncio.run(main())
-"""
-    for name, shown in [("raises", "ValueError: shown"), ("awaits", "a forked child awaited")]:
-        ended = subprocess.run(
-            [sys.executable, "-c", script, name],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 1, ended.stderr
-        # Where tasks are not eager, none is done when it is begun.
-        assert (shown if EAGER else "snex: a forked child") in ended.stderr
+        def end(kind: str, error: BaseException | None = None) -> NoReturn:
+            ends.append(kind if error is None else f"{kind} {error}")
+            raise Ended
+
+        monkeypatch.setattr(forks, "end_child", partial(end, "done"))
+        monkeypatch.setattr(forks, "end_waiting_child", partial(end, "waits"))
+        return ends
+
+    @pytest.fixture
+    async def child(self, alone: Alone) -> Alone:
+        alone.coroutines = Coroutines(Forked(), alone.sent, alone.interrupts)
+        return alone
+
+    async def test_its_work_awaits(self, child: Alone, ends: list[str]) -> None:
+        request = request_of(b"h\x03w\x04eval")
+        work = Work(request, asyncio.sleep(0))
+        with pytest.raises(Ended):
+            child.coroutines.begin(work)
+        assert ends == ["waits"]
+        await until(lambda: child.sent.answers)
+
+    @pytest.mark.parametrize("over", [False, True])
+    async def test_there_is_no_loop_to_begin_on(
+        self,
+        child: Alone,
+        alone: Alone,
+        ends: list[str],
+        over: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def start(_: object, work: Coroutine[Any, Any, None]) -> NoReturn:
+            work.close()
+            raise RuntimeError("no running event loop")
+
+        monkeypatch.setattr(coroutines, "_start_task", start)
+        awaited = asyncio.sleep(0)
+        work = Work(request_of(b"h\x03w\x04eval"), awaited)
+        work.over = over
+        with pytest.raises(Ended):
+            child.coroutines.begin(work)
+        assert ends == ["done" if over else "waits"]
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            Coroutines(Unforked(), alone.sent, alone.interrupts).begin(work)
+        awaited.close()
+
+    async def test_its_work_raises(self, child: Alone, ends: list[str]) -> None:
+        async def work() -> None:
+            raise ValueError("shown")
+
+        finish = child.coroutines.finish(Work(request_of(b"h\x03w\x04eval"), work()))
+        with pytest.raises(Ended):
+            await finish
+        assert ends == ["done shown"]
