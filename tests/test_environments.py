@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import pytest
 
@@ -10,10 +12,12 @@ from snex_node import Process
 from snex_node.errors import ProcessExitError
 from snex_node.processes.process import DOWN, NORMAL
 from snex_node.wire.terms import Atom, Pid
+from snex_runtime import serde
 from snex_runtime.environments import Environment, copy_into, names_in
 from snex_runtime.errors import BadRequest
 from tests.support.calling import OK, A, Caller, calling
 from tests.support.pair import Pair, pair
+from tests.support.requests import request_of
 from tests.support.tied import monitors_of
 from tests.support.waiting import until
 
@@ -286,3 +290,66 @@ class TestContract:
         request: object = (A("make_env"), {}, [(A("from"), (env, both))])
         code, reason = await caller.error(request)
         assert (code, "exclude each other" in reason) == ("bad_request", True)
+
+
+class TestMessages:
+    """What is sent to an environment besides requests."""
+
+    async def test_it_is_stopped(self, caller: Caller) -> None:
+        env, process = await caller.env(), Process(caller.node)
+        tag = caller.node.make_ref()
+        process.send(env, (A("system"), (process.pid, tag), (A("terminate"), A("why"))))
+        assert await process.next(timeout=5) == (tag, OK)
+        assert len(caller.server.environments) == 0
+
+    async def test_so_it_is_by_a_process_of_its_node(self, both: Pair) -> None:
+        environment = both.server.environments.make({}, None)
+        process, tag = Process(both.node), both.node.make_ref()
+        process.send(environment.pid, (A("system"), (process.pid, tag), A("get_state")))
+        answer = await process.next(timeout=5)
+        assert isinstance(answer, tuple)
+        assert serde.to_typed(answer[0]) == tag
+        assert answer[1] == ("error", "unknown_system_msg")
+        process.send(environment.pid, "anything else")
+        process.send(environment.pid, (A("system"), (process.pid, tag), (A("terminate"), A("why"))))
+        await process.next(timeout=5)
+        assert environment.exit_reason == "why"
+
+    async def test_the_handle_of_one(self, caller: Caller) -> None:
+        env = await caller.env()
+        assert await caller.error((A("handle"), A("none"), 1), to=env) == (
+            "bad_request",
+            "a handle request has 2 elements, not 3",
+        )
+
+    async def test_make_env_needs_a_caller(self, both: Pair) -> None:
+        with pytest.raises(BadRequest, match="make_env is a call"):
+            both.server.environments.make_requested(request_of((A("make_env"), {})))
+
+    async def test_entered_twice(self, both: Pair) -> None:
+        """As by nest_asyncio: a context cannot be, so that the inner one is a copy."""
+        environment = both.server.environments.make({}, None)
+        variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+        def outer() -> str:
+            variable.set("outer")
+            return environment.enter(inner)
+
+        def inner() -> str:
+            seen = variable.get()
+            variable.set("inner")
+            return seen
+
+        assert environment.enter(outer) == "outer"
+        assert environment.context[variable] == "outer"
+
+    async def test_whoever_has_given_up(self, caller: Caller) -> None:
+        began = asyncio.Event()
+        caller.server.provide(began=began)
+        env = await caller.env()
+        code = "import asyncio\nbegan.set()\nawait asyncio.sleep(60)"
+        call = asyncio.ensure_future(caller.eval(code, to=env))
+        await began.wait()
+        assert caller.server.info()[A("requests_running")] == 1
+        call.cancel()
+        await until(lambda: caller.server.info()[A("requests_running")] == 0)

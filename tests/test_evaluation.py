@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import AsyncIterator
+from contextvars import ContextVar, copy_context
+from typing import Any
 
 import pytest
 
+from snex_runtime import evaluation as evaluation_room
+from snex_runtime import serde
+from snex_runtime.code import Code, compile_code
+from snex_runtime.coroutines import Work
+from snex_runtime.errors import BadRequest
+from snex_runtime.evaluation import BOUNDARIES, MAX_CODE, Evaluator, Snippets
+from snex_runtime.interrupts import Interrupter
+from snex_runtime.namespace import here
+from snex_runtime.origin import origin
+from snex_runtime.requests import Reader, Request, typed
 from tests.support.calling import (
     OK,
     STRUCT,
@@ -16,6 +28,7 @@ from tests.support.calling import (
     calling,
     evaluate,
 )
+from tests.support.requests import Taker, request_of, value
 
 
 @pytest.fixture
@@ -305,3 +318,178 @@ class TestInit:
             assert failure is not None
             assert failure.code == "init_script_timeout"
             assert "0.1 s" in str(failure.reason)
+
+
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
+
+
+class Root:
+    """A root environment without a process."""
+
+    def __init__(self) -> None:
+        self.variables: dict[str, object] = {"base": 40, "variable": VARIABLE}
+        self.enter = copy_context().run
+
+
+class Alone:
+    """An `Evaluator` without a runtime."""
+
+    def __init__(self) -> None:
+        self.root = Root()
+        self.interrupter = Interrupter(BOUNDARIES)
+        self.evaluator = Evaluator(self.root, Reader(serde.DEFAULTS), self.interrupter)
+
+    def do(self, kind: str, *parts: object, variables: dict[str, object] | None = None) -> Any:
+        """The answer to a request, or the work that has to be done for it."""
+        request = request_of((A(kind), *parts), Taker(variables))
+        outcome = request.enter(getattr(self.evaluator, kind), request)
+        return outcome if isinstance(outcome, Work) else value(outcome)
+
+
+@pytest.fixture
+def alone() -> Alone:
+    return Alone()
+
+
+class TestAlone:
+    def test_in_a_copy_of_the_root(self, alone: Alone) -> None:
+        assert alone.do("eval", b"x = base + n\nreturn x", {b"n": 2}) == 42
+        assert "x" not in alone.root.variables
+        assert "n" not in alone.root.variables
+
+    def test_in_an_environment(self, alone: Alone) -> None:
+        own: dict[str, object] = {"n": 1}
+        assert alone.do("eval", b"n += m\nreturn n", {b"m": 4}, variables=own) == 5
+        assert (own["n"], own["m"]) == (5, 4)
+        assert alone.do("eval", None, {b"n": 7}, variables=own) is None
+        assert own["n"] == 7
+
+    def test_init_runs_in_the_root(self, alone: Alone) -> None:
+        code = b"variable.set('init')\nbase = 1"
+        assert alone.do("init", code, {}) is None
+        assert alone.root.variables["base"] == 1
+        assert alone.root.enter(VARIABLE.get) == "init"
+        assert alone.root.enter(origin.get) is None
+        assert VARIABLE.get() == "unset"
+
+    def test_init_that_awaits_stays_in_the_root_s_context(self, alone: Alone) -> None:
+        work = alone.do("init", b"import asyncio\nawait asyncio.sleep(0)", {})
+        assert work.request.enter is alone.root.enter
+        work.awaited.close()
+
+    def test_what_awaits_is_work(self, alone: Alone) -> None:
+        own: dict[str, object] = {}
+        code = b"import asyncio\nawait asyncio.sleep(0)\nreturn n"
+        options = {A("timeout"): 5000, A("on_timeout"): A("continue")}
+        work = alone.do("eval", code, {b"n": 1}, options, variables=own)
+        assert (work.timeout, work.continues) == (5.0, True)
+        # Others that begin in this turn must not see them.
+        assert own == {}
+        assert asyncio.run(work.awaited) == 1
+        assert own["n"] == 1
+
+    def test_functions(self, alone: Alone) -> None:
+        assert alone.do("call", b"math", b"sqrt", [16]) == 4.0
+        assert alone.do("call", b"json", b"dumps", [[1]], {b"indent": None}) == "[1]"
+        work = alone.do("call", b"asyncio", b"sleep", [0, b"done"])
+        assert asyncio.run(work.awaited) == "done"
+
+    def test_a_function_sees_the_environment_that_it_is_called_in(self, alone: Alone) -> None:
+        own: dict[str, object] = {}
+        calls = (A("call"), b"tests.test_evaluation", b"note_here", [])
+        request = request_of(calls, Taker(own))
+        request.enter(alone.evaluator.call, request)
+        assert own == {"noted": True}
+
+    def test_a_time_limit(self, alone: Alone) -> None:
+        own: dict[str, object] = {"interrupter": alone.interrupter}
+        code = b"return interrupter.blocking is not None"
+        for options, limited in ([], False), ({A("timeout"): 5000}, True):
+            assert alone.do("eval", code, {}, options, variables=own) is limited
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            (b"h\x03w\x04eval", "ends before its code does"),
+            (b"h\x03w\x04evalm\0", "ends before its code does"),
+            (b"h\x03w\x04evalm\0\0\0\xffx", "the code cannot be decoded"),
+            (b"h\x02w\x04evalj", "3 or 4 elements, not 2"),
+        ],
+    )
+    def test_wrong_ones(self, alone: Alone, request_: tuple[bytes, str]) -> None:
+        data, message = request_
+        with pytest.raises(BadRequest, match=message):
+            alone.evaluator.eval(request_of(data))
+
+
+def note_here() -> None:
+    """Called by a request."""
+    variables = here.get()
+    assert variables is not None
+    variables["noted"] = True
+
+
+class TestSnippets:
+    def test_the_same_bytes_are_the_same_code(self) -> None:
+        snippets = Snippets()
+        one, two = (snippets.read(evaluation("return 1")) for _ in range(2))
+        assert one is two
+        assert one is not None
+
+    def test_what_comes_behind_is_next(self) -> None:
+        request = evaluation("return 1")
+        Snippets().read(request)
+        assert request.read(typed) == {}
+
+    def test_long_ones_are_not_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled: list[str] = []
+
+        def compile_noted(source: str, *place: Any) -> Code:
+            compiled.append(source)
+            return compile_code(source, *place)
+
+        monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
+        snippets = Snippets()
+        long = "return 1" + " " * MAX_CODE
+        for source in ("return 1", long, "return 1", long):
+            snippets.read(evaluation(source))
+        assert compiled == ["return 1", long, long]
+
+    def test_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled: list[str] = []
+
+        def compile_noted(source: str, *place: Any) -> Code:
+            compiled.append(source)
+            return compile_code(source, *place)
+
+        monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
+        monkeypatch.setattr(evaluation_room, "MAX_CODES", 2)
+        snippets = Snippets()
+        for source in ("1", "2", "1", "3", "3", "1"):
+            snippets.read(evaluation(source))
+        assert compiled == ["1", "2", "3", "1"]
+
+
+def evaluation(source: str) -> Request:
+    return request_of(evaluate(source.encode(), {}))
+
+
+class TestScriptAlone:
+    async def test_its_own_timeout_is_no_other(self, alone: Alone) -> None:
+        code = "import asyncio\nawait asyncio.sleep(0)\nraise asyncio.TimeoutError('own')"
+        failure = await alone.evaluator.run_init_script(code, "init.py", timeout=10)
+        assert failure is not None
+        assert (failure.code, failure.reason) == ("python_runtime_error", "own")
+
+    async def test_it_is_cancelled(self, alone: Alone) -> None:
+        alone.root.variables["began"] = began = asyncio.Event()
+        code = "import asyncio\nbegan.set()\nawait asyncio.sleep(60)"
+        running = asyncio.ensure_future(alone.evaluator.run_init_script(code, "init.py"))
+        await began.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async def test_ctrl_c_ends_the_start(self, alone: Alone) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            await alone.evaluator.run_init_script("raise KeyboardInterrupt", "init.py")

@@ -6,9 +6,11 @@ import asyncio
 import os
 import platform
 from collections.abc import AsyncIterator
+from importlib import metadata
 
 import pytest
 
+from snex_runtime import info
 from tests.support.calling import (
     OK,
     A,
@@ -58,3 +60,18 @@ class TestInfo:
     async def test_info_of_an_environment(self, caller: Caller) -> None:
         code, reason = await caller.error(A("info"), to=await caller.env())
         assert (code, "unknown request" in reason) == ("bad_request", True)
+
+    @pytest.mark.parametrize(("found", "expected"), [("1.2.3", "1.2.3"), (None, "unknown")])
+    def test_the_version(
+        self, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str
+    ) -> None:
+        def look(name: str) -> str:
+            if found is None:
+                raise metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(info, "_version", None)
+        monkeypatch.setattr(metadata, "version", look)
+        assert info.version() == expected
+        monkeypatch.setattr(metadata, "version", lambda name: "another")
+        assert info.version() == expected  # it is read once

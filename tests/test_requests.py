@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from snex_node.wire.etf import DecodeError
 from snex_node.wire.terms import ImproperList, Term
+from snex_runtime import serde
+from snex_runtime.errors import BadRequest, Failure
+from snex_runtime.requests import (
+    MAX_TIMEOUT,
+    NO_OPTIONS,
+    EvalOptions,
+    Reader,
+    code_parts,
+    encoding_options,
+    handle_in,
+    options_in,
+    read_keywords,
+    read_variables,
+    typed,
+)
+from snex_runtime.sources import VIRTUAL_FILE
 from tests.support.calling import (
     OK,
     STRUCT,
@@ -18,6 +36,7 @@ from tests.support.calling import (
     nested,
     snex_code,
 )
+from tests.support.requests import PID, Taker, encode, request_of
 
 
 @pytest.fixture
@@ -179,3 +198,133 @@ class TestBadInput:
         code, reason = await caller.error(evaluate(b"return 1", {b"size": [wrong]}))
         assert code == "python_runtime_error"
         assert 'Snex.Serde.float takes a number, :inf, :"-inf" or :nan, not :x' in reason
+
+
+DEFAULT = serde.decoder()
+
+
+class TestRequest:
+    def test_it_is_read_part_by_part(self) -> None:
+        request = request_of((A("kind"), b"one", 2))
+        assert (request.arity, request.process.variables) == (3, None)
+        assert [request.read(typed), request.read(typed)] == ["one", 2]
+        request.let_go()
+        assert request.data == b""
+
+    def test_it_has_the_variables_of_its_process(self) -> None:
+        variables: dict[str, object] = {}
+        assert request_of((A("kind"),), Taker(variables)).variables is variables
+
+
+class TestReader:
+    def test_options_behind_variables_say_how_to_decode_them(self) -> None:
+        reader = Reader(serde.DEFAULTS)
+        for options in (
+            [(A("timeout"), 1)],
+            [(A("encoding_opts"), [(A("binary_as"), A("bytes"))])],
+        ):
+            variables, raw = reader.variables_and_options(
+                request_of((A("kind"), {b"x": b"text", b"encoding_opts": 1}, options))
+            )
+            as_bytes = "timeout" not in dict(options)
+            assert variables == {"x": b"text" if as_bytes else "text", "encoding_opts": 1}
+            assert options_in(raw, ("timeout", "encoding_opts")).keys() == dict(options).keys()
+
+    def test_the_options_of_the_runtime(self) -> None:
+        reader = Reader(("bytes", "frozenset", "atom"))
+        variables, _ = reader.variables_and_options(request_of((A("kind"), {b"x": b"\xff"}, None)))
+        assert variables == {"x": b"\xff"}
+
+
+class TestOptions:
+    def test_the_first_of_a_name_counts(self) -> None:
+        raw = [(A("a"), 1), (A("b"), 2), (A("a"), 3)]
+        assert options_in(raw, ("a", "b")) == {"a": 1, "b": 2}
+        assert options_in({"b": 1}, ("a", "b")) == {"b": 1}
+        assert options_in(None, ()) == {}
+
+    def test_of_an_eval(self) -> None:
+        assert (NO_OPTIONS.timeout, NO_OPTIONS.continues) == (None, False)
+        options = EvalOptions([(A("timeout"), 1500), (A("on_timeout"), A("continue"))])
+        assert (options.timeout, options.continues) == (1.5, True)
+        assert EvalOptions({A("timeout"): A("infinity")}).timeout is None
+        assert EvalOptions({A("timeout"): MAX_TIMEOUT}).timeout == MAX_TIMEOUT / 1000
+
+    @pytest.mark.parametrize("value", [b"pid", 7, A("nil"), [PID]])
+    def test_a_handle_that_is_none(self, value: object) -> None:
+        with pytest.raises(BadRequest, match="handle takes a pid or :none"):
+            handle_in(value)
+
+    def test_handles(self) -> None:
+        assert [handle_in(value) for value in (PID, A("none"), None)] == [PID, None, None]
+
+    def test_encoding_options(self) -> None:
+        base = serde.DEFAULTS
+        assert encoding_options([(A("timeout"), 1)], base) == base
+        given = {A("encoding_opts"): [(A("set_as"), A("frozenset"))]}
+        assert encoding_options(given, base) == ("str", "frozenset", "atom")
+        with pytest.raises(BadRequest, match="set_as is one of"):
+            encoding_options({A("encoding_opts"): {A("set_as"): 1}}, base)
+
+
+class TestCode:
+    @pytest.mark.parametrize(
+        ("src", "source"),
+        [
+            (b"return 1", "return 1"),
+            ([b"ret", [b"urn"], [32, [49]]], "return 1"),
+            (ImproperList([b"return", 32], b"1"), "return 1"),
+            ([], ""),
+        ],
+    )
+    def test_iodata(self, src: object, source: str) -> None:
+        struct = snex_code(src, b"/f.ex", 3)
+        assert code_parts(struct) == (source, "/f.ex", 3)
+
+    def test_a_binary_has_no_place(self) -> None:
+        assert code_parts(b"x") == ("x", VIRTUAL_FILE, 0)
+
+
+class TestVariables:
+    @pytest.mark.parametrize("name", [A("x"), b"x"])
+    @pytest.mark.parametrize("binary_as", ["str", "bytes", "bytearray"])
+    def test_names_are_strings(self, name: object, binary_as: Any) -> None:
+        decoder = serde.decoder((binary_as, "set", "distinct_atom"))
+        data = encode({name: 1})
+        variables, end = read_variables(decoder, data + b"rest", 0)
+        assert variables == {"x": 1}
+        assert [type(each) for each in variables] == [str]
+        assert end == len(data)
+
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            (Term(b"m\0\0\0\1\xff"), "binary_as: :bytes"),
+            (Term(b"\xc8"), "unknown tag"),
+        ],
+    )
+    def test_which_one_cannot_be_decoded(self, value: Term, reason: str) -> None:
+        data = encode({b"a": 1, b"b": value})
+        with pytest.raises(Failure) as raised:
+            read_variables(DEFAULT, data, 0)
+        text = str(raised.value.reason)
+        assert 'variable "b" cannot be converted' in text
+        assert reason in text
+        assert ("encoding_opts" in text) is (value[0] == 109)
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"\xc8", b"t\0\0\0\1", b"t\0\0\0\1\xc8a\1", b"t\0\0\0\1m\0\0\0\1xa"]
+    )
+    def test_no_term_at_all(self, data: bytes) -> None:
+        with pytest.raises((DecodeError, Failure)):
+            read_variables(DEFAULT, data, 0)
+
+    def test_keywords(self) -> None:
+        for given in ({b"x": 1}, [(A("x"), 1), (A("x"), 2)], [(b"x", 1)]):
+            assert read_keywords(DEFAULT, encode(given), 0) == {"x": 1}
+        assert read_keywords(DEFAULT, encode([]), 0) == {}
+        assert read_keywords(DEFAULT, encode(None), 0) == {}
+        with pytest.raises(BadRequest, match="argument's name is an atom, not 1"):
+            read_keywords(DEFAULT, encode([(1, 2)]), 0)
+        with pytest.raises(BadRequest, match="keyword arguments are a keyword list or a map"):
+            read_keywords(DEFAULT, encode(7), 0)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from snex_node import Node
+from snex_node import Node, Process
 from snex_node.errors import ProcessExitError
+from snex_node.wire.etf import Encoder
+from snex_runtime import interface, serde
+from snex_runtime.namespace import NAME
+from snex_runtime.server import Server
 from tests.support.calling import (
     A,
     Caller,
     calling,
 )
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -51,3 +57,90 @@ async def test_a_runtime_that_stops_cancels_what_runs(started: Caller) -> None:
     with contextlib.suppress(ProcessExitError):
         tag, error = await call
         assert (tag, error[A("code")]) == (A("error"), A("cancelled"))
+
+
+class TestEnd:
+    async def test_it_tells_why(self, caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+        ended = asyncio.ensure_future(caller.server.wait_ended())
+        await asyncio.sleep(0)
+        assert not ended.done()
+        caller.server.exit(A("killed"))
+        assert await ended == "killed"
+        assert f"the runtime of {caller.server.node.name} has ended: killed" in caplog.text
+        assert NAME not in sys.modules
+        assert interface.current_backend() is None
+        assert interface.has_stopped()
+
+    async def test_exit_signals_do_not_end_it(
+        self, caller: Caller, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        process = Process(caller.node)
+        process.exit_signal(caller.server.pid, A("shutdown"))
+        assert await caller.call(A("ping")) == A("pong")
+        assert caller.server.alive
+        assert "does not end the runtime" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("request_", "why"),
+        [((A("terminate"), A("normal")), "not_allowed"), (A("get_state"), "unknown_system_msg")],
+    )
+    async def test_nor_do_system_messages(self, caller: Caller, request_: object, why: str) -> None:
+        process, tag = Process(caller.node), caller.node.make_ref()
+        process.send(caller.to, (A("system"), (process.pid, tag), request_))
+        assert await process.next(timeout=5) == (tag, (A("error"), A(why)))
+        assert caller.server.alive
+
+
+class TestNodes:
+    async def test_one_that_goes_is_forgotten(self, caller: Caller) -> None:
+        name = str(caller.node.name)
+        await until(lambda: caller.server.backend.log_node(name) == name)
+        caller.server.node.disconnect(name)
+        await until(lambda: caller.server.backend.log_node(name) is None)
+
+    @pytest.mark.parametrize("old", [False, True])
+    async def test_which_sets_it_takes(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch, old: bool
+    ) -> None:
+        """An Elixir up to 1.14 has structs of sets with one field more."""
+        asked: list[tuple[object, ...]] = []
+
+        async def rpc(*args: object, **_: object) -> object:
+            asked.append(args)
+            return {"map": {}, "version": 2} if old else {"map": {}}
+
+        monkeypatch.setattr(caller.server.node, "rpc", rpc)
+        name = caller.node.name
+        caller.server.receive((A("nodeup"), name))
+        expected = serde.encoder_v2 if old else serde.encoder
+        remote = caller.server.node.remote(name)
+        remote.encoder = Encoder()
+        await until(lambda: remote.encoder is expected)
+        assert asked == [(name, "Elixir.MapSet", "__struct__")]
+
+    async def test_a_handle_that_ends(self, caller: Caller) -> None:
+        handle = Process(caller.node)
+        await caller.env(handle=handle.pid)
+        handle.exit()
+        await until(lambda: len(caller.server.environments) == 0)
+
+
+async def test_the_init_script_prepares_all_environments(caller: Caller) -> None:
+    assert await caller.server.init("base = 40", "init.py", timeout=10) is None
+    assert await caller.value("return base", to=await caller.env()) == 40
+    failure = await caller.server.init("raise ValueError('no')", "init.py")
+    assert failure is not None
+    assert failure.reason == "no"
+
+
+async def test_info_is_the_server_s(caller: Caller) -> None:
+    ok, told = await caller.call(A("info"))
+    assert ok == OK
+    assert told[A("environments")] == 0
+    code, _ = await caller.error(A("info"), to=await caller.env())
+    assert code == "bad_request"
+
+
+async def test_a_name_that_is_taken(caller: Caller) -> None:
+    with pytest.raises(ValueError, match="snex"):
+        Server(caller.server.node)  # type: ignore[arg-type]
