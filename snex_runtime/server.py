@@ -73,8 +73,8 @@ class Server(BaseProcess):
         self._root = self.environments.root
         self._evaluator = Evaluator(self._root, reader, self._interrupter)
         self._dispatcher.open(self._kinds())
-        self.register(name)
         self._install()
+        self.register(name)
 
     def _kinds(self) -> Kinds:
         """Every kind of request, and who handles it."""

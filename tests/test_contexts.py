@@ -9,6 +9,7 @@ import decimal
 import gc
 import resource
 import secrets
+import sys
 from collections.abc import AsyncIterator, Generator
 from types import coroutine
 from typing import Any
@@ -273,6 +274,27 @@ class TestInSteps:
         running.send(None)
         running.close()
         assert cleaned == [True]
+
+
+class TestCopies:
+    def test_nothing_is_mutable_without_decimals(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        context = contextvars.copy_context()
+        context.run(decimal.setcontext, decimal.Context(prec=5))
+        assert len(contexts.mutable_in(context)) == 1
+        monkeypatch.delitem(sys.modules, "decimal")
+        assert contexts.mutable_in(context) == ()
+
+    def test_a_thread_has_its_own_decimal_context_and_no_deadline(self) -> None:
+        context = contextvars.copy_context()
+        context.run(decimal.setcontext, decimal.Context(prec=5))
+        context.run(current.set, Deadline(None))
+        context.run(VARIABLE.set, "inherited")
+        inherited = context.run(contexts.copy_for_thread)
+        assert inherited[current] is None
+        assert inherited[VARIABLE] == "inherited"
+        assert inherited.run(decimal.getcontext).prec == 5
+        inherited.run(decimal.getcontext).prec = 7
+        assert context.run(decimal.getcontext).prec == 5
 
 
 @coroutine

@@ -396,7 +396,7 @@ class TestAlone:
 
     def test_a_function_sees_the_environment_that_it_is_called_in(self, alone: Alone) -> None:
         own: dict[str, object] = {}
-        calls = (A("call"), b"tests.test_evaluation", b"note_here", [])
+        calls: object = (A("call"), b"tests.test_evaluation", b"note_here", [])
         request = request_of(calls, Taker(own))
         request.enter(alone.evaluator.call, request)
         assert own == {"noted": True}

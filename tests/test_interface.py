@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from snex_node import Process
 from snex_node.errors import ConnectError, NodeError
 from snex_node.wire import etf
 from snex_node.wire.etf import DecodeError, Decoder
@@ -414,3 +418,158 @@ def test_elixir_error() -> None:
     assert (str(error), error.kind, error.reason) == ("text", "throw", 5)
     assert (ElixirError("x").kind, ElixirError.__module__) == ("error", "snex")
     assert repr(error).startswith("ElixirError(")
+
+
+NOTED: list[object] = []
+
+
+def note(*args: object) -> int:
+    """Called from the other node."""
+    NOTED.append(args)
+    return len(args)
+
+
+def fail(text: object) -> None:
+    """Called from the other node."""
+    raise LookupError(text)
+
+
+@pytest.fixture
+def noted() -> Iterator[list[object]]:
+    NOTED.clear()
+    yield NOTED
+    NOTED.clear()
+
+
+@pytest.fixture
+def provide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Provide a module of Elixir's on the other node: its functions by their names."""
+
+    def provide(name: str, **functions: object) -> None:
+        module = ModuleType(name)
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    return provide
+
+
+HERE = "tests.test_interface"
+
+
+class TestNodeBackend:
+    """The other node is one of ours, which calls functions of Python modules."""
+
+    async def test_send(self, both: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+        process = Process(both.peer, name="taker")
+        await interface.send("taker", 1)
+        monkeypatch.setattr(interface, "HIGH_WATER", -1)  # so that it waits until all is written
+        await interface.send(process.pid, 2)
+        own = Process(both.node, name="own")
+        await interface.send(("own", both.node.name), 3)
+        assert [await process.next(timeout=5) for _ in range(2)] == [1, 2]
+        assert await own.next(timeout=5) == 3
+
+    async def test_call(self, both: Pair, noted: list[object]) -> None:
+        assert await interface.call(HERE, "note", [1, "two"]) == 2
+        assert noted == [(1, "two")]
+        found = await interface.call("os.path", "basename", ["a/b"], node=both.peer.name)
+        assert found == "b"
+
+    async def test_from_another_loop(self, both: Pair) -> None:
+        async def call() -> object:
+            return await interface.call("math", "sqrt", [16])
+
+        assert await asyncio.to_thread(asyncio.run, call()) == 4.0
+
+    async def test_options_of_the_result(self, both: Pair) -> None:
+        options: Any = {"binary_as": "bytes"}
+        call = interface.call("os.path", "basename", ["a/b"], result_encoding_opts=options)
+        assert await call == b"b"
+
+    async def test_cast(self, both: Pair, noted: list[object]) -> None:
+        await interface.cast(HERE, "note", [1])
+        await interface.cast(HERE, "note", [2], node=both.peer.name)
+        await until(lambda: noted == [(1,), (2,)])
+
+    async def test_what_fails_there(self, both: Pair) -> None:
+        with pytest.raises(ElixirError, match="fail/1 failed on Elixir side") as raised:
+            await interface.call(HERE, "fail", ["why"])
+        assert raised.value.kind == "error"
+        assert "why" in str(raised.value.reason)
+
+    async def test_as_elixir_writes_it(self, both: Pair, provide: Callable[..., None]) -> None:
+        provide("Elixir.Exception", format=lambda kind, *_: f"** ({kind}) formatted")
+        with pytest.raises(ElixirError, match=r"\*\* \(error\) formatted"):
+            await interface.call(HERE, "fail", ["why"])
+
+    async def test_a_node_that_is_not_there(self, both: Pair) -> None:
+        with pytest.raises(ElixirError, match="sqrt/1 failed: ") as raised:
+            await interface.call("math", "sqrt", [1], node="nobody@127.0.0.1")
+        assert raised.value.kind == "exit"
+
+    async def test_a_reason_that_cannot_be_converted(self, both: Pair) -> None:
+        with pytest.raises(ElixirError) as raised:
+            await interface.call(HERE, "fail", [b"\xff"])
+        assert raised.value.kind == "error"
+
+    async def test_through_the_client(self, both: Pair, provide: Callable[..., None]) -> None:
+        applied: list[tuple[object, ...]] = []
+
+        def apply(*args: object) -> str:
+            applied.append(args)
+            return "applied"
+
+        provide("Elixir.Snex.Remote", version=lambda: 1, apply=apply)
+        assert await interface.call("math", "sqrt", [16]) == "applied"
+        await interface.cast("math", "sqrt", [25])
+        await until(lambda: len(applied) == 2)
+        assert [call[:3] for call in applied] == [
+            ("math", "sqrt", [16]),
+            ("math", "sqrt", [25]),
+        ]
+        # Nobody asked for it: it is the runtime's own.
+        assert serde.to_typed(applied[0][3]) == both.server.pid
+        caller = From(Process(both.peer).pid, b"w\3tag", None)
+        token = origin.set((both.node.remote(both.peer.name), caller))
+        try:
+            await interface.call("math", "sqrt", [36])
+        finally:
+            origin.reset(token)
+        assert serde.to_typed(applied[2][3]) == caller.pid
+
+    async def test_whether_there_is_a_client_is_asked_once_per_connection(
+        self, both: Pair, provide: Callable[..., None]
+    ) -> None:
+        asked: list[None] = []
+
+        def version() -> int:
+            asked.append(None)
+            return 0
+
+        provide("Elixir.Snex.Remote", version=version)
+        for _ in range(3):
+            assert await interface.call("math", "sqrt", [16]) == 4.0
+        assert len(asked) == 1
+        both.server.backend.disconnected(both.peer.name)
+        await interface.call("math", "sqrt", [16])
+        assert len(asked) == 2
+
+    async def test_log(self, both: Pair, provide: Callable[..., None]) -> None:
+        written: list[tuple[object, ...]] = []
+
+        def bare_log(*args: object) -> None:
+            written.append(args)
+
+        provide("Elixir.Logger", bare_log=bare_log)
+        both.server.backend.log("info", "text", {"key": 1})
+        await until(lambda: written == [("info", "text", {"key": 1})])
+        assert both.server.backend.logs_dropped == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="of forked children")
+def test_a_forked_child_has_no_way_to_a_beam(recorder: Recorder) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if interface.current_backend() is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert interface.current_backend() is not None

@@ -15,14 +15,19 @@ from types import CodeType, FrameType
 import pytest
 
 from snex_node.wire import etf
+from snex_runtime import interrupts
 from snex_runtime.interrupts import (
     GRACE,
     SIGNAL,
     Deadline,
     Interrupted,
     Interrupter,
+    begin_ending,
     checkpoint,
     current,
+    interrupt,
+    on_ending,
+    running_on,
 )
 
 INTERVAL = 0.02
@@ -269,3 +274,58 @@ async def test_tasks_inherit_the_deadline(watched: Watched) -> None:
     current.reset(token)
     with pytest.raises(Interrupted):
         await task
+
+
+class TestEnding:
+    """The end of the process, where `Ending` interrupts what blocks the loop."""
+
+    @pytest.fixture(autouse=True)
+    def handler(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(interrupts, "_ending", False)
+        assert SIGNAL is not None
+        before = signal.signal(SIGNAL, on_ending)
+        yield
+        signal.signal(SIGNAL, before)
+
+    def test_before_it_nothing_is_raised(self) -> None:
+        noticed = interrupt(threading.get_ident())
+        assert noticed()
+
+    async def test_code_of_users_is_interrupted(self) -> None:
+        begin_ending()
+        with pytest.raises(KeyboardInterrupt, match="this process ends"):
+            interrupt(threading.get_ident())
+
+    def test_deadlines_count_no_more(self, watched: Watched) -> None:
+        begin_ending()
+        assert watched.interrupter.run(Deadline(0.01), lambda: spin(0.1)) == "done"
+
+    def test_whoever_has_ended_is_not_interrupted(self) -> None:
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        assert thread.ident is not None
+        thread.join()
+        noticed = interrupt(thread.ident)
+        assert not noticed()
+
+    async def test_what_runs(self) -> None:
+        frame = running_on(threading.get_ident())
+        assert frame is not None
+        assert running_on(0) is None
+
+    async def test_a_callback_without_a_frame(self) -> None:
+        """A function in C that the loop calls has none: then it is the loop's that is found."""
+        assert SIGNAL is not None
+        begin_ending()
+        ended = asyncio.get_running_loop().create_future()
+
+        def callback() -> None:
+            frame = inspect.currentframe()
+            assert frame is not None
+            try:
+                on_ending(0, frame.f_back)
+            except KeyboardInterrupt as error:
+                ended.set_result(str(error))
+
+        asyncio.get_running_loop().call_soon(callback)
+        assert await ended == "this process ends"

@@ -17,6 +17,7 @@ from snex_runtime import interface, serde
 from snex_runtime.namespace import NAME
 from snex_runtime.server import Server
 from tests.support.calling import (
+    OK,
     A,
     Caller,
     calling,
@@ -142,5 +143,8 @@ async def test_info_is_the_server_s(caller: Caller) -> None:
 
 
 async def test_a_name_that_is_taken(caller: Caller) -> None:
+    node = caller.server.node
+    assert isinstance(node, Node)
     with pytest.raises(ValueError, match="snex"):
-        Server(caller.server.node)  # type: ignore[arg-type]
+        Server(node)
+    assert await caller.value("return 1") == 1
