@@ -293,8 +293,21 @@ class TestEnding:
 
     async def test_code_of_users_is_interrupted(self) -> None:
         begin_ending()
+        main, blocks = threading.get_ident(), threading.Event()
+
+        def end() -> None:
+            blocks.wait()
+            interrupt(main)
+
+        def block() -> None:
+            blocks.set()
+            spin()
+
+        ending = threading.Thread(target=end)
+        ending.start()
         with pytest.raises(KeyboardInterrupt, match="this process ends"):
-            interrupt(threading.get_ident())
+            block()
+        ending.join()
 
     def test_deadlines_count_no_more(self, watched: Watched) -> None:
         begin_ending()
@@ -309,9 +322,12 @@ class TestEnding:
         assert not noticed()
 
     async def test_what_runs(self) -> None:
-        frame = running_on(threading.get_ident())
-        assert frame is not None
-        assert running_on(0) is None
+        main, found = threading.get_ident(), list[object]()
+        looking = threading.Thread(target=lambda: found.extend(map(running_on, (main, 0))))
+        looking.start()
+        looking.join()
+        assert found[0] is not None
+        assert found[1] is None
 
     async def test_a_callback_without_a_frame(self) -> None:
         """A function in C that the loop calls has none: then it is the loop's that is found."""
