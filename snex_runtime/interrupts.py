@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import snex_node
 from snex_node import services
@@ -43,8 +43,7 @@ _OWN: Final = tuple(
 # neither is library code that user code called.
 _LOOP: Final = asyncio.Handle._run.__code__  # noqa: SLF001 - its frames tell
 _LOOPS: Final = loops.run.__code__.co_filename
-_turn: Any = asyncio.BaseEventLoop
-_TURN: Final = _turn._run_once.__code__  # noqa: SLF001 - so do these
+_TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # noqa: SLF001 - so do these
 
 
 class Interrupted(BaseException):
