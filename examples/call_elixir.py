@@ -55,7 +55,7 @@ async def use_an_agent(node: Node, peer: str) -> None:
     print("get:", await node.call(agent, (Atom("get"), get)))
 
     await node.rpc(peer, "Elixir.Agent", "stop", [agent])
-    match await watcher.next(timeout=5):
+    match await watcher.receive(timeout=5):
         case ("DOWN", _, "process", _, reason):
             print("it ended:", reason)
 
@@ -66,13 +66,13 @@ async def talk(node: Node, peer: str) -> None:
     tag = node.make_ref()
     puts = (Atom("put_chars"), Atom("unicode"), "Hello from Python!\n")
     process.send(("user", peer), (Atom("io_request"), process.pid, tag, puts))
-    match await process.next(timeout=5):
+    match await process.receive(timeout=5):
         case ("io_reply", reference, answer) if reference == tag:
             print("printed:", answer)
 
     to_us = (process.pid, (Atom("hello"), ["from", "Erlang"]))
     await node.rpc(peer, "erlang", "send", to_us)
-    print("message:", await process.next(timeout=5))
+    print("message:", await process.receive(timeout=5))
 
 
 if __name__ == "__main__":

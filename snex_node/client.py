@@ -250,14 +250,14 @@ class Client(BaseProcess):
 
     # --- what comes in --------------------------------------------------------------------------
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take an answer of a process here that comes to the pid instead of the alias."""
         if isinstance(message, tuple) and len(message) == 2:
             alias = alias_in(message[0])
             if alias is not None:
                 self.node.router.alias_delivered(alias.external, message)
 
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+    def external_received(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take an answer that comes to the pid instead of the alias, or a request to print."""
         if data.startswith(b"h\x02l", offset):
             tag, _ = _typed.decode(data, offset + 2)

@@ -75,11 +75,11 @@ class Environment(BaseProcess):
         finally:
             self._entered = False
 
-    def receive_external(self, data: bytes, offset: int, remote: Asker) -> None:
+    def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request to run code here."""
         self._home.intake.received(self, self.enter, data, offset, remote)
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take a message from a process of this node: only system messages come this way."""
         system = parse_system(message)
         if system is not None:

@@ -116,7 +116,7 @@ class Server(BaseProcess):
 
     # --- messages -------------------------------------------------------------------------------
 
-    def receive_external(self, data: bytes, offset: int, remote: Asker) -> None:
+    def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request."""
         self._dispatcher.received(self, self._root.new_context().run, data, offset, remote)
 
@@ -130,7 +130,7 @@ class Server(BaseProcess):
         """Whoever called with ``ref`` waits no more."""
         self._coroutines.given_up(ref)
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take a message from this node: of a handle, a node that is up, an exit signal."""
         if isinstance(message, tuple) and len(message) == 3 and message[0] == EXIT:
             _log.warning("an exit signal of %s does not end the runtime", message[1])

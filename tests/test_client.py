@@ -69,7 +69,7 @@ class TestCallsWithin:
         """Who answers to the pid instead of the alias is heard as well."""
         process = Process(node, name="plain")
         calling = asyncio.ensure_future(node.call("plain", 1))
-        message = await process.next(timeout=1)
+        message = await process.receive(timeout=1)
         assert isinstance(message, tuple)
         _, (pid, tag), _ = message
         for junk in (1, (1, 2), (1, 2, 3)):
@@ -110,7 +110,7 @@ class TestCallsWithin:
     async def test_an_answer_that_is_no_answer(self, node: Node) -> None:
         process = Process(node, name="plain")
         calling = asyncio.ensure_future(node.call("plain", 1))
-        message = await process.next(timeout=1)
+        message = await process.receive(timeout=1)
         assert isinstance(message, tuple)
         alias = message[1][1].tail
         for junk in (1, (1, 2, 3)):

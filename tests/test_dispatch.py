@@ -53,7 +53,7 @@ class TestAnswers:
         for number, request in enumerate(everything):
             tag = Reference(str(caller.node.name), 1, (number, 0, 0))
             process.send(caller.to, (A("$gen_call"), (process.pid, tag), request))
-        answers: list[Any] = [await process.next(timeout=5) for _ in range(4)]
+        answers: list[Any] = [await process.receive(timeout=5) for _ in range(4)]
         assert [tag.words[0] for tag, _ in answers] == [0, 1, 2, 3]
         assert answers[-1][1] == A("pong")
         assert len(process) == 0

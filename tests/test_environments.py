@@ -104,7 +104,7 @@ class TestHandles:
         kept = environments.make({}, None)
         watcher.monitor(held.pid)
         handle.exit(Atom("boom"))
-        down = await watcher.next(timeout=5)
+        down = await watcher.receive(timeout=5)
         assert isinstance(down, tuple)
         assert (down[0], down[3], down[4]) == (DOWN, held.pid, NORMAL)
         assert environments.all() == [kept]
@@ -220,7 +220,7 @@ class TestContract:
         # The node has seen the first handle end when it answers what was sent after that.
         assert await caller.value("return 1", to=env) == 1
         heir.exit(A("done"))
-        down = await watcher.next(timeout=5)
+        down = await watcher.receive(timeout=5)
         assert isinstance(down, tuple)
         assert down[0] == A("DOWN")
         assert down[3:] == (env, A("normal"))
@@ -299,20 +299,20 @@ class TestMessages:
         env, process = await caller.env(), Process(caller.node)
         tag = caller.node.make_ref()
         process.send(env, (A("system"), (process.pid, tag), (A("terminate"), A("why"))))
-        assert await process.next(timeout=5) == (tag, OK)
+        assert await process.receive(timeout=5) == (tag, OK)
         assert len(caller.server.environments) == 0
 
     async def test_so_it_is_by_a_process_of_its_node(self, both: Pair) -> None:
         environment = both.server.environments.make({}, None)
         process, tag = Process(both.node), both.node.make_ref()
         process.send(environment.pid, (A("system"), (process.pid, tag), A("get_state")))
-        answer = await process.next(timeout=5)
+        answer = await process.receive(timeout=5)
         assert isinstance(answer, tuple)
         assert serde.to_typed(answer[0]) == tag
         assert answer[1] == ("error", "unknown_system_msg")
         process.send(environment.pid, "anything else")
         process.send(environment.pid, (A("system"), (process.pid, tag), (A("terminate"), A("why"))))
-        await process.next(timeout=5)
+        await process.receive(timeout=5)
         assert environment.exit_reason == "why"
 
     async def test_the_handle_of_one(self, caller: Caller) -> None:

@@ -73,9 +73,9 @@ class TestGenProcess:
         ]
         for message in messages:
             if external:
-                process.receive_external(encode(message), 0, remote)
+                process.external_received(encode(message), 0, remote)
             else:
-                process.receive(message)
+                process.message_received(message)
         assert process.seen == [
             ("call", caller, 1),
             ("info", messages[1]),
@@ -96,10 +96,10 @@ class TestGenProcess:
         async def ask(request: object) -> object:
             message = (SYSTEM, (asking.pid, tag), request)
             if external:
-                process.receive_external(encode(message), 0, remote)
+                process.external_received(encode(message), 0, remote)
             else:
-                process.receive(message)
-            return await asking.next(timeout=1)
+                process.message_received(message)
+            return await asking.receive(timeout=1)
 
         unknown = (Atom("error"), (Atom("unknown_system_msg"), Atom("get_state")))
         assert await ask(Atom("get_state")) == (tag, unknown)
@@ -117,8 +117,8 @@ class TestGenProcess:
     ) -> None:
         asking = Process(node)
         data = encode((GEN_CALL, (asking.pid, Atom("tag")), 1))[:-2] + b"\xff"
-        process.receive_external(data, 0, remote)
-        answer: Any = await asking.next(timeout=1)
+        process.external_received(data, 0, remote)
+        answer: Any = await asking.receive(timeout=1)
         tag, (error, (name, kind, text)) = answer
         assert (tag, error, name) == ("tag", "error", "python_error")
         assert kind.endswith(b"DecodeError")
@@ -133,10 +133,10 @@ class TestGenProcess:
     ) -> None:
         for head in (b"", encode((GEN_CAST, 1))[:-2], encode((SYSTEM, 1, 1))[:-2]):
             with pytest.raises(DecodeError):
-                process.receive_external(head + b"\xff", 0, remote)
+                process.external_received(head + b"\xff", 0, remote)
 
     async def test_the_defaults_do_nothing(self, node: Node) -> None:
         process = GenProcess(node)
         for message in ((GEN_CALL, (PID, REF), 1), (GEN_CAST, 1), 1):
-            process.receive(message)
+            process.message_received(message)
         assert process.alive

@@ -234,7 +234,7 @@ class TestFailures:
         watcher = Process(node)
         watcher.monitor(server.pid)
         getattr(node, send)("server", 1)
-        down = await watcher.next(timeout=1)
+        down = await watcher.receive(timeout=1)
         assert isinstance(down, tuple)
         assert down[4][0] == ("python_error", "ValueError", "no")
 
@@ -279,7 +279,7 @@ class TestStopping:
         message = (Atom("system"), (asking.pid, Atom("tag")), (Atom("terminate"), Atom("why")))
         node.send("server", message)
         node.cast("server", 2)
-        assert await asking.next(timeout=1) == ("tag", "ok")
+        assert await asking.receive(timeout=1) == ("tag", "ok")
         await turns()
         assert server.log == [1, ("terminate", "why")]
         assert server.exit_reason == "why"

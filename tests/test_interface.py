@@ -466,8 +466,8 @@ class TestNodeBackend:
         await interface.send(process.pid, 2)
         own = Process(both.node, name="own")
         await interface.send(("own", both.node.name), 3)
-        assert [await process.next(timeout=5) for _ in range(2)] == [1, 2]
-        assert await own.next(timeout=5) == 3
+        assert [await process.receive(timeout=5) for _ in range(2)] == [1, 2]
+        assert await own.receive(timeout=5) == 3
 
     async def test_call(self, both: Pair, noted: list[object]) -> None:
         assert await interface.call(HERE, "note", [1, "two"]) == 2

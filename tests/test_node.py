@@ -82,7 +82,7 @@ class TestTheFacade:
         node.exit_signal(ours.pid, Atom("boom"))
         node.reply(From(ours.pid, encode(3), None), "answer")
         node.reply_encoded(From(ours.pid, encode(4), None), encode("answer"))
-        assert [await ours.next(timeout=5) for _ in range(5)] == [
+        assert [await ours.receive(timeout=5) for _ in range(5)] == [
             1,
             ("$gen_cast", 2),
             ("EXIT", node.router.speaker.pid, "boom"),
@@ -109,7 +109,7 @@ class TestTheFacade:
         await node.connect(PEER)  # there is one
         node.monitor_nodes(ours)
         node.disconnect(PEER)
-        assert await ours.next(timeout=5) == ("nodedown", PEER)
+        assert await ours.receive(timeout=5) == ("nodedown", PEER)
         node.monitor_nodes(ours, False)
 
     async def test_pings(self, node: Node, peer: ScriptedPeer) -> None:

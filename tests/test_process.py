@@ -28,7 +28,7 @@ class Recorder(BaseProcess):
         super().__init__(node)
         self.seen: list[object] = []
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         self.seen.append(message)
 
     def demonitored(self, ref: bytes) -> None:
@@ -42,15 +42,15 @@ class TestMailbox:
     async def test_in_order(self, node: Node) -> None:
         process = Process(node)
         for n in range(3):
-            process.receive(n)
+            process.message_received(n)
         assert len(process) == 3
-        assert [await process.next() for _ in range(3)] == [0, 1, 2]
+        assert [await process.receive() for _ in range(3)] == [0, 1, 2]
         assert len(process) == 0
         assert bool(process)
 
     async def test_a_message_wakes_who_waits(self, node: Node) -> None:
         process = Process(node)
-        waiting = asyncio.ensure_future(process.next(timeout=5))
+        waiting = asyncio.ensure_future(process.receive(timeout=5))
         await turns()
         process.send(process.pid, 1)
         assert await waiting == 1
@@ -58,66 +58,66 @@ class TestMailbox:
     async def test_selective(self, node: Node) -> None:
         process = Process(node)
         for n in range(5):
-            process.receive(n)
-        assert await process.next(lambda n: n == 3) == 3
-        assert await process.next(lambda n: n == 1) == 1
-        waiting = asyncio.ensure_future(process.next(lambda n: n == 9))
+            process.message_received(n)
+        assert await process.receive(lambda n: n == 3) == 3
+        assert await process.receive(lambda n: n == 1) == 1
+        waiting = asyncio.ensure_future(process.receive(lambda n: n == 9))
         await turns()
         for n in (8, 9):
-            process.receive(n)
+            process.message_received(n)
         assert await waiting == 9
-        assert [await process.next() for _ in range(4)] == [0, 2, 4, 8]
+        assert [await process.receive() for _ in range(4)] == [0, 2, 4, 8]
 
     async def test_who_came_first_is_served_first(self, node: Node) -> None:
         process = Process(node)
-        first = asyncio.ensure_future(process.next(lambda n: n == "x"))
-        second = asyncio.ensure_future(process.next())
-        third = asyncio.ensure_future(process.next())
+        first = asyncio.ensure_future(process.receive(lambda n: n == "x"))
+        second = asyncio.ensure_future(process.receive())
+        third = asyncio.ensure_future(process.receive())
         await turns()
         for message in ("a", "x", "b"):
-            process.receive(message)
+            process.message_received(message)
         assert [await first, await second, await third] == ["x", "a", "b"]
 
     async def test_timeout(self, node: Node) -> None:
         process = Process(node)
-        process.receive(1)
+        process.message_received(1)
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
-            await process.next(lambda n: n == 2, timeout=0.01)
-        assert await process.next(timeout=0) == 1
+            await process.receive(lambda n: n == 2, timeout=0.01)
+        assert await process.receive(timeout=0) == 1
         assert process._waiters == []
 
     async def test_a_cancelled_wait_takes_no_message(self, node: Node) -> None:
         process = Process(node)
-        waiting = asyncio.ensure_future(process.next())
+        waiting = asyncio.ensure_future(process.receive())
         await turns()
         waiting.cancel()
         await asyncio.wait([waiting])
-        process.receive(1)
-        assert await process.next() == 1
+        process.message_received(1)
+        assert await process.receive() == 1
 
     async def test_cancelled_with_the_message_in_its_hands(self, node: Node) -> None:
         process = Process(node)
-        waiting = asyncio.ensure_future(process.next())
+        waiting = asyncio.ensure_future(process.receive())
         await turns()
-        process.receive(1)
-        process.receive(2)
+        process.message_received(1)
+        process.message_received(2)
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        assert [await process.next() for _ in range(2)] == [1, 2]
+        assert [await process.receive() for _ in range(2)] == [1, 2]
 
     async def test_cancelled_while_another_one_waits_for_the_same(self, node: Node) -> None:
         process = Process(node)
-        first = asyncio.ensure_future(process.next())
-        second = asyncio.ensure_future(process.next())
+        first = asyncio.ensure_future(process.receive())
+        second = asyncio.ensure_future(process.receive())
         await turns()
-        process.receive(1)
+        process.message_received(1)
         first.cancel()
         assert await asyncio.wait_for(second, 1) == 1
 
     async def test_cancelled_when_the_process_has_ended(self, node: Node) -> None:
         process = Process(node)
-        waiting = asyncio.ensure_future(process.next())
+        waiting = asyncio.ensure_future(process.receive())
         await turns()
         process.exit()
         waiting.cancel()
@@ -130,17 +130,17 @@ class TestMailbox:
         def match(message: object) -> bool:
             return message[0] == "x"  # type: ignore[index, no-any-return]
 
-        broken = asyncio.ensure_future(process.next(match))
-        other = asyncio.ensure_future(process.next())
+        broken = asyncio.ensure_future(process.receive(match))
+        other = asyncio.ensure_future(process.receive())
         await turns()
-        process.receive(1)
+        process.message_received(1)
         assert await other == 1
         with pytest.raises(TypeError):
             await broken
-        process.receive(2)
+        process.message_received(2)
         with pytest.raises(TypeError):
-            await process.next(match)
-        assert await process.next() == 2
+            await process.receive(match)
+        assert await process.receive() == 2
 
     async def test_iterating(self, node: Node) -> None:
         process = Process(node)
@@ -155,16 +155,16 @@ class TestMailbox:
 
     async def test_messages_outlive_the_process(self, node: Node) -> None:
         process = Process(node)
-        process.receive(1)
+        process.message_received(1)
         process.exit(Atom("over"))
-        assert await process.next() == 1
+        assert await process.receive() == 1
         with pytest.raises(ProcessExitError, match=":over") as caught:
-            await process.next()
+            await process.receive()
         assert caught.value.reason == "over"
 
     async def test_its_end_wakes_all_who_wait(self, node: Node) -> None:
         process = Process(node)
-        waiting = [asyncio.ensure_future(process.next()) for _ in range(3)]
+        waiting = [asyncio.ensure_future(process.receive()) for _ in range(3)]
         await turns()
         process.exit(Atom("over"))
         for result in await asyncio.gather(*waiting, return_exceptions=True):
@@ -173,7 +173,7 @@ class TestMailbox:
     async def test_a_full_one_ends(self, node: Node) -> None:
         process = Process(node, max_mailbox=2)
         for n in range(3):
-            process.receive(n)
+            process.message_received(n)
         assert not process.alive
         assert process.exit_reason == "system_limit"
         assert Process(node)._max_mailbox == MAX_MAILBOX
@@ -186,7 +186,7 @@ class TestMonitors:
             watcher.monitor(target) for target in (watched.pid, "watched", ("watched", node.name))
         ]
         watched.exit((Atom("because"), object))
-        downs = [await watcher.next(timeout=1) for _ in refs]
+        downs = [await watcher.receive(timeout=1) for _ in refs]
         targets = (watched.pid, "watched", ("watched", node.name))
         reason = (Atom("because"), object)  # within a node reasons stay Python objects
         assert downs == [
@@ -199,7 +199,7 @@ class TestMonitors:
         watcher = Process(node)
         ref = watcher.monitor(target)
         assert len(watcher) == 0  # never inside of the call
-        down = await watcher.next(timeout=1)
+        down = await watcher.receive(timeout=1)
         assert down == ("DOWN", ref, "process", target, "noproc")
 
     async def test_demonitor(self, node: Node) -> None:
@@ -265,7 +265,7 @@ class TestLinks:
         one.trap_exit = True
         one.link(two.pid)
         two.exit()
-        assert await one.next(timeout=1) == ("EXIT", two.pid, "normal")
+        assert await one.receive(timeout=1) == ("EXIT", two.pid, "normal")
 
     async def test_kill_as_the_reason_of_a_link_is_no_kill(self, node: Node) -> None:
         one, two, three = Process(node), Process(node), Process(node)
@@ -273,7 +273,7 @@ class TestLinks:
         one.link(two.pid)
         two.link(three.pid)
         three.exit(KILL)
-        assert await one.next(timeout=1) == ("EXIT", two.pid, "kill")
+        assert await one.receive(timeout=1) == ("EXIT", two.pid, "kill")
 
     async def test_unlink(self, node: Node) -> None:
         one, two = Process(node), Process(node)
@@ -341,7 +341,7 @@ class TestExitSignals:
         one, two = Process(node), Process(node)
         two.trap_exit = True
         one.exit_signal(two.pid, "kill")  # text is not the atom
-        assert await two.next(timeout=1) == ("EXIT", one.pid, "kill")
+        assert await two.receive(timeout=1) == ("EXIT", one.pid, "kill")
         one.exit_signal(two.pid, KILL)
         await turns()
         assert two.exit_reason == "killed"
@@ -383,7 +383,7 @@ class TestTheEnd:
         sender.send(receiver.pid, 1)
         sender.exit_signal(receiver.pid, Atom("two"))
         sender.exit(Atom("three"))
-        seen = [await receiver.next(timeout=1) for _ in range(4)]
+        seen = [await receiver.receive(timeout=1) for _ in range(4)]
         assert seen[:2] == [1, ("EXIT", sender.pid, "two")]
         assert {seen[2][0], seen[3][0]} == {"EXIT", "DOWN"}  # type: ignore[index]
 
@@ -397,7 +397,7 @@ class TestTheEnd:
 
     async def test_defaults_do_nothing(self, node: Node) -> None:
         process = BaseProcess(node)
-        process.receive(1)
+        process.message_received(1)
         process.demonitored(b"")
         process.exit()
 

@@ -21,7 +21,7 @@ class TestNames:
         assert node.whereis("two") is None
         process.register("two")
         node.send("two", 1)
-        assert await process.next(timeout=1) == 1
+        assert await process.receive(timeout=1) == 1
         process.exit()
         assert node.whereis("one") is node.whereis("two") is None
         Process(node, name="one")

@@ -256,13 +256,13 @@ class TestCrossing:
         events = Process(node)
         node.monitor_nodes(events)
         first = await come_in(node, SMALLER)
-        assert await events.next(timeout=5) == ("nodeup", SMALLER)
+        assert await events.receive(timeout=5) == ("nodeup", SMALLER)
         with pytest.raises(HandshakeError):
             await come_in(node, SMALLER, "wrong")
         assert len(events) == 0
         second = await come_in(node, SMALLER)
-        assert await events.next(timeout=5) == ("nodedown", SMALLER)
-        assert await events.next(timeout=5) == ("nodeup", SMALLER)
+        assert await events.receive(timeout=5) == ("nodedown", SMALLER)
+        assert await events.receive(timeout=5) == ("nodeup", SMALLER)
         await first.wait_closed()
         first.close()
         second.close()

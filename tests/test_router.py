@@ -61,7 +61,7 @@ class TestSending:
         process = Process(node)
         sent = object()
         node.send(process.pid, sent)
-        assert await process.next() is sent
+        assert await process.receive() is sent
 
     async def test_from_threads(self, node: Node) -> None:
         process = Process(node, name="here")
@@ -70,7 +70,7 @@ class TestSending:
         ]
         for thread in threads:
             thread.start()
-        numbers = {await process.next(timeout=5) for _ in threads}
+        numbers = {await process.receive(timeout=5) for _ in threads}
         for thread in threads:
             thread.join()
         assert numbers == set(range(20))
@@ -165,7 +165,7 @@ class TestDestinations:
         ways: list[Destination] = [ours.pid, "ours", ("ours", node.name)]
         for number, to in enumerate(ways):
             node.send(to, number)
-            assert await ours.next(timeout=5) == number
+            assert await ours.receive(timeout=5) == number
 
     async def test_each_way_to_another_node(self, node: Node, peer: ScriptedPeer) -> None:
         alias, us = peer.make_ref(), node.router.speaker.pid
@@ -227,7 +227,7 @@ class TestAnswersHere:
         node.reply(From(ours.pid, encode(alias), alias.external), "to the alias")
         assert await asyncio.wait_for(answer, 5) == b"to the alias"
         node.reply(From(ours.pid, encode(7), None), "to the pid")
-        assert await ours.next(timeout=5) == (7, b"to the pid")
+        assert await ours.receive(timeout=5) == (7, b"to the pid")
         node.router.forget(alias)
 
     async def test_to_a_node_that_has_gone(self, node: Node) -> None:

@@ -88,7 +88,7 @@ class TestEnd:
     async def test_nor_do_system_messages(self, caller: Caller, request_: object, why: str) -> None:
         process, tag = Process(caller.node), caller.node.make_ref()
         process.send(caller.to, (A("system"), (process.pid, tag), request_))
-        assert await process.next(timeout=5) == (tag, (A("error"), A(why)))
+        assert await process.receive(timeout=5) == (tag, (A("error"), A(why)))
         assert caller.server.alive
 
 
@@ -112,7 +112,7 @@ class TestNodes:
 
         monkeypatch.setattr(caller.server.node, "rpc", rpc)
         name = caller.node.name
-        caller.server.receive((A("nodeup"), name))
+        caller.server.message_received((A("nodeup"), name))
         expected = serde.encoder_v2 if old else serde.encoder
         remote = caller.server.node.remote(name)
         remote.encoder = Encoder()

@@ -375,7 +375,7 @@ class TestRexByPlainMessages:
         inbox = Process(node, name="inbox")
         request = (Atom("sbcast"), Atom("inbox"), 1)
         assert await self.ask(peer, request) == ("rex", node.name, node.name)
-        assert await inbox.next(timeout=5) == 1
+        assert await inbox.receive(timeout=5) == 1
         request = (Atom("sbcast"), Atom("nobody"), 1)
         nobody = ("nonexisting_name", "nobody")
         assert await self.ask(peer, request) == ("rex", node.name, nobody)
@@ -384,7 +384,7 @@ class TestRexByPlainMessages:
         inbox = Process(node, name="inbox")
         message = encode((peer.pid(), (Atom("send"), Atom("inbox"), 1)))
         await peer.send(RegSend(peer.pid(), Atom("rex")), message)
-        assert await inbox.next(timeout=5) == (peer.pid(), 1)
+        assert await inbox.receive(timeout=5) == (peer.pid(), 1)
         request = (Atom("send"), Atom("nobody"), 1)
         nobody = ("nonexisting_name", "nobody")
         assert await self.ask(peer, request) == ("rex", node.name, nobody)

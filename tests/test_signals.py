@@ -80,7 +80,7 @@ class TestLinks:
         # The acknowledgement of the old unlink does not touch the new link.
         await peer.send(UnlinkIdAck(seen[1].id, theirs, ours.pid))
         await peer.send(PayloadExit(theirs, ours.pid), encode(BOOM))
-        assert await ours.next(timeout=5) == ("EXIT", theirs, "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", theirs, "boom")
 
     async def test_only_the_last_acknowledgement_counts(
         self, peer: ScriptedPeer, ours: Process
@@ -147,7 +147,7 @@ class TestLinks:
         await peer.send(Exit(peer.pid(), ours.pid, BOOM))
         await peer.send(Exit2(peer.pid(), ours.pid, BOOM))
         for _ in range(2):
-            assert await ours.next(timeout=5) == ("EXIT", peer.pid(), "boom")
+            assert await ours.receive(timeout=5) == ("EXIT", peer.pid(), "boom")
 
     async def test_linking_twice_ends_once(self, peer: ScriptedPeer, ours: Process) -> None:
         for _ in range(2):
@@ -171,7 +171,7 @@ class TestMonitors:
         ref = ours.monitor(peer.pid())
         assert (await read(peer))[0] == MonitorP(ours.pid, peer.pid(), ref)
         await peer.send(MonitorPExit(peer.pid(), ours.pid, ref, BOOM))
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", peer.pid(), "boom")
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", peer.pid(), "boom")
 
     async def test_down_comes_once(self, peer: ScriptedPeer, ours: Process) -> None:
         ref = ours.monitor(("theirs", PEER))
@@ -185,7 +185,7 @@ class TestMonitors:
         ref = ours.monitor(peer.pid())
         down = PayloadMonitorPExit(peer.pid(), ours.pid, ref)
         await peer.send(down, b"\xff")
-        message: Any = await ours.next(timeout=5)
+        message: Any = await ours.receive(timeout=5)
         assert message[:2] == ("DOWN", ref)
         assert isinstance(message[4], Undecodable)
         assert "255" in repr(message[4])
@@ -222,12 +222,12 @@ class TestMessages:
         for number, message in enumerate(messages):
             await peer.send(message, encode(number))
         await settled(peer)
-        assert [await ours.next(timeout=1) for _ in messages] == list(range(len(messages)))
+        assert [await ours.receive(timeout=1) for _ in messages] == list(range(len(messages)))
 
     async def test_an_exit_in_the_new_form(self, peer: ScriptedPeer, ours: Process) -> None:
         exit_ = AltactSigSend(AltactSigSend.EXIT, peer.pid(), ours.pid)
         await peer.send(exit_, encode(BOOM))
-        assert await ours.next(timeout=5) == ("EXIT", peer.pid(), "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", peer.pid(), "boom")
         other = Pid("other@127.0.0.1", 1, 0, 1)
         for wrong in (
             AltactSigSend(AltactSigSend.EXIT, other, ours.pid),
@@ -268,7 +268,7 @@ class TestLoss:
         """One that fails does not keep it from the others."""
 
         class Failing(Process):
-            def receive(self, message: object) -> None:
+            def message_received(self, message: object) -> None:
                 raise LookupError("a bug of the user's")
 
         failing, other = Failing(node), Process(node)
@@ -279,7 +279,7 @@ class TestLoss:
         node.monitor_nodes(failing)
         node.monitor_nodes(other)
         peer.close()
-        seen: list[Any] = [await other.next(timeout=5) for _ in range(3)]
+        seen: list[Any] = [await other.receive(timeout=5) for _ in range(3)]
         assert {message[0] for message in seen} == {"EXIT", "DOWN", "nodedown"}
         assert len([r for r in caplog.records if r.exc_info]) == 3
 
@@ -296,7 +296,7 @@ class TestNodeEvents:
         self, node: Node, caplog: pytest.LogCaptureFixture
     ) -> None:
         class Failing(Process):
-            def receive(self, message: object) -> None:
+            def message_received(self, message: object) -> None:
                 raise LookupError("a bug of the user's")
 
         node.monitor_nodes(Failing(node))
@@ -309,8 +309,8 @@ class TestNodeEvents:
         assert node.port is not None
         identity = Identity(PEER, 77)
         async with await ScriptedPeer.connect(identity, "secret", node.name, node.port):
-            assert await other.next(timeout=5) == ("nodeup", PEER)
-        assert await other.next(timeout=5) == ("nodedown", PEER)
+            assert await other.receive(timeout=5) == ("nodeup", PEER)
+        assert await other.receive(timeout=5) == ("nodedown", PEER)
         assert len(other) == len(ended) == 0
         assert len([r for r in caplog.records if r.exc_info]) == 2
         node.monitor_nodes(other, False)
@@ -336,13 +336,13 @@ class TestWithinTheNode:
         ours.link(other.pid)
         other.exit(BOOM)
         assert len(ours) == 0
-        assert await ours.next(timeout=5) == ("EXIT", other.pid, "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", other.pid, "boom")
 
     async def test_a_monitor(self, node: Node, ours: Process) -> None:
         other = Process(node, name="other")
         ref = ours.monitor("other")
         other.exit(BOOM)
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", "other", "boom")
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", "other", "boom")
 
     async def test_who_watched_ends(self, node: Node, ours: Process) -> None:
         withdrawn: asyncio.Queue[bytes] = asyncio.Queue()
@@ -359,9 +359,9 @@ class TestWithinTheNode:
     async def test_an_exit_signal(self, node: Node, ours: Process) -> None:
         other = Process(node)
         other.exit_signal(ours.pid, BOOM)
-        assert await ours.next(timeout=5) == ("EXIT", other.pid, "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", other.pid, "boom")
         node.exit_signal(ours.pid, BOOM)
-        assert await ours.next(timeout=5) == ("EXIT", node.router.speaker.pid, "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", node.router.speaker.pid, "boom")
         other.exit()
         ours.exit_signal(other.pid, BOOM)  # to nobody
 
@@ -375,7 +375,7 @@ class TestWithinTheNode:
         Failing(node).monitor(peer.pid())
         ref = ours.monitor(peer.pid())
         peer.close()
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", peer.pid(), "noconnection")
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", peer.pid(), "noconnection")
         assert "failed to take Down" in caplog.text
 
 

@@ -56,8 +56,8 @@ class TestSpawning:
             + frame(control.encode(PayloadMonitorPExit(pid, ours.pid, request.id)), encode(BOOM))
         )
         assert await spawning == pid
-        assert await ours.next(timeout=5) == ("EXIT", pid, "boom")
-        assert await ours.next(timeout=5) == ("DOWN", request.id, "process", pid, "boom")
+        assert await ours.receive(timeout=5) == ("EXIT", pid, "boom")
+        assert await ours.receive(timeout=5) == ("DOWN", request.id, "process", pid, "boom")
 
     @pytest.mark.parametrize("ends", ["cancelled", "owner"])
     async def test_given_up(self, node: Node, peer: ScriptedPeer, ours: Process, ends: str) -> None:

@@ -77,7 +77,7 @@ class TestCurrentTask:
         code = "import asyncio\nnames.append(asyncio.current_task().get_name())"
         own = asyncio.current_task()
         remote = both.node.remote(both.peer.name)
-        both.server.receive_external(_request(code), 0, remote)
+        both.server.external_received(_request(code), 0, remote)
         assert names == ["snex"]
         assert asyncio.current_task() is own
 

@@ -44,7 +44,7 @@ class GenProcess(BaseProcess):
         """``GenServer.stop`` asks the process to end. The default ends it."""
         self.exit(reason)
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take a decoded message."""
         call = parse_term(message)
         if call is not None:
@@ -58,7 +58,7 @@ class GenProcess(BaseProcess):
             else:
                 self._system(*system)
 
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+    def external_received(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take a message in external form; what is the user's in it, the node's decoder decodes.
 
         A call whose request cannot be decoded is answered with ``{error, {python_error, ...}}``.

@@ -30,11 +30,11 @@ class Mailbox(Tied):
         """End it."""
 
     @abstractmethod
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take a message."""
 
     @abstractmethod
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+    def external_received(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take a message of another node in external form, a bare term at ``data[offset]``."""
 
     @abstractmethod

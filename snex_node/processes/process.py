@@ -38,7 +38,7 @@ reads them, and at some 500 bytes each they hold half a GiB."""
 
 
 class BaseProcess(Mailbox):
-    """A process without a mailbox: subclasses say in `receive` what a message does.
+    """A process without a mailbox: subclasses say in `message_received` what a message does.
 
     It exists from its construction to `exit`. All methods belong to the node's event loop. Names
     with an underscore are this package's: subclasses choose others.
@@ -61,16 +61,17 @@ class BaseProcess(Mailbox):
 
     # --- for subclasses -------------------------------------------------------------------------
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Take a message. The default ignores it. What this raises is logged, and no more."""
 
-    def receive_external(self, data: bytes, offset: int, remote: RemoteNode) -> None:
+    def external_received(self, data: bytes, offset: int, remote: RemoteNode) -> None:
         """Take a message of another node in external form, a bare term at ``data[offset]``.
 
-        The default decodes it with the node's decoder and calls `receive`. Raises `DecodeError`.
+        The default decodes it with the node's decoder and calls `message_received`. Raises
+        `DecodeError`.
         """
         message, _ = self.node.decoder.decode(data, offset)
-        self.receive(message)
+        self.message_received(message)
 
     def demonitored(self, ref: bytes) -> None:
         """A monitor of this process was withdrawn: its owner took it back, ended, or was lost.
@@ -110,7 +111,7 @@ class BaseProcess(Mailbox):
         self.node.send(to, message, sender=self.pid)
 
     def monitor(self, target: Target) -> Reference:
-        """Watch ``target``: `receive` gets ``(DOWN, ref, process, target, reason)`` once it ends.
+        """Watch ``target``: when it ends, ``(DOWN, ref, process, target, reason)`` comes.
 
         The reason is ``noproc`` when it does not exist, ``noconnection`` when its node is lost.
         """
@@ -151,13 +152,13 @@ class BaseProcess(Mailbox):
         if not linked and _is_atom(reason, KILL):
             self.exit(KILLED)
         elif self.trap_exit:
-            self.receive((EXIT, sender, reason))
+            self.message_received((EXIT, sender, reason))
         elif not _is_atom(reason, NORMAL) or sender == self.pid:
             self.exit(reason)
 
     def down_received(self, ref: Reference, target: Target, reason: object) -> None:
         """The monitor ``ref`` has fired: the default makes a message of it."""
-        self.receive((DOWN, ref, PROCESS, target, reason))
+        self.message_received((DOWN, ref, PROCESS, target, reason))
 
 
 class Process(BaseProcess):
@@ -168,7 +169,7 @@ class Process(BaseProcess):
     >>> async def main(node: Node) -> None:
     ...     process = Process(node)
     ...     process.send(("logger", "app@host"), (Atom("hello"), process.pid))
-    ...     reply = await process.next(lambda m: isinstance(m, tuple), timeout=5)
+    ...     reply = await process.receive(lambda m: isinstance(m, tuple), timeout=5)
     ...     async for message in process:
     ...         print(message)
     """
@@ -194,7 +195,7 @@ class Process(BaseProcess):
         """True, also where no message waits: ``process or other`` is about None."""
         return True
 
-    def receive(self, message: object) -> None:
+    def message_received(self, message: object) -> None:
         """Put ``message`` into the mailbox, or hand it to who waits for one like it."""
         if self._waiters and self._hand_over(message):
             return
@@ -203,7 +204,7 @@ class Process(BaseProcess):
             return
         self._mailbox.append(message)
 
-    async def next(self, match: Match | None = None, *, timeout: float | None = None) -> object:
+    async def receive(self, match: Match | None = None, *, timeout: float | None = None) -> object:
         """Take the first message, or the first that ``match`` is true of; others stay.
 
         ``timeout`` is in seconds. Raises ``TimeoutError`` when it passes, `ProcessExitError` when
@@ -264,7 +265,7 @@ class Process(BaseProcess):
 
     async def __anext__(self) -> object:
         try:
-            return await self.next()
+            return await self.receive()
         except ProcessExitError:
             raise StopAsyncIteration from None
 

@@ -165,4 +165,4 @@ class Router:
 
 def _receive(process: Mailbox, message: object) -> None:
     if process.alive:
-        process.receive(message)
+        process.message_received(message)

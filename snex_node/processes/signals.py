@@ -191,7 +191,7 @@ class Signals:
     def _tell_watchers(self, message: tuple[Atom, Atom]) -> None:
         for process in list(self._watchers_of_nodes):
             try:
-                process.receive(message)
+                process.message_received(message)
             except Exception:
                 _log.exception("%s failed to take %r", process, message)
 
@@ -233,12 +233,12 @@ class Signals:
     def _on_reg_send(self, remote: RemoteNode, m: RegSend, data: bytes, offset: int) -> None:
         process = self._by_name.get(m.name)
         if process is not None:
-            process.receive_external(data, offset, remote)
+            process.external_received(data, offset, remote)
 
     def _on_send(self, remote: RemoteNode, m: Send | SendSender, data: bytes, offset: int) -> None:
         process = self._by_pid.get(m.to.external)
         if process is not None:
-            process.receive_external(data, offset, remote)
+            process.external_received(data, offset, remote)
 
     def _on_alias_send(self, remote: RemoteNode, m: AliasSend, data: bytes, offset: int) -> None:
         self._router.alias_received(m.alias.external, data, offset)
@@ -255,7 +255,7 @@ class Signals:
         else:
             process = self._registry.find(to)
             if process is not None:
-                process.receive_external(data, offset, remote)
+                process.external_received(data, offset, remote)
 
     def _on_monitor(self, remote: RemoteNode, m: MonitorP, data: bytes, offset: int) -> None:
         if remote.owns(m.from_):

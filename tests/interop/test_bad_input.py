@@ -338,7 +338,7 @@ class TestPayloads:
         await scene.check_open(evil)
         scene.check_one_line(scene.identity.name, "dropped the payload")
         await evil.send(SendSender(evil.pid(), scene.target.pid), GOOD)
-        assert await scene.target.next(timeout=5) == etf.decode(b"\x83" + GOOD)
+        assert await scene.target.receive(timeout=5) == etf.decode(b"\x83" + GOOD)
         evil.close()
 
     async def test_to_who_is_gone(self, scene: Scene) -> None:
@@ -383,7 +383,7 @@ class TestPayloads:
         evil = await scene.connect()
         scene.target.trap_exit = True
         await evil.send(PayloadExit2(evil.pid(), scene.target.pid), b"\xff")
-        message = await scene.target.next(timeout=5)
+        message = await scene.target.receive(timeout=5)
         assert isinstance(message, tuple)
         assert message[:2] == ("EXIT", evil.pid())
         scene.check_one_line(scene.identity.name, "exit reason")
@@ -452,7 +452,7 @@ class TestSpoofing:
         """
         name = Atom(f"tied_{secrets.token_hex(4)}")
         tied = scene.beam.submit(source, pid=target.pid, name=name)
-        other = await target.next(timeout=5)
+        other = await target.receive(timeout=5)
         assert isinstance(other, Pid)
         watched = next(iter(watchers_of(target)))
         ours = target.monitor(other)

@@ -169,7 +169,7 @@ class TestErpc:
         """
         told = Process(node, name="told")
         evaluating = beam.submit(source, py=node.name, m=MODULE)
-        await told.next(timeout=5)
+        await told.receive(timeout=5)
         functions.go_on[0].set()
         assert await asyncio.wrap_future(evaluating) == (
             4.0,
@@ -235,7 +235,7 @@ class TestRpc:
         """
         told = Process(node, name="told")
         assert await beam.eval(source, py=node.name, m=MODULE) == ([4.0], [])
-        assert await told.next(timeout=5) == "hello"
+        assert await told.receive(timeout=5) == "hello"
         await until(lambda: functions.called == [(1,)])
 
     async def test_old_requests_to_rex(self, beam: Beam, node: Node) -> None:
@@ -263,7 +263,7 @@ class TestPlainMessagesToRex:
         good: object = ([node.name], [])
         bad: object = ([], [node.name])
         assert await beam.eval(source, py=node.name) == (good, bad)
-        assert await told.next(timeout=5) == "hello"
+        assert await told.receive(timeout=5) == "hello"
 
     async def test_eval_everywhere(self, beam: Beam, node: Node) -> None:
         source = ":rpc.eval_everywhere([py], m, :note, [:everywhere])"

@@ -147,7 +147,7 @@ class TestCall:
     async def test_a_timeout(self, beam: Beam, node: Node, server: Pid, inbox: Process) -> None:
         with pytest.raises(CallTimeoutError, match=r"did not answer within 0\.05 s"):
             await node.call(server, Atom("later"), timeout=0.05)
-        assert await inbox.next(timeout=5) == "called"
+        assert await inbox.receive(timeout=5) == "called"
         await still_usable(node, beam)
         # The answer that comes yet is nobody's.
         assert await node.call(server, Atom("answer")) == 1
@@ -155,7 +155,7 @@ class TestCall:
 
     async def test_cancelled(self, beam: Beam, node: Node, server: Pid, inbox: Process) -> None:
         calling = asyncio.ensure_future(node.call(server, Atom("later"), timeout=None))
-        assert await inbox.next(timeout=5) == "called"
+        assert await inbox.receive(timeout=5) == "called"
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
@@ -178,7 +178,7 @@ class TestCall:
         self, beam: Beam, node: Node, server: Pid, inbox: Process
     ) -> None:
         calling = asyncio.ensure_future(node.call(server, Atom("later"), timeout=None))
-        await inbox.next(timeout=5)
+        await inbox.receive(timeout=5)
         await beam.eval("Node.disconnect(py)", py=node.name)
         with pytest.raises(ProcessExitError) as caught:
             await calling
@@ -193,7 +193,7 @@ class TestCall:
         node.cast(("cast_to", beam.name), 2)
         node.send(server, 3)
         node.send(("cast_to", beam.name), 4)
-        seen = [await inbox.next(timeout=5) for _ in range(4)]
+        seen = [await inbox.receive(timeout=5) for _ in range(4)]
         assert seen == [("cast", 1), ("cast", 2), ("info", 3), ("info", 4)]
 
     async def test_to_an_alias_of_theirs(self, beam: Beam, node: Node) -> None:
@@ -207,7 +207,7 @@ class TestCall:
             """,
             py=node.name,
         )
-        alias = await inbox.next(timeout=5)
+        alias = await inbox.receive(timeout=5)
         assert isinstance(alias, Reference)
         node.send(alias, Atom("hello"))
         assert await asyncio.wrap_future(waiting) == "hello"
@@ -350,13 +350,13 @@ class TestSpawn:
     async def test_spawn(self, beam: Beam, node: Node, inbox: Process) -> None:
         pid = await node.spawn(beam.name, "erlang", "send", [inbox.pid, Atom("hello")])
         assert pid.node == beam.name
-        assert await inbox.next(timeout=5) == "hello"
+        assert await inbox.receive(timeout=5) == "hello"
 
     async def test_monitor(self, beam: Beam, node: Node, inbox: Process) -> None:
         """The end may come in the same read as the reply: it is not lost."""
         for _ in range(50):
             pid = await node.spawn(beam.name, "erlang", "exit", [Atom("done")], monitor=inbox)
-            down = await inbox.next(timeout=5)
+            down = await inbox.receive(timeout=5)
             assert isinstance(down, tuple)
             name, ref, kind, who, reason = down
             assert (name, kind, who, reason) == ("DOWN", "process", pid, "done")
@@ -367,7 +367,7 @@ class TestSpawn:
         inbox.trap_exit = True
         for _ in range(50):
             pid = await node.spawn(beam.name, "erlang", "exit", [Atom("done")], link=inbox)
-            assert await inbox.next(timeout=5) == ("EXIT", pid, "done")
+            assert await inbox.receive(timeout=5) == ("EXIT", pid, "done")
         assert not links_of(inbox)
 
     async def test_both(self, beam: Beam, node: Node, inbox: Process) -> None:
@@ -375,7 +375,7 @@ class TestSpawn:
         pid = await node.spawn(
             beam.name, "erlang", "exit", [Atom("done")], link=inbox, monitor=inbox
         )
-        first, second = await inbox.next(timeout=5), await inbox.next(timeout=5)
+        first, second = await inbox.receive(timeout=5), await inbox.receive(timeout=5)
         assert isinstance(second, tuple)
         assert first == ("EXIT", pid, "done")
         assert (second[0], second[3:]) == ("DOWN", (pid, "done"))
@@ -387,14 +387,14 @@ class TestSpawn:
         pid = await node.spawn(beam.name, "timer", "sleep", [Atom("infinity")], link=owner)
         ref = inbox.monitor(pid)
         owner.exit(Atom("over"))
-        assert await inbox.next(timeout=5) == ("DOWN", ref, "process", pid, "over")
+        assert await inbox.receive(timeout=5) == ("DOWN", ref, "process", pid, "over")
 
     async def test_undefined(
         self, start_beam: Callable[..., Beam], node: Node, beam: Beam, inbox: Process
     ) -> None:
         own = start_beam(cookie=beam.cookie)  # it logs the crash
         pid = await node.spawn(own.name, "nobody", "nothing", [1], monitor=inbox)
-        down = await inbox.next(timeout=5)
+        down = await inbox.receive(timeout=5)
         assert isinstance(down, tuple)
         assert down[3] == pid
         assert down[4] == ("undef", [("nobody", "nothing", [1], [])])
@@ -452,17 +452,17 @@ class TestNodeEvents:
         node.monitor_nodes(inbox)
         own = start_beam(cookie=beam.cookie)
         await own.eval("Node.connect(py)", py=node.name)
-        assert await inbox.next(timeout=5) == ("nodeup", own.name)
+        assert await inbox.receive(timeout=5) == ("nodeup", own.name)
         await own.stop()
-        assert await inbox.next(timeout=5) == ("nodedown", own.name)
+        assert await inbox.receive(timeout=5) == ("nodedown", own.name)
 
     async def test_up_comes_before_the_first_message(
         self, beam: Beam, node: Node, inbox: Process
     ) -> None:
         node.monitor_nodes(inbox)
         await beam.eval("send(pid, :first)", pid=inbox.pid)
-        assert await inbox.next(timeout=5) == ("nodeup", beam.name)
-        assert await inbox.next(timeout=5) == "first"
+        assert await inbox.receive(timeout=5) == ("nodeup", beam.name)
+        assert await inbox.receive(timeout=5) == "first"
         await beam.eval("send(pid, :last); Node.disconnect(py)", pid=inbox.pid, py=node.name)
-        assert await inbox.next(timeout=5) == "last"
-        assert await inbox.next(timeout=5) == ("nodedown", beam.name)
+        assert await inbox.receive(timeout=5) == "last"
+        assert await inbox.receive(timeout=5) == ("nodedown", beam.name)

@@ -98,18 +98,18 @@ class TestDisconnecting:
         events = Process(node)
         node.monitor_nodes(events)
         await beam.eval(CONNECT, py=node.name)
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         assert await beam.eval("Node.disconnect(py)", py=node.name) is True
-        assert await events.next(timeout=5) == ("nodedown", beam.name)
+        assert await events.receive(timeout=5) == ("nodedown", beam.name)
         assert node.nodes == []
         inbox = Process(node, name="inbox")
         await beam.eval("send({:inbox, py}, :again)", py=node.name)
-        assert await inbox.next(timeout=5) == "again"
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await inbox.receive(timeout=5) == "again"
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         node.monitor_nodes(events, False)
         node.disconnect(beam.name)
         await beam.eval("send({:inbox, py}, :once_more)", py=node.name)
-        assert await inbox.next(timeout=5) == "once_more"
+        assert await inbox.receive(timeout=5) == "once_more"
         assert len(events) == 0
 
     async def test_we_disconnect_and_come_back(self, beam: Beam, node: Node) -> None:
@@ -122,7 +122,7 @@ class TestDisconnecting:
             py=node.name,
         )
         inbox = Process(node, name="inbox")
-        assert await inbox.next(timeout=5) == "watching"
+        assert await inbox.receive(timeout=5) == "watching"
         node.disconnect(beam.name)
         node.disconnect(beam.name)  # again: nothing
         node.disconnect("nobody@127.0.0.1")
@@ -136,10 +136,10 @@ class TestDisconnecting:
         events = Process(node)
         node.monitor_nodes(events)
         node.keep_connected(beam.name)
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         assert await beam.eval("Node.disconnect(py)", py=node.name) is True
-        assert await events.next(timeout=5) == ("nodedown", beam.name)
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodedown", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
 
     async def test_a_node_that_stops_is_seen_to_go(
         self, beam: Beam, start_node: NodeStarter
@@ -154,7 +154,7 @@ class TestDisconnecting:
             """,
             py=node.name,
         )
-        await inbox.next(timeout=5)
+        await inbox.receive(timeout=5)
         await node.stop()
         await node.stop()  # again: nothing
         assert await asyncio.wait_for(asyncio.wrap_future(watching), 5) == ("nodedown", node.name)
@@ -242,7 +242,7 @@ class TestReplacing:
             result
             """
             assert await second.eval(announce, py=node.name) is True
-            seen = [await events.next(timeout=5) for _ in range(3)]
+            seen = [await events.receive(timeout=5) for _ in range(3)]
             assert seen == [
                 ("nodeup", first.name),
                 ("nodedown", first.name),

@@ -53,7 +53,7 @@ class Crossing:
         )
         assert await node.rpc(beam.name, "erlang", "node") == beam.name
         await until(lambda: sum(line.open_lines for line in self.lines) == 1)
-        assert await self.events.next(timeout=5) == ("nodeup", beam.name)
+        assert await self.events.receive(timeout=5) == ("nodeup", beam.name)
         assert len(self.events) == 0
 
     async def disconnect(self, *, ours: bool) -> None:
@@ -65,7 +65,7 @@ class Crossing:
             await self.beam.eval(gone, py=self.node.name)
         else:
             await self.beam.eval("Node.disconnect(py)", py=self.node.name)
-        assert await self.events.next(timeout=5) == ("nodedown", self.beam.name)
+        assert await self.events.receive(timeout=5) == ("nodedown", self.beam.name)
         await until(lambda: not any(line.open_lines for line in self.lines))
 
 
@@ -129,7 +129,7 @@ class TestAtTheSameMoment:
             for line in crossing.lines:
                 line.to_target.resume()
             assert await asyncio.wait_for(asyncio.wrap_future(collected), 20) == list(range(1, 101))
-            assert [await inbox.next(timeout=5) for _ in range(100)] == list(range(1, 101))
+            assert [await inbox.receive(timeout=5) for _ in range(100)] == list(range(1, 101))
             await crossing.check()
             await crossing.disconnect(ours=True)
 
@@ -147,10 +147,10 @@ async def test_two_of_ours(start_node: NodeStarter) -> None:
         assert (one.nodes, two.nodes) == ([two.name], [one.name])
         assert await one.ping(two.name) is True
         assert await two.rpc(one.name, "math", "sqrt", [16]) == 4
-        assert await events.next(timeout=5) == ("nodeup", two.name)
+        assert await events.receive(timeout=5) == ("nodeup", two.name)
         (one, two)[number % 2].disconnect((two, one)[number % 2].name)
         await until(lambda: not one.nodes and not two.nodes)
-        assert await events.next(timeout=5) == ("nodedown", two.name)
+        assert await events.receive(timeout=5) == ("nodedown", two.name)
         assert len(events) == 0
 
 
@@ -163,6 +163,6 @@ async def test_a_stranger_does_not_end_our_attempt(beam: Beam, start_node: NodeS
         stranger.remote(node.name).address = ("127.0.0.1", node.port)
         inbox.send(("w", beam.name), inbox.pid)
         intruding = asyncio.ensure_future(stranger.ping(node.name))
-        assert await inbox.next(timeout=5) == "here"
+        assert await inbox.receive(timeout=5) == "here"
         assert await intruding is False
         assert node.nodes == [Atom(beam.name)]

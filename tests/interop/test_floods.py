@@ -42,8 +42,8 @@ async def test_a_beam_connects_within_a_second(
             assert isinstance(result, tuple)
             assert result[0] is True
             times.append(result[1])
-            assert await events.next(timeout=5) == ("nodeup", beam.name)
-            assert await events.next(timeout=5) == ("nodedown", beam.name)
+            assert await events.receive(timeout=5) == ("nodeup", beam.name)
+            assert await events.receive(timeout=5) == ("nodedown", beam.name)
         # In ms; on a machine that is busy with other things, we have a share of a core.
         busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert sorted(times)[3] < 1000 * busy

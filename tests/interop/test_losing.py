@@ -62,8 +62,8 @@ class Tied:
         pid = await self.beam.eval(TIED, ours=self.ours.pid, py=self.node.name)
         assert isinstance(pid, Pid)
         self.theirs = pid
-        assert await self.ours.next(timeout=5) == ("nodeup", self.beam.name)
-        assert await self.ours.next(timeout=5) == "tied"
+        assert await self.ours.receive(timeout=5) == ("nodeup", self.beam.name)
+        assert await self.ours.receive(timeout=5) == "tied"
         self.ours.link(pid)
         self.ref = self.ours.monitor(pid)
         self.calling = asyncio.ensure_future(
@@ -76,7 +76,7 @@ class Tied:
 
     async def check_ours(self) -> None:
         """All that we hear when the connection is lost."""
-        heard = [await self.ours.next(timeout=15) for _ in range(3)]
+        heard = [await self.ours.receive(timeout=15) for _ in range(3)]
         assert ("EXIT", self.theirs, "noconnection") in heard
         assert ("DOWN", self.ref, "process", self.theirs, "noconnection") in heard
         assert heard[2] == ("nodedown", self.beam.name)
@@ -99,7 +99,7 @@ class Tied:
 
     async def check_reconnects(self) -> None:
         assert await self.node.ping(self.beam.name) is True
-        assert await self.ours.next(timeout=5) == ("nodeup", self.beam.name)
+        assert await self.ours.receive(timeout=5) == ("nodeup", self.beam.name)
 
 
 class Silent(GenServer):
@@ -218,7 +218,7 @@ async def test_a_stopped_beam_for_which_much_waits(
     pid = await peer.eval("spawn(fn -> Process.sleep(:infinity) end)")
     assert isinstance(pid, Pid)
     await node.connect(peer.name)
-    assert await events.next(timeout=5) == ("nodeup", peer.name)
+    assert await events.receive(timeout=5) == ("nodeup", peer.name)
     connection = node.remote(peer.name).connection
     assert connection is not None
     peer.suspend()
@@ -227,7 +227,7 @@ async def test_a_stopped_beam_for_which_much_waits(
         for _ in range(100):
             node.send(pid, bytes(1_000_000))
         draining = asyncio.ensure_future(connection.drain())
-        assert await events.next(timeout=15) == ("nodedown", peer.name)
+        assert await events.receive(timeout=15) == ("nodedown", peer.name)
         assert time.monotonic() - began < 11
         with pytest.raises(ConnectError, match=r"was lost \(net_tick_timeout\) while messages"):
             await draining

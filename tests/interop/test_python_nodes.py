@@ -75,12 +75,12 @@ async def test_connecting(nodes: Nodes) -> None:
     events = Process(two)
     two.monitor_nodes(events)
     await one.connect(two.name)
-    assert await events.next(timeout=5) == ("nodeup", one.name)
+    assert await events.receive(timeout=5) == ("nodeup", one.name)
     assert (one.nodes, two.nodes) == ([two.name], [one.name])
     assert await one.ping(two.name) is True
     assert await two.ping(one.name) is True
     two.disconnect(one.name)
-    assert await events.next(timeout=5) == ("nodedown", one.name)
+    assert await events.receive(timeout=5) == ("nodedown", one.name)
     await until(lambda: not one.nodes)
     assert await one.ping(two.name) is True
     with pytest.raises(ConnectError):
@@ -139,7 +139,7 @@ async def test_spawn(nodes: Nodes) -> None:
     owner = Process(one)
     owner.trap_exit = True
     pid = await one.spawn(two.name, functions.MODULE, "fail", ["bad"], link=owner, monitor=owner)
-    first, second = await owner.next(timeout=5), await owner.next(timeout=5)
+    first, second = await owner.receive(timeout=5), await owner.receive(timeout=5)
     assert isinstance(first, tuple)
     assert isinstance(second, tuple)
     assert first[:2] == ("EXIT", pid)
@@ -160,7 +160,7 @@ async def test_messages_in_order(nodes: Nodes) -> None:
         sender.send(inbox.pid if n % 2 else ("inbox", two.name), (n, ballast))
     numbers = []
     for _ in range(1000):
-        message = await inbox.next(timeout=5)
+        message = await inbox.receive(timeout=5)
         assert isinstance(message, tuple)
         numbers.append(message[0])
     assert numbers == list(range(1000))
@@ -173,10 +173,10 @@ async def test_links_and_monitors(nodes: Nodes) -> None:
     here.link(there.pid)
     refs = [here.monitor(there.pid), here.monitor(("there", two.name))]
     missing = here.monitor(("missing", two.name))
-    down = await here.next(timeout=5)
+    down = await here.receive(timeout=5)
     assert down == ("DOWN", missing, "process", ("missing", two.name), "noproc")
     there.exit((Atom("because"), 1))
-    seen = [await here.next(timeout=5) for _ in range(3)]
+    seen = [await here.receive(timeout=5) for _ in range(3)]
     assert ("EXIT", there.pid, ("because", 1)) in seen
     assert ("DOWN", refs[0], "process", there.pid, ("because", 1)) in seen
     assert ("DOWN", refs[1], "process", ("there", two.name), ("because", 1)) in seen
@@ -204,7 +204,7 @@ async def test_losing_the_connection(nodes: Nodes) -> None:
         await calling
     # It ended before its node did, and told so.
     assert caught.value.reason == "shutdown"
-    seen = [await here.next(timeout=5) for _ in range(2)]
+    seen = [await here.receive(timeout=5) for _ in range(2)]
     assert ("EXIT", there.pid, "shutdown") in seen
     assert ("DOWN", ref, "process", there.pid, "shutdown") in seen
     assert await one.ping(two.name) is False

@@ -351,7 +351,7 @@ class TestMailboxes:
         receive do {:answer, n} -> n after 5000 -> :nothing end
         """
         evaluating = beam.submit(source, py=node.name)
-        message = await process.next(timeout=5)
+        message = await process.receive(timeout=5)
         assert isinstance(message, tuple)
         assert message[1] == "question"
         process.send(message[0], (Atom("answer"), 42))

@@ -53,17 +53,17 @@ class Puppet:
     async def settled(self) -> None:
         """Return when it has done what it was told before, and its signals to us have come."""
         self.tell("ask", 1)
-        await self.ours.next(lambda m: m == ("answer", 1), timeout=5)
+        await self.ours.receive(lambda m: m == ("answer", 1), timeout=5)
 
     async def got(self) -> object:
-        message = await self.ours.next(timeout=5)
+        message = await self.ours.receive(timeout=5)
         assert isinstance(message, tuple)
         assert message[0] == "got"
         return message[1]
 
     async def monitor(self, what: object) -> Reference:
         self.tell("monitor", what)
-        message = await self.ours.next(timeout=5)
+        message = await self.ours.receive(timeout=5)
         assert isinstance(message, tuple)
         name, ref = message
         assert name == "monitoring"
@@ -153,28 +153,28 @@ class TestWeMonitor:
     async def test_by_pid(self, puppet: Puppet, ours: Process) -> None:
         ref = ours.monitor(puppet.pid)
         puppet.tell("end", (Atom("because"), 1))
-        down = await ours.next(timeout=5)
+        down = await ours.receive(timeout=5)
         assert down == ("DOWN", ref, "process", puppet.pid, ("because", 1))
 
     async def test_by_name(self, beam: Beam, ours: Process, puppet: Puppet) -> None:
         await beam.eval("Process.register(pid, :puppet)", pid=puppet.pid)
         ref = ours.monitor(("puppet", beam.name))
         puppet.tell("end", NORMAL)
-        down = await ours.next(timeout=5)
+        down = await ours.receive(timeout=5)
         assert down == ("DOWN", ref, "process", ("puppet", beam.name), "normal")
 
     async def test_who_is_not_there(self, beam: Beam, ours: Process, puppet: Puppet) -> None:
         ref = ours.monitor(("missing", beam.name))
-        down = await ours.next(timeout=5)
+        down = await ours.receive(timeout=5)
         assert down == ("DOWN", ref, "process", ("missing", beam.name), "noproc")
         puppet.tell("end", NORMAL)
         await until_dead(beam, puppet.pid)
         ref = ours.monitor(puppet.pid)
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", puppet.pid, "noproc")
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", puppet.pid, "noproc")
 
     async def test_a_node_that_is_not_there(self, ours: Process) -> None:
         ref = ours.monitor(("name", "nobody@127.0.0.1"))
-        down = await ours.next(timeout=5)
+        down = await ours.receive(timeout=5)
         assert down == ("DOWN", ref, "process", ("name", "nobody@127.0.0.1"), "noconnection")
 
     async def test_demonitor(self, beam: Beam, ours: Process, puppet: Puppet) -> None:
@@ -259,14 +259,14 @@ class TestLinks:
         await link(puppet, target, True)
         ref = puppet.ours.monitor(puppet.pid)
         target.exit(Atom("boom"))
-        down = await puppet.ours.next(timeout=5)
+        down = await puppet.ours.receive(timeout=5)
         assert down == ("DOWN", ref, "process", puppet.pid, "boom")
 
     async def test_we_trap(self, puppet: Puppet, target: Process) -> None:
         target.trap_exit = True
         await link(puppet, target, False)
         puppet.tell("end", Atom("kill"))  # as a reason it is one like others
-        assert await target.next(timeout=5) == ("EXIT", puppet.pid, "kill")
+        assert await target.receive(timeout=5) == ("EXIT", puppet.pid, "kill")
         assert target.alive
 
     async def test_linking_twice_is_once(self, beam: Beam, puppet: Puppet, target: Process) -> None:
@@ -280,7 +280,7 @@ class TestLinks:
         puppet.tell("end", Atom("one"))
         target.exit(Atom("two"))
         ref = puppet.ours.monitor(puppet.pid)
-        down = await puppet.ours.next(timeout=5)
+        down = await puppet.ours.receive(timeout=5)
         assert isinstance(down, tuple)
         assert down[1] == ref
         assert node.signals.ties.count(puppet.pid.node) == 0
@@ -296,7 +296,7 @@ class TestLinks:
         if trap:
             assert await puppet.got() == ("EXIT", target.pid, "noproc")
         else:
-            assert await ours.next(timeout=5) == ("DOWN", ref, "process", puppet.pid, "noproc")
+            assert await ours.receive(timeout=5) == ("DOWN", ref, "process", puppet.pid, "noproc")
 
     @pytest.mark.parametrize("trap", [True, False])
     async def test_we_link_to_who_is_dead(
@@ -307,7 +307,7 @@ class TestLinks:
         target.trap_exit = trap
         target.link(puppet.pid)
         if trap:
-            assert await target.next(timeout=5) == ("EXIT", puppet.pid, "noproc")
+            assert await target.receive(timeout=5) == ("EXIT", puppet.pid, "noproc")
         else:
             await until(lambda: not target.alive)
             assert target.exit_reason == "noproc"
@@ -420,10 +420,10 @@ class TestExitSignals:
         target.trap_exit = True
         for reason in (NORMAL, Atom("boom")):
             puppet.tell("exit", target.pid, reason)
-            assert await target.next(timeout=5) == ("EXIT", puppet.pid, reason)
+            assert await target.receive(timeout=5) == ("EXIT", puppet.pid, reason)
         puppet.tell("exit", target.pid, Atom("kill"))
         with pytest.raises(ProcessExitError):
-            await target.next(timeout=5)
+            await target.receive(timeout=5)
         assert target.exit_reason == "killed"
 
     async def test_normal_does_nothing(self, puppet: Puppet, target: Process) -> None:
@@ -445,12 +445,12 @@ class TestExitSignals:
     async def test_ours_end_them(self, beam: Beam, puppet: Puppet, ours: Process) -> None:
         ref = ours.monitor(puppet.pid)
         ours.exit_signal(puppet.pid, (Atom("boom"), 1))
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", puppet.pid, ("boom", 1))
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", puppet.pid, ("boom", 1))
 
     async def test_ours_kill(self, trapper: Puppet, ours: Process) -> None:
         ref = ours.monitor(trapper.pid)
         ours.exit_signal(trapper.pid, Atom("kill"))
-        assert await ours.next(timeout=5) == ("DOWN", ref, "process", trapper.pid, "killed")
+        assert await ours.receive(timeout=5) == ("DOWN", ref, "process", trapper.pid, "killed")
 
     async def test_the_node_sends_them_too(self, node: Node, trapper: Puppet) -> None:
         node.exit_signal(trapper.pid, Atom("boom"))
@@ -499,9 +499,9 @@ class TestTraceTokens:
         """
         target.trap_exit = True
         await beam.eval(source, py=node.name, pid=target.pid)
-        assert await target.next(timeout=5) == "one"
-        assert await target.next(timeout=5) == "two"
-        message = await target.next(timeout=5)
+        assert await target.receive(timeout=5) == "one"
+        assert await target.receive(timeout=5) == "two"
+        message = await target.receive(timeout=5)
         assert isinstance(message, tuple)
         assert (message[0], message[2]) == ("EXIT", "three")
 
@@ -520,7 +520,7 @@ async def test_messages_come_before_the_exit_signals_behind_them(
     end)
     """
     pid = await beam.eval(source, to=inbox.pid)
-    messages = [await inbox.next(timeout=5) for _ in range(101)]
+    messages = [await inbox.receive(timeout=5) for _ in range(101)]
     assert messages == [*range(1, 101), ("EXIT", pid, "done")]
     sender = Process(node)
     sender.link(trapper.pid)

@@ -95,7 +95,7 @@ class TestASuspendedBeam:
         events = Process(node)
         node.monitor_nodes(events)
         await node.connect(beam.name)
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         beam.suspend()
         calling = asyncio.ensure_future(node.ping(beam.name, timeout=None))
         await asyncio.sleep(NET_TICKTIME * 0.6)  # silence is what is tried here
@@ -111,13 +111,13 @@ class TestASuspendedBeam:
         events = Process(node)
         node.monitor_nodes(events)
         await node.connect(beam.name)
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         beam.suspend()
         started = time.monotonic()
         assert await node.ping(beam.name, timeout=None) is False
         # Four checks within net_ticktime: it is noticed after 1 to 1.25 of it.
         assert NET_TICKTIME * 0.9 <= time.monotonic() - started <= NET_TICKTIME * 1.5
-        assert await events.next(timeout=5) == ("nodedown", beam.name)
+        assert await events.receive(timeout=5) == ("nodedown", beam.name)
         beam.resume()
 
 
@@ -146,7 +146,7 @@ async def test_a_message_that_takes_longer_than_net_ticktime(
     size = 200 * 1000 * 1000
     async with Proxy(await listening_port(beam, epmd)) as line:
         await node.connect(beam.name, address=("127.0.0.1", line.port))
-        assert await events.next(timeout=5) == ("nodeup", beam.name)
+        assert await events.receive(timeout=5) == ("nodeup", beam.name)
         assert await node.rpc(beam.name, "erlang", "node") == beam.name
         for direction in (line.to_target, line.to_client):
             direction.bytes_per_second = 22_000_000
@@ -202,7 +202,7 @@ async def test_an_idle_line_stays_up(start_beam: BeamStarter, start_node: NodeSt
     ticks = connection.bytes_in + 12 * 4
     await until(lambda: connection.bytes_in >= ticks)
     assert await node.ping(beam.name) is True
-    assert [await events.next()] == [("nodeup", beam.name)]
+    assert [await events.receive()] == [("nodeup", beam.name)]
     assert len(events) == 0
     assert beam.log == ""
 

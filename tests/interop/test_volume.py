@@ -147,7 +147,7 @@ class TestOrder:
         assert isinstance(pid, Pid)
         for n in range(10_000):
             inbox.send(pid, (n, bytes(300_000)) if n % 500 == 7 else n)
-        assert await inbox.next(timeout=30) == list(range(10_000))
+        assert await inbox.receive(timeout=30) == list(range(10_000))
 
     async def test_before_there_is_a_connection(self, beam: Beam, node: Node) -> None:
         inbox = Process(node)
@@ -158,7 +158,7 @@ class TestOrder:
             inbox.send(pid, (n, bytes(100_000)) if n % 100 == 7 else n)
             if n % 100 == 0:
                 await asyncio.sleep(0)  # the connection comes up in between
-        assert await inbox.next(timeout=30) == list(range(1000))
+        assert await inbox.receive(timeout=30) == list(range(1000))
 
     async def test_from_one_process_of_theirs(self, beam: Beam, node: Node) -> None:
         inbox = Process(node, name="inbox")
@@ -171,7 +171,7 @@ class TestOrder:
         assert await beam.eval(source, py=node.name) == "sent"
         numbers = []
         for _ in range(10_000):
-            message = await inbox.next(timeout=5)
+            message = await inbox.receive(timeout=5)
             numbers.append(message[0] if isinstance(message, tuple) else message)
         assert numbers == list(range(10_000))
 
@@ -205,7 +205,7 @@ class TestOrder:
                 await asyncio.sleep(0)
         for thread in threads:
             await asyncio.to_thread(thread.join)
-        assert await inbox.next(timeout=30) == {who: list(range(1000)) for who in range(5)}
+        assert await inbox.receive(timeout=30) == {who: list(range(1000)) for who in range(5)}
 
     async def test_a_thread_connects(self, beam: Beam, node: Node) -> None:
         inbox = Process(node, name="inbox")
@@ -217,10 +217,10 @@ class TestOrder:
         )
         message = (inbox.pid, Atom("hello"))
         await asyncio.to_thread(node.send, ("waiting_for_hello", beam.name), message)
-        assert await inbox.next(timeout=5) == "seen"
+        assert await inbox.receive(timeout=5) == "seen"
 
     async def test_a_thread_sends_to_processes_here(self, node: Node) -> None:
         inbox = Process(node, name="inbox")
         await asyncio.to_thread(node.send, "inbox", 1)
         await asyncio.to_thread(node.send, inbox.pid, 2)
-        assert [await inbox.next(timeout=5) for _ in range(2)] == [1, 2]
+        assert [await inbox.receive(timeout=5) for _ in range(2)] == [1, 2]
