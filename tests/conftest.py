@@ -36,6 +36,21 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 SECONDS_TO_END = 10.0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--coverage-by-file",
+        action="store_true",
+        help="fail if a module is not covered by the tests of its own file",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("coverage_by_file"):
+        from tests.support.coverage_by_file import Plugin  # it needs coverage.py
+
+        config.pluginmanager.register(Plugin(config), "coverage-by-file")
+
+
 class _LoopErrors(logging.Handler):
     """Collects what event loops report when nobody is there to be told.
 

@@ -1,0 +1,274 @@
+"""How much of each module is covered by the tests of its own file, `tests/test_<module>.py`.
+
+Lines that the tests of another module happen to run prove nothing about this one. With the option
+``--coverage-by-file``, which `make test` gives, a run in which all tests passed fails if a module
+has less than `ENOUGH` of its lines covered, and says which lines are not.
+
+While the tests of a file run, its own modules are traced and nothing else is. So it costs little,
+and tests that are no module's, those of tests/interop among them, run at their full speed. Lines
+that run when a module is imported are counted as covered. What forked children run counts as well,
+and in the files of `STARTING_PROCESSES` what other processes do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
+from coverage import Coverage, CoverageData
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("snex_node", "snex_runtime", "snex")
+
+ENOUGH = 0.95
+"""The share of its lines that a module's own tests have to cover."""
+
+NAMED_OTHERWISE: Mapping[str, str] = {
+    # Other modules have the same names.
+    "snex_node/errors.py": "tests/test_node_errors.py",
+    "snex_node/epmd/client.py": "tests/test_epmd_client.py",
+    "snex_node/epmd/errors.py": "tests/test_epmd_client.py",
+    "snex_node/epmd/server.py": "tests/test_epmd_server.py",
+    # Their names alone do not say what they are about.
+    "snex_node/epmd/daemon.py": "tests/test_epmd_daemon.py",
+    "snex_node/epmd/messages.py": "tests/test_epmd_messages.py",
+    "snex_node/epmd/settings.py": "tests/test_epmd_settings.py",
+    "snex_node/epmd/starter.py": "tests/test_epmd_starter.py",
+    # What the facade exports is tested as one.
+    "snex/interface.py": "tests/test_snex.py",
+    "snex/models.py": "tests/test_snex.py",
+}
+"""Modules whose test file is not named after them."""
+
+STARTING_PROCESSES: frozenset[str] = frozenset()
+"""Test files whose subject does its work in processes that they start; each costs 0.1 s more."""
+
+NEVER_RUN = (r"if __name__ == .__main__.:", r"if sys\.version_info < \(3, 10\):")
+"""What no process runs that imports a module with a Python we support."""
+
+Lines = dict[str, set[int]]
+"""Numbers of the lines that were run, by module: a path relative to the root of the project."""
+
+
+class Share(NamedTuple):
+    """What was found about one module."""
+
+    module: str
+    tests: str
+    statements: int
+    missing: list[int]
+
+    @property
+    def covered(self) -> float:
+        return 1 - len(self.missing) / self.statements if self.statements else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.module}: {100 * self.covered:.1f} % by {self.tests}, "
+            f"not lines {spans(self.missing)}"
+        )
+
+
+def modules(root: Path = ROOT) -> list[str]:
+    """Every module of the packages, as a path relative to the root."""
+    found = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    return sorted(str(path.relative_to(root)) for path in found)
+
+
+def own_tests(module: str) -> str:
+    """The test file of a module, both as paths relative to the root."""
+    return NAMED_OTHERWISE.get(module, f"tests/test_{Path(module).stem}.py")
+
+
+def spans(lines: Iterable[int]) -> str:
+    """Numbers of lines as a reader wants them: ``3-5, 9``."""
+    found: list[list[int]] = []
+    for line in sorted(lines):
+        if found and line == found[-1][-1] + 1:
+            found[-1][1:] = [line]
+        else:
+            found.append([line])
+    return ", ".join("-".join(map(str, span)) for span in found)
+
+
+def tracer(files: Iterable[Path] = ()) -> Coverage:
+    """A Coverage that looks at these files, writes none and reads no configuration."""
+    names = list(map(str, files))
+    found = Coverage(data_file=None, config_file=False, include=names, messages=False)
+    # Tests of a file that run nothing of its module: what that means is said at the end.
+    found.set_option("run:disable_warnings", ["no-data-collected"])
+    for pattern in NEVER_RUN:
+        found.exclude(pattern)
+    return found
+
+
+class Recorder:
+    """Traces, while the tests of a file run, the modules which those tests are for."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.lines: Lines = defaultdict(set)
+        self._root = root
+        self._modules: dict[str, list[str]] = defaultdict(list)
+        for module in modules(root):
+            self._modules[own_tests(module)].append(module)
+        self._tests: str | None = None
+        self._stack = ExitStack()
+
+    def enter(self, tests: str | None) -> None:
+        """From now on the tests of this file run; None when those of the last one have."""
+        if tests != self._tests:
+            self._stack.close()
+            self._tests = tests
+            if tests in self._modules:
+                self._stack.enter_context(self._tracing(tests, self._modules[tests]))
+
+    @contextlib.contextmanager
+    def _tracing(self, tests: str, modules: list[str]) -> Iterator[None]:
+        files = [self._root / module for module in modules]
+        coverage = tracer(files)
+        with tempfile.TemporaryDirectory(prefix="coverage-") as directory:
+            with ExitStack() as children:
+                children.enter_context(_forked(coverage, Path(directory)))
+                if tests in STARTING_PROCESSES:
+                    children.enter_context(_started(files, Path(directory)))
+                coverage.start()
+                yield
+                coverage.stop()
+            for data in (coverage.get_data(), *map(_read, Path(directory).glob("data*"))):
+                for module, file in zip(modules, files, strict=True):
+                    self.lines[module].update(data.lines(str(file)) or ())
+
+
+@contextlib.contextmanager
+def _forked(coverage: Coverage, directory: Path) -> Iterator[None]:
+    """Have forked children write what they ran when they end, which they do by `os._exit`."""
+    exit_at_once, process = os._exit, os.getpid()
+
+    def write_and_exit(status: int) -> NoReturn:
+        with contextlib.suppress(Exception):  # a child may be in any state
+            if os.getpid() != process:
+                coverage.stop()
+                kept = CoverageData(str(directory / f"data.{os.getpid()}"))
+                kept.update(coverage.get_data())
+                kept.write()
+        exit_at_once(status)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", write_and_exit)
+        yield
+
+
+@contextlib.contextmanager
+def _started(files: Iterable[Path], directory: Path) -> Iterator[None]:
+    """Have Python processes that are started trace themselves, as coverage.py provides for."""
+    settings = directory / "settings"
+    settings.write_text(
+        "[run]\nparallel = true\npatch = _exit\ndisable_warnings = no-data-collected\n"
+        f"data_file = {directory / 'data'}\ninclude =\n"
+        + "".join(f"    {file}\n" for file in files)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COVERAGE_PROCESS_START", str(settings))
+        yield
+
+
+def _read(file: Path) -> CoverageData:
+    data = CoverageData(str(file))
+    data.read()
+    return data
+
+
+_IMPORT_ALL = """
+import importlib, json, sys
+from pathlib import Path
+from tests.support.coverage_by_file import tracer
+
+root, *modules = sys.argv[1:]
+sys.path.insert(0, root)
+coverage = tracer(Path(root, module) for module in modules)
+coverage.start()
+for module in modules:
+    importlib.import_module(module.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+coverage.stop()
+data = coverage.get_data()
+print(json.dumps({module: data.lines(str(Path(root, module))) or [] for module in modules}))
+"""
+
+
+def lines_at_import(root: Path = ROOT) -> Lines:
+    """The lines that run when a module is imported, which no test can leave out."""
+    process = subprocess.run(
+        [sys.executable, "-c", _IMPORT_ALL, str(root), *modules(root)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return {module: set(lines) for module, lines in json.loads(process.stdout).items()}
+
+
+def shares(lines: Lines, root: Path = ROOT) -> list[Share]:
+    """What of each module was run, by lines that are in `lines` and at its import."""
+    coverage = tracer()
+    data = coverage.get_data()
+    for ran in (lines, lines_at_import(root)):
+        data.add_lines({str(root / module): numbers for module, numbers in ran.items()})
+    found = []
+    for module in modules(root):
+        _, statements, _, missing, _ = coverage.analysis2(str(root / module))
+        found.append(Share(module, own_tests(module), len(statements), missing))
+    return found
+
+
+_OUTPUT = "coverage_by_file"
+
+
+class Plugin:
+    """For pytest: records in each process that runs tests; the one that was called judges."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._output: dict[str, Any] | None = getattr(config, "workeroutput", None)
+        self._recorder = Recorder()
+        self._below: list[Share] = []
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        path = item.path
+        self._recorder.enter(str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else None)
+        result = yield
+        if nextitem is None:
+            self._recorder.enter(None)
+        return result
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A process of pytest-xdist has ended, and hands over what it saw."""
+        for module, lines in getattr(node, "workeroutput", {}).get(_OUTPUT, {}).items():
+            self._recorder.lines[module].update(lines)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        lines = self._recorder.lines
+        if self._output is not None:
+            self._output[_OUTPUT] = {module: sorted(ran) for module, ran in lines.items()}
+        elif session.exitstatus == pytest.ExitCode.OK:  # tests that fail leave lines out
+            self._below = [share for share in shares(lines) if share.covered < ENOUGH]
+            if self._below:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._below:
+            terminalreporter.section("modules that their own tests do not cover", red=True)
+            for share in self._below:
+                terminalreporter.line(str(share))

@@ -1,0 +1,184 @@
+"""The check that each module is covered by its own tests: what it counts, and that it can fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.support import coverage_by_file
+from tests.support.coverage_by_file import Recorder, Share, modules, shares, spans, own_tests
+
+SOURCE = """\
+import os
+import sys
+
+def one():
+    return 1
+
+def other():
+    number = 2
+    return number
+
+if sys.version_info < (3, 10):
+    raise ImportError
+
+if __name__ == "__main__":
+    print(other())
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with two modules."""
+    package = tmp_path / "snex_node"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in "one", "two":
+        (package / f"{name}.py").write_text(SOURCE)
+    return tmp_path
+
+
+def load(root: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, root / f"snex_node/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def in_child(function: Callable[[], object]) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+
+
+def missing(recorder: Recorder, root: Path) -> dict[str, list[int]]:
+    recorder.enter(None)
+    found = shares(recorder.lines, root)
+    return {share.module: share.missing for share in found if share.statements}
+
+
+def test_what_runs_at_import_is_covered_and_functions_are_not(root: Path) -> None:
+    assert [share for share in shares({}, root) if share.statements] == [
+        Share("snex_node/one.py", "tests/test_one.py", 7, [5, 8, 9]),
+        Share("snex_node/two.py", "tests/test_two.py", 7, [5, 8, 9]),
+    ]
+
+
+def test_only_its_own_tests_cover_a_module(root: Path) -> None:
+    one, two = load(root, "one"), load(root, "two")
+    recorder = Recorder(root)
+    recorder.enter("tests/test_one.py")
+    one.one()
+    two.one()
+    recorder.enter("tests/interop/test_all.py")
+    one.other()
+    two.other()
+    assert missing(recorder, root) == {
+        "snex_node/one.py": [8, 9],
+        "snex_node/two.py": [5, 8, 9],
+    }
+
+
+def test_the_own_tests_a_file_may_run_in_parts(root: Path) -> None:
+    one = load(root, "one")
+    recorder = Recorder(root)
+    for function in one.one, one.other:
+        recorder.enter("tests/test_one.py")
+        function()
+        recorder.enter("tests/test_two.py")
+    assert missing(recorder, root)["snex_node/one.py"] == []
+
+
+def test_what_forked_children_run_is_seen(root: Path) -> None:
+    one = load(root, "one")
+    recorder = Recorder(root)
+    recorder.enter("tests/test_one.py")
+    in_child(one.one)
+    in_child(one.other)
+    assert missing(recorder, root)["snex_node/one.py"] == []
+
+
+def test_what_started_processes_run_is_seen_where_that_was_asked_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage_by_file, "STARTING_PROCESSES", {"tests/test_one.py"})
+    recorder = Recorder(root)
+    for name in "one", "two":
+        recorder.enter(f"tests/test_{name}.py")
+        # It ends as our processes do.
+        source = f"import os, snex_node.{name} as it; it.one(); os._exit(0)"
+        subprocess.run([sys.executable, "-c", source], cwd=root, check=True)
+    assert missing(recorder, root) == {
+        "snex_node/one.py": [8, 9],
+        "snex_node/two.py": [5, 8, 9],
+    }
+
+
+def test_a_run_with_a_module_that_is_not_covered_fails() -> None:
+    # Of all modules the tests of one cover that one, and a few that have no functions.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--coverage-by-file",
+            "-n",
+            "2",
+            "tests/test_addresses.py",
+        ],
+        check=False,
+        cwd=coverage_by_file.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    told = done.stdout.partition("modules that their own tests do not cover")[2].splitlines()
+    named = [line.partition(":")[0] for line in told if ".py: " in line]
+    assert named == sorted(set(named))
+    assert "snex_node/wire/etf_decode.py" in named
+    assert "snex_node/system/addresses.py" not in named
+    assert "snex_node/epmd/errors.py" not in named
+    [line] = [line for line in told if line.startswith("snex_node/system/tasks.py")]
+    assert line.endswith(" % by tests/test_tasks.py, not lines 23-25, 30, 35-36, 41")
+
+
+class TestNames:
+    def test_every_module_is_found(self) -> None:
+        found = modules()
+        assert {"snex/__init__.py", "snex_node/wire/etf.py", "snex_runtime/cli.py"} < set(found)
+
+    def test_the_test_file_is_named_after_the_module(self) -> None:
+        assert own_tests("snex_node/wire/etf_decode.py") == "tests/test_etf_decode.py"
+
+    def test_no_two_modules_share_a_file_by_accident(self) -> None:
+        by_name: dict[str, list[str]] = {}
+        for module in modules():
+            if module not in coverage_by_file.NAMED_OTHERWISE:
+                by_name.setdefault(own_tests(module), []).append(module)
+        inits = by_name.pop("tests/test___init__.py")  # they have no functions
+        assert all(module.endswith("/__init__.py") for module in inits)
+        assert [found for found in by_name.values() if len(found) > 1] == []
+
+    def test_the_exceptions_are_modules(self) -> None:
+        assert set(coverage_by_file.NAMED_OTHERWISE) <= set(modules())
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [([], ""), ([3], "3"), ([4, 3, 5, 9], "3-5, 9"), ([1, 3, 4], "1, 3-4")],
+)
+def test_lines_are_told_as_spans(lines: list[int], expected: str) -> None:
+    assert spans(lines) == expected
