@@ -169,11 +169,17 @@ def no_list(tail: Any) -> object:
     return tuple(tail) if isinstance(tail, list) else () if type(tail) is ImproperList else tail
 
 
+def runs(numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+    """Long lists of numbers: a few that come again, because each one drawn takes its time."""
+    few = st.lists(numbers, min_size=1, max_size=7)
+    return st.builds(lambda some, size: (some * size)[:size], few, st.integers(14, 70))
+
+
 def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return (
         st.lists(inner, max_size=20)
-        | st.lists(floats, min_size=14, max_size=70)
-        | st.lists(st.integers(-300, 300), min_size=14, max_size=70)
+        | runs(floats)
+        | runs(st.integers(-300, 300))
         | st.lists(inner, max_size=5).map(tuple)
         | st.dictionaries(keys, inner, max_size=8)
         | st.builds(ImproperList, st.lists(inner, min_size=1, max_size=4), inner.map(no_list))
@@ -181,11 +187,17 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 beam_terms = st.recursive(scalars, containers, max_leaves=25)
-records = st.lists(st.tuples(atoms, beam_terms), max_size=4).flatmap(
-    lambda fields: st.builds(
-        Record, atoms, atoms, st.just([f[0] for f in fields]), st.just([f[1] for f in fields]), u8
+
+
+def record(module: Atom, name: Atom, fields: list[tuple[Atom, Any]], flag: int) -> Record:
+    return Record(
+        module, name, [field[0] for field in fields], [field[1] for field in fields], flag
     )
-)
+
+
+record_values = st.recursive(scalars, containers, max_leaves=5)
+record_fields = st.lists(st.tuples(atoms, record_values), max_size=4)
+records = st.builds(record, atoms, atoms, record_fields, u8)
 all_terms = beam_terms | records
 
 thorough = settings(
@@ -449,8 +461,8 @@ source_terms = st.recursive(
     no_identifiers,
     lambda inner: (
         st.lists(inner, max_size=20)
-        | st.lists(floats, min_size=14, max_size=40)
-        | st.lists(st.integers(-300, 300), min_size=14, max_size=40)
+        | runs(floats)
+        | runs(st.integers(-300, 300))
         | st.lists(inner, max_size=5).map(tuple)
         | st.dictionaries(source_keys, inner, max_size=8)
         | st.builds(ImproperList, st.lists(inner, min_size=1, max_size=4), inner.map(no_list))
