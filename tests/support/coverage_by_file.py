@@ -50,7 +50,15 @@ NAMED_OTHERWISE: Mapping[str, str] = {
 }
 """Modules whose test file is not named after them."""
 
-STARTING_PROCESSES: frozenset[str] = frozenset()
+STARTING_PROCESSES = frozenset(
+    {
+        "tests/test_child.py",
+        "tests/test_cli.py",
+        "tests/test_demo.py",
+        "tests/test_search_path.py",
+        "tests/test_stderr.py",
+    }
+)
 """Test files whose subject does its work in processes that they start; each costs 0.1 s more."""
 
 NEVER_RUN = (r"if __name__ == .__main__.:", r"if sys\.version_info < \(3, 10\):")
