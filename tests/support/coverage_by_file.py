@@ -144,17 +144,24 @@ class Recorder:
     def _tracing(self, tests: str, modules: list[str]) -> Iterator[None]:
         files = [self._root / module for module in modules]
         coverage = tracer(files)
-        with tempfile.TemporaryDirectory(prefix="coverage-") as directory:
+        with _directory() as directory:
             with ExitStack() as children:
-                children.enter_context(_forked(coverage, Path(directory)))
+                children.enter_context(_forked(coverage, directory))
                 if tests in STARTING_PROCESSES:
-                    children.enter_context(_started(files, Path(directory)))
+                    children.enter_context(_started(files, directory))
                 coverage.start()
                 yield
                 coverage.stop()
-            for data in (coverage.get_data(), *map(_read, Path(directory).glob("data*"))):
+            for data in (coverage.get_data(), *map(_read, directory.glob("data*"))):
                 for module, file in zip(modules, files, strict=True):
                     self.lines[module].update(data.lines(str(file)) or ())
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    # A child that nobody has waited for may still write into it.
+    with tempfile.TemporaryDirectory(prefix="coverage-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager
@@ -166,9 +173,11 @@ def _forked(coverage: Coverage, directory: Path) -> Iterator[None]:
         with contextlib.suppress(Exception):  # a child may be in any state
             if os.getpid() != process:
                 coverage.stop()
-                kept = CoverageData(str(directory / f"data.{os.getpid()}"))
+                file = directory / f"of.{os.getpid()}"
+                kept = CoverageData(str(file))
                 kept.update(coverage.get_data())
                 kept.write()
+                file.rename(directory / f"data.{os.getpid()}")  # it is whole
         exit_at_once(status)
 
     with pytest.MonkeyPatch.context() as patch:

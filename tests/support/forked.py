@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
+
+SECONDS = 30
 
 
 class Ended(NamedTuple):
@@ -38,9 +42,19 @@ def forked(function: Callable[[], object]) -> Ended:
     return Ended(os.waitstatus_to_exitcode(status), output)
 
 
+def _limit() -> None:
+    """No child outlives a test that has failed, whatever keeps it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(SECONDS)
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (SECONDS, SECONDS)
+    )  # its own children have this as well
+
+
 def _run(function: Callable[[], object], reader: int, writer: int) -> None:
     status = 1
     try:
+        _limit()
         os.close(reader)
         for number in (1, 2):
             os.dup2(writer, number)
@@ -48,6 +62,8 @@ def _run(function: Callable[[], object], reader: int, writer: int) -> None:
         # pytest has others in their place.
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        # Its own children are another matter.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
         function()
         status = 0
     except BaseException:
