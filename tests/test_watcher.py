@@ -70,7 +70,7 @@ def told(signals: watcher.Signals) -> None:
 
 def live_on() -> None:
     """Be there for longer than a process that is to end; a signal handler does not end that."""
-    time.sleep(1.5 * watcher.LAST)
+    time.sleep(1.5 * LONGER)
 
 
 @contextlib.contextmanager
