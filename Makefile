@@ -12,6 +12,10 @@ PYTEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # PYTEST_ARGS may choose tests of one kind only; without them there are some of each.
 NONE_CHOSEN = { [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]; }
 COMPAT_ARGS ?=
+# A run of some of the tests cannot cover every module.
+COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
+# Each of the hundreds of Pythons that tests start would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format typecheck pytest elixir compat bench dist clean system-packages
@@ -43,7 +47,7 @@ typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
 pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not alone' $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
 	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.

@@ -19,6 +19,7 @@ import hypothesis.strategies
 import pytest
 
 from snex_node import Node, Process
+from snex_node.epmd import EpmdServer
 from tests.support import leaks
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd, kill_epmd
@@ -102,6 +103,13 @@ def no_process_left() -> Iterator[None]:
 def epmd(no_process_left: None) -> Iterator[RealEpmd]:
     """A real epmd on a port of its own. A test that kills or restarts one makes its own."""
     with RealEpmd() as server:
+        yield server
+
+
+@pytest.fixture
+def embedded() -> Iterator[EpmdServer]:
+    """An epmd of ours, in a thread, on a port of its own."""
+    with EpmdServer("127.0.0.1", 0) as server:
         yield server
 
 

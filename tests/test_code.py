@@ -503,6 +503,7 @@ def standard_library() -> Iterator[Path]:
         yield from sorted((root / name).glob("*.py"))
 
 
+@pytest.mark.untraced
 def test_the_standard_library_compiles_without_a_local_variable() -> None:
     # A binding that is overlooked becomes a local variable of the wrapper. The variables of
     # comprehensions that are inlined are locals in modules as well.
@@ -873,6 +874,7 @@ def test_what_is_not_quite_too_deep_compiles() -> None:
         run(start + part * 200 + end)
 
 
+@pytest.mark.untraced
 def test_a_large_source_compiles() -> None:
     env: Env = {"n": 0}
     run("n += 1\n" * 50_000, env)
@@ -949,6 +951,7 @@ class _Returned(BaseException):
     """What `return` is replaced by in a module: nothing in the program catches it."""
 
 
+@pytest.mark.untraced
 @given(st.lists(STATEMENTS, max_size=6).map("\n".join))
 def test_generated_programs_do_what_they_do_in_a_module(source: str) -> None:
     def as_module(source: str, env: Env) -> None:

@@ -412,6 +412,7 @@ def test_the_quick_way_agrees_with_the_general_one(
     assert control._decode_any(data, len(before)) == (message, end)
 
 
+@pytest.mark.untraced
 @given(
     hot_messages,
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4),
@@ -437,6 +438,7 @@ def test_arbitrary_bytes_give_the_documented_errors(data: bytes) -> None:
         assert outcome(decode, head + data, 0) == outcome(control._decode_any, head + data, 0)
 
 
+@pytest.mark.untraced
 @given(st.recursive(st.integers() | names | pids | refs, st.lists, max_leaves=8), st.data())
 def test_arbitrary_tuples_give_the_documented_errors(filler: object, data: st.DataObject) -> None:
     elements = (
@@ -458,6 +460,7 @@ def test_the_same_bytes_give_the_same_object() -> None:
     assert decode(data)[0] is decode(b"x" + data, 1)[0]
 
 
+@pytest.mark.untraced
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "_MAX_CACHED", 50)
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.support import coverage_by_file
-from tests.support.coverage_by_file import Recorder, Share, modules, shares, spans, own_tests
+from tests.support.coverage_by_file import Recorder, Share, modules, own_tests, shares, spans
 
 SOURCE = """\
 import os

@@ -273,6 +273,7 @@ def test_bytes_that_are_cut_inside_of_a_character() -> None:
     assert inspect("ä".encode() * 1000, 10) == '"äääää"...'
 
 
+@pytest.mark.untraced
 @given(st.recursive(st.none() | st.integers() | st.text() | st.binary() | st.floats(),
        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner)),
        st.integers(0, 300))  # fmt: skip

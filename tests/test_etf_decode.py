@@ -494,6 +494,7 @@ class TestMapKeys:
             (key,) = decode(b"t\0\0\0\1" + b"h\1" * depth + b"a\1" + b"j")
             assert type(key) is kind
 
+    @pytest.mark.untraced
     def test_a_tuple_nested_100000_deep_does_not_end_the_process(self) -> None:
         nested = b"h\1" * 99_990 + b"a\1"
         assert decode(b"t\0\0\0\1" + nested + b"j") == {Term(nested): []}
@@ -620,6 +621,7 @@ class TestRawStructs:
             {"__struct__": self.TERM, "value": Term(b"a\1")},
         )
 
+    @pytest.mark.untraced
     def test_may_be_deep_in_other_terms(self) -> None:
         value: Any = {self.KEY: self.BINARY, Atom("value"): b"\xff"}
         for _ in range(3):
@@ -673,6 +675,7 @@ class TestRawStructs:
 
 
 class TestDepth:
+    @pytest.mark.untraced
     @pytest.mark.parametrize(
         ("opened", "closed"),
         [(b"h\1", b""), (b"l\0\0\0\1", b"j"), (b"t\0\0\0\1w\1k", b""), (b"i\0\0\0\1", b"")],
@@ -687,6 +690,7 @@ class TestDepth:
                 Decoder(max_depth=depth - 1).decode(data)
             assert Decoder().skip(data) == len(data)
 
+    @pytest.mark.untraced
     def test_a_million_levels_are_refused_or_decoded(self) -> None:
         data = b"h\1" * 1_000_000 + b"j"
         with pytest.raises(DecodeError, match="max_depth, 100000 levels"):
@@ -694,6 +698,7 @@ class TestDepth:
         value, _ = Decoder(max_depth=1_000_000).decode(data)
         assert unnested(value) == 1_000_000
 
+    @pytest.mark.untraced
     def test_a_list_in_cells_is_not_deep(self) -> None:
         cells = b"l\0\0\0\1a\1" * 200_000 + b"j"
         assert decode(cells) == [1] * 200_000

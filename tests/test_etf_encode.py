@@ -528,6 +528,7 @@ class TestErrors:
             found, _ = Decoder().decode(encode(value))
             assert len(found) == len(value)
 
+    @pytest.mark.untraced
     @pytest.mark.parametrize("depth", [999, 1000, 1001, 10_000])
     def test_nesting_is_bounded_by_max_depth_and_nothing_else(self, depth: int) -> None:
         for wrap in (
@@ -546,6 +547,7 @@ class TestErrors:
             ):
                 Encoder(max_depth=depth - 1).encode(value)
 
+    @pytest.mark.untraced
     def test_a_million_levels_are_refused_or_encoded(self) -> None:
         value: Any = []
         for _ in range(999_999):

@@ -79,6 +79,7 @@ def test_an_object_that_default_knew_the_first_time_only() -> None:
     assert str(caught.value) == "that was it (at [2][1])"
 
 
+@pytest.mark.untraced
 def test_the_middle_of_a_long_way_is_left_out() -> None:
     value: Any = BAD
     for index in range(50_000):
@@ -115,6 +116,7 @@ class TestFindCycle:
             value = [value, value]
         assert find_cycle(value, 1000) is None
 
+    @pytest.mark.untraced
     def test_depth_does_not_matter(self) -> None:
         value: Any = []
         for _ in range(100_000):

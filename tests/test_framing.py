@@ -204,6 +204,7 @@ def test_single_bytes_of_a_large_frame_take_neither_time_nor_memory(cut: int) ->
     assert len(payload_of(message)) == size + 5
 
 
+@pytest.mark.untraced
 def test_the_time_of_single_bytes_grows_with_their_number_only() -> None:
     def seconds(size: int) -> float:
         data = frame(bytes([131]) * size)
@@ -220,6 +221,7 @@ def test_the_time_of_single_bytes_grows_with_their_number_only() -> None:
     assert seconds(80_000) < 25 * seconds(10_000)
 
 
+@pytest.mark.untraced
 def test_a_million_ticks() -> None:
     reader = FrameReader(HEADERS)
     assert reader.receive_data(TICK * 1_000_000 + b"\0") == []
@@ -363,6 +365,7 @@ def test_fragments_with_others_between_them(cut: int | None) -> None:
     assert reader.frames == 8
 
 
+@pytest.mark.untraced
 @given(
     st.lists(st.lists(st.binary(max_size=50), min_size=1, max_size=5), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
@@ -415,6 +418,7 @@ def test_too_many_unfinished_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reader.failure is None
 
 
+@pytest.mark.untraced
 def test_too_large_an_unfinished_message() -> None:
     limit = 100_000
     data = first(1, 9, bytes(60_000)) + first(2, 9, bytes(30_000))
@@ -443,6 +447,7 @@ def test_endless_small_fragments_are_counted_for_what_they_hold(size: int) -> No
         tracemalloc.stop()
 
 
+@pytest.mark.untraced
 def test_control_messages_of_unfinished_messages_are_counted() -> None:
     large = SpawnRequest(REF, THEY, THEY, (Atom("m"), Atom("f"), 0), [b"x" * 10_000])
     data = b"".join(first(number, 2, b"", large) for number in range(20))
@@ -632,6 +637,7 @@ operations = st.lists(
 )
 
 
+@pytest.mark.untraced
 @modes
 @settings(max_examples=60)
 @given(operations, st.randoms(use_true_random=False), st.sampled_from([1, 1000, 100_000, MIB]))

@@ -117,6 +117,7 @@ class TestRun:
         late.over = True
         assert guilty.run(spin, 0.2) == "done"
 
+    @pytest.mark.untraced
     def test_library_code_is_left_to_finish(self, watched: Watched) -> None:
         # The encoder runs beyond the deadline, in C and in Python, and is met again and again.
         work = Deadline(0.05)

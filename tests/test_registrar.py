@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ from snex_node.epmd import (
     names,
     register,
     registrar,
-    server,
     starter,
 )
 from tests.support.epmd import (
@@ -526,43 +524,6 @@ def opening(server: EpmdServer) -> Iterator[None]:
 
 
 class TestProcess:
-    def test_it_is_nobodys(
-        self, epmd_port: int, no_otp: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("SNEX_COOKIE", "secret")
-        monkeypatch.setenv("ERL_EPMD_RELAXED_COMMAND_CHECK", "1")
-        monkeypatch.setenv("PYTHONPATH", "/no/such/folder")
-        with open(os.devnull) as file:
-            os.set_inheritable(file.fileno(), True)
-            started = starter.start_ours(["127.0.0.1"], epmd_port)
-        assert process_at(epmd_port) == started
-        assert os.getsid(started) != os.getsid(0)
-        assert os.getpgid(started) != os.getpgid(0)
-        about = Path(f"/proc/{started}")
-        assert os.readlink(about / "cwd") == "/"
-        environment = (about / "environ").read_bytes()
-        assert b"secret" not in environment
-        assert b"ERL_" not in environment
-        files = {int(fd.name): os.readlink(fd) for fd in (about / "fd").iterdir()}
-        assert [files.pop(number) for number in range(3)] == ["/dev/null"] * 3
-        assert {file.partition(":")[0] for file in files.values()} == {"socket", "anon_inode"}
-        status = dict(line.split(":", 1) for line in (about / "status").read_text().splitlines())
-        if sys.implementation.name == "cpython":
-            assert int(status["VmRSS"].split()[0]) < 20 * 1024
-        assert int(status["PPid"]) != os.getpid()
-        with pytest.raises(ChildProcessError):  # it is no child of this process
-            os.waitpid(started, os.WNOHANG)
-
-    def test_it_imports_little(self) -> None:
-        program = starter._PROGRAM.replace("; main()", "; print(*sys.modules)")
-        package = str(Path(starter.__file__).parent.parent)
-        output = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", program, package], stdout=subprocess.PIPE, check=True
-        ).stdout
-        imported = set(output.decode().split())
-        assert "snex_node.epmd.server" in imported
-        assert not imported & {"asyncio", "subprocess", "ssl", "secrets", "snex_node.node"}
-
     def test_forked_children_of_nodes_do_not_hold_its_port(
         self, epmd_port: int, no_otp: None
     ) -> None:
@@ -635,51 +596,6 @@ class TestProcess:
         assert time.monotonic() - began > daemon.LINGER_SECONDS - 1
         async with kept("py", epmd_port) as again:
             assert again.started
-
-    async def test_the_error_of_one_that_cannot_start(
-        self, no_otp: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(starter, "_PROGRAM", "import snex_node_is_not_here")
-        with pytest.raises(EpmdStartError, match="No module named 'snex_node_is_not_here'"):
-            starter.start(["127.0.0.1"], free_port())
-
-
-class TestLingering:
-    """The same, on the loop of the server alone."""
-
-    def run(self, linger: float) -> tuple[server.Core, threading.Thread]:
-        core = server.Core(server.listen(["127.0.0.1"], 0), linger=linger)
-        thread = threading.Thread(target=core.run)
-        thread.start()
-        return core, thread
-
-    def test_without_a_first_node(self) -> None:
-        core, thread = self.run(0.05)
-        thread.join(10)
-        assert not thread.is_alive()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", core.port))
-
-    async def test_never_while_a_node_is_registered(self) -> None:
-        core, thread = self.run(0.1)
-        registration = await register(NodeInfo("py", 1), port=core.port)
-        for _ in range(50):
-            await asyncio.sleep(0.01)
-            assert await names(port=core.port) == [("py", 1)]
-        registration.close()
-        await asyncio.to_thread(thread.join, 10)
-        assert not thread.is_alive()
-
-    def test_who_only_asks_does_not_keep_it(self) -> None:
-        core, thread = self.run(0.2)
-        asked = 0
-        with contextlib.suppress(OSError):
-            while True:
-                with socket.create_connection(("127.0.0.1", core.port)):
-                    asked += 1
-        thread.join(10)
-        assert not thread.is_alive()
-        assert asked
 
 
 # A flood

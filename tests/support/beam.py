@@ -8,8 +8,10 @@ tests that have an event loop each.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -27,7 +29,7 @@ from snex_node.wire import etf
 from snex_node.wire.terms import Atom
 from tests.support.epmd import executable
 
-SCRIPT = Path(__file__).with_name("beam.exs")
+SOURCE = Path(__file__).with_name("beam.ex")
 # A start takes about 0.5 s on an idle machine.
 START_SECONDS = 60.0
 EVAL_SECONDS = 20.0
@@ -126,7 +128,7 @@ class Beam:
         }
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(
-                [executable("elixir"), str(SCRIPT)],
+                [executable("elixir"), "-pa", compiled(), "-e", "BeamOfTests.main()"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -258,6 +260,15 @@ class Beam:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
+
+
+@functools.cache
+def compiled() -> str:
+    """The directory with the code of `SOURCE`, which each process compiles once."""
+    directory = tempfile.TemporaryDirectory(prefix="beam-code-")
+    atexit.register(directory.cleanup)
+    subprocess.run([executable("elixirc"), "-o", directory.name, str(SOURCE)], check=True)
+    return directory.name
 
 
 def _write_cookie(home: Path, cookie: str) -> None:

@@ -133,7 +133,7 @@ class Recorder:
         self._stack = ExitStack()
 
     def enter(self, tests: str | None) -> None:
-        """From now on the tests of this file run; None when those of the last one have."""
+        """From now on the tests of this file run; None for what counts for no module."""
         if tests != self._tests:
             self._stack.close()
             self._tests = tests
@@ -261,8 +261,8 @@ class Plugin:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        path = item.path
-        self._recorder.enter(str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else None)
+        traced = item.path.is_relative_to(ROOT) and not item.get_closest_marker("untraced")
+        self._recorder.enter(str(item.path.relative_to(ROOT)) if traced else None)
         result = yield
         if nextitem is None:
             self._recorder.enter(None)

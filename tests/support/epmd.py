@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -10,11 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
+from snex_node.epmd import NodeInfo, Registration, lookup, register
 from tests.support.ports import free_port
 
 START_SECONDS = 10.0
@@ -167,3 +170,55 @@ class RealEpmd:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+# Asking one
+
+
+def from_hex(text: str) -> bytes:
+    return bytes.fromhex(text)
+
+
+# Messages
+
+
+@contextlib.asynccontextmanager
+async def registered(port: int, node: NodeInfo) -> AsyncIterator[Registration]:
+    registration = await register(node, port=port)
+    try:
+        yield registration
+    finally:
+        registration.close()
+        await registration.wait_lost()
+
+
+async def epmd_tool(port: int, *arguments: str) -> str:
+    """Run the epmd of OTP as a client; return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        executable("epmd"),
+        *("-port", str(port), *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return output.decode()
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    """Send bytes, and return what comes until the other side closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def until_gone(name: str, port: int) -> None:
+    """Return when epmd has noticed the end of a registration."""
+    deadline = time.monotonic() + 10
+    while await lookup(name, port=port) is not None:
+        assert time.monotonic() < deadline, f"{name} is still registered"
