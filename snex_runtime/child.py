@@ -324,6 +324,7 @@ class Relay:
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
             self._output.close()
 
     def _inward(self, connection: socket.socket) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import os
 import secrets
+import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from snex_node.node import Node
+from snex_node.processes.process import Process
+from snex_node.system import forks
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Atom
 from snex_runtime import child, serde
@@ -555,6 +562,143 @@ loop.call_later(0.01, os.kill, os.getpid(), signal.SIGUSR2)
 return one, await asyncio.wait_for(seen, 5)
 """
         assert await process.eval(code, timeout=20) == ("ok", ("python", "loop"))
+
+
+class TestThroughStandardInputAndOutput:
+    """With ``beam`` in its configuration a child needs no socket of its own to reach its BEAM."""
+
+    @pytest.fixture
+    async def beam(self) -> AsyncIterator[Node]:
+        """Stands for the BEAM."""
+        name = f"beam_{secrets.token_hex(5)}@127.0.0.1"
+        listen = ("127.0.0.1", 0)
+        options: Any = {"epmd": "none", "listen": listen}
+        async with Node(name, cookie="biscuit", **options) as node:
+            yield node
+
+    def join(self, process: Child, node: Node) -> socket.socket:
+        """Join the child's standard input and output to a node, as the client does in its BEAM."""
+        assert node.port is not None
+        sock = socket.create_connection(("127.0.0.1", node.port))
+        stdin, stdout = process.process.stdin, process.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def out() -> None:
+            with contextlib.suppress(OSError):
+                while data := os.read(stdout.fileno(), 65536):
+                    sock.sendall(data)
+                sock.shutdown(socket.SHUT_RDWR)
+
+        def back() -> None:
+            with contextlib.suppress(OSError, ValueError):
+                while data := sock.recv(65536):
+                    process.write(data)
+
+        for function in out, back:
+            threading.Thread(target=function, daemon=True).start()
+        return sock
+
+    async def test_it_serves_its_beam(self, start: Start, beam: Node) -> None:
+        interpreter = Process(beam)
+        process = start(cookie="biscuit", beam=beam.name, interpreter=interpreter.pid)
+        sock = self.join(process, beam)
+        told = await interpreter.next(timeout=20)
+        assert isinstance(told, tuple)
+        ready, server = told
+        assert ready == "snex_ready"
+        assert (server.node, beam.nodes) == (process.name, [process.name])
+        data = b"x" * 1_000_000
+        request: Any = (Atom("eval"), "return data + data", {"data": data})
+        assert await beam.call(server, request) == ("ok", 2 * data)
+        # What it prints would be in the way.
+        request = (Atom("eval"), "import sys; return (sys.stdin, sys.stdout)", {})
+        assert await beam.call(server, request) == ("ok", (None, None))
+        process.close()
+        assert process.gone_within(PROMISE)
+        assert process.process.returncode == 0
+        sock.close()
+
+    async def test_it_ends_with_its_connection(self, start: Start, beam: Node) -> None:
+        interpreter = Process(beam)
+        process = start(cookie="biscuit", beam=beam.name, interpreter=interpreter.pid)
+        sock = self.join(process, beam)
+        await interpreter.next(timeout=20)
+        process.write(b"\0\0\0\5\x83rubb")
+        assert await asyncio.to_thread(process.process.wait, PROMISE) == 1
+        sock.close()
+
+    async def test_it_says_why_it_does_not_connect(self, start: Start, beam: Node) -> None:
+        process = start(
+            cookie="biscuit", beam=beam.name, interpreter=Process(beam).pid, stderr=subprocess.PIPE
+        )
+        process.write(b"\0\x0csnot_allowed")
+        assert await asyncio.to_thread(process.process.wait, PROMISE) == 1
+        assert process.process.stderr is not None
+        assert b"snex: " in process.process.stderr.read()
+
+
+class Pipes(NamedTuple):
+    """A relay, and the other ends of what it is given and of its output."""
+
+    relay: child.Relay
+    given: forks.OwnedDescriptor
+    output: forks.OwnedDescriptor
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.relay.address, timeout=20)
+
+    def read(self) -> bytes:
+        return os.read(self.output.fileno(), 65536)
+
+
+class TestRelay:
+    @pytest.fixture
+    def pipes(self) -> Iterator[Pipes]:
+        (given, given_end), (output_end, output) = os.pipe(), os.pipe()
+        files = [forks.OwnedDescriptor(number) for number in (given, output, given_end, output_end)]
+        relay = child.Relay(*files[:2])
+        relay.start()
+        yield Pipes(relay, *files[2:])
+        for file in (*files, relay.leash):
+            file.close()
+
+    def test_bytes_pass_both_ways(self, pipes: Pipes) -> None:
+        with pipes.connect() as sock:
+            os.write(pipes.given.fileno(), b"to the node")
+            assert sock.recv(100) == b"to the node"
+            sock.sendall(b"from the node")
+            assert pipes.read() == b"from the node"
+            # More than a pipe takes at once.
+            threading.Thread(target=sock.sendall, args=(bytes(1_000_000),)).start()
+            received = 0
+            while received < 1_000_000:
+                received += len(pipes.read())
+            with pytest.raises(ConnectionError):
+                pipes.connect()
+
+    def test_the_leash_ends_with_what_is_given(self, pipes: Pipes) -> None:
+        leash = pipes.relay.leash
+        with pipes.connect() as sock:
+            assert select.select([leash], [], [], 0)[0] == []
+            pipes.given.close()
+            assert select.select([leash], [], [], 20)[0]
+            assert os.read(leash.fileno(), 1) == b""
+            sock.sendall(b"last words")
+            assert pipes.read() == b"last words"
+
+    def test_the_output_ends_with_the_connection(self, pipes: Pipes) -> None:
+        pipes.connect().close()
+        assert pipes.read() == b""
+        os.write(pipes.given.fileno(), b"for nobody")
+        assert select.select([pipes.relay.leash], [], [], 20)[0]
+
+    def test_a_beam_that_has_gone_ends_the_connection(self, pipes: Pipes) -> None:
+        with pipes.connect() as sock:
+            pipes.output.close()
+            sock.sendall(b"for nobody")
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
 
 
 async def test_a_crash_shows_where_it_was(epmd: RealEpmd) -> None:

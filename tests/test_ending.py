@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -259,18 +260,16 @@ def test_where_the_loop_is_closed_nothing_more_is_asked_of_it() -> None:
 
         end = loop.run_until_complete(make())
         loop.close()
+        assert interrupts.SIGNAL is not None
+        signal.signal(interrupts.SIGNAL, signal.SIG_IGN)  # no part of this
         threading.Thread(target=end.finish, args=(STATUS,)).start()
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+        threading.Event().wait()
 
     assert forked(run) == Ended(STATUS, "")
 
 
 def test_off_the_main_thread_there_is_no_handler() -> None:
     def run() -> None:
-        import signal
-
         async def make() -> None:
             Ending(lambda: None)
 

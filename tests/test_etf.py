@@ -228,6 +228,7 @@ def exact(term: Any) -> Any:
     return type(term), repr(term), term
 
 
+@pytest.mark.untraced
 class TestRoundTrip:
     @thorough
     @given(all_terms)
@@ -258,6 +259,7 @@ class TestRoundTrip:
         assert etf.decode(etf.encode(term), decoder=Decoder(binary_as="str")) == term
 
 
+@pytest.mark.untraced
 class TestAnyBytes:
     """Whatever the bytes are, the outcome is a term or a DecodeError."""
 
@@ -385,6 +387,7 @@ their_terms = st.recursive(
 )
 
 
+@pytest.mark.untraced
 class TestErlangPy:
     @thorough
     @given(their_terms)
@@ -476,6 +479,7 @@ with_erl = settings(
 )
 
 
+@pytest.mark.untraced
 @pytest.mark.interop
 class TestErl:
     @with_erl

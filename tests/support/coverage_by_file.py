@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from coverage import Coverage, CoverageData
+from coverage.exceptions import DataError
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("snex_node", "snex_runtime", "snex")
@@ -152,7 +153,7 @@ class Recorder:
                 coverage.start()
                 yield
                 coverage.stop()
-            for data in (coverage.get_data(), *map(_read, directory.glob("data*"))):
+            for data in (coverage.get_data(), *_data_in(directory)):
                 for module, file in zip(modules, files, strict=True):
                     self.lines[module].update(data.lines(str(file)) or ())
 
@@ -199,10 +200,14 @@ def _started(files: Iterable[Path], directory: Path) -> Iterator[None]:
         yield
 
 
-def _read(file: Path) -> CoverageData:
-    data = CoverageData(str(file))
-    data.read()
-    return data
+def _data_in(directory: Path) -> Iterator[CoverageData]:
+    for file in directory.glob("data*"):
+        data = CoverageData(str(file))
+        try:
+            data.read()
+        except DataError:  # whoever wrote it was killed meanwhile
+            continue
+        yield data
 
 
 _IMPORT_ALL = """
