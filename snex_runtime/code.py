@@ -182,7 +182,7 @@ def _parse(text: str, file: str) -> ast.Module:
 
 
 def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
-    if _DEPTH_UNCHECKED and len(text) > _SURELY_SHALLOW:
+    if _DEPTH_UNCHECKED and len(text) > _SURELY_SHALLOW:  # covered until 3.10
         _check_depth(text, file)
     tree = _parse(text, file)
     if isinstance(file, sources.VirtualFile) and _DEFINITION.search(text):
@@ -208,7 +208,7 @@ def _classes_in(tree: ast.Module) -> list[tuple[str, int]]:
     ]
 
 
-def _check_depth(text: str, file: str) -> None:
+def _check_depth(text: str, file: str) -> None:  # covered until 3.10
     try:
         compile(text, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     except SyntaxError:
@@ -242,7 +242,7 @@ def _as_module_code(code: CodeType, stars: dict[str, CodeType]) -> CodeType:
     return _without_dead_variables(code) if _LOCALS_ARE_COPIED and code.co_varnames else code
 
 
-def _without_dead_variables(code: CodeType) -> CodeType:
+def _without_dead_variables(code: CodeType) -> CodeType:  # covered in 3.12
     """Rename the variables of comprehensions of which no code is left: ``if 0: [i for i in x]``.
 
     ``replace`` knows the variables of inlined comprehensions by the instruction that hides them.
@@ -339,7 +339,7 @@ def _nested_blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
                 yield nested
 
 
-def _import_kinds() -> tuple[int, int, int]:
+def _import_kinds() -> tuple[int, int, int]:  # covered from 3.15 on
     """How the compiler marks an import: as lazy, as any in a module, and as one in a function.
 
     From Python 3.15 on (PEP 810) the last is always eager, and the one before it eager unless the
@@ -356,7 +356,7 @@ def _import_kinds() -> tuple[int, int, int]:
     return lazy, usual, eager
 
 
-def _imports_in(bytecode: bytes) -> list[int]:
+def _imports_in(bytecode: bytes) -> list[int]:  # covered from 3.15 on
     """Where the instructions are that import; each instruction takes two bytes."""
     return [at for at in range(0, len(bytecode), 2) if bytecode[at] == _IMPORT_NAME]
 
@@ -376,7 +376,7 @@ class _Imports:
         self._file = file
         self._marks: dict[tuple[int, int], int] = {}
         blocks = [(tree.body, False)] if _LAZY != _EAGER else []
-        while blocks:
+        while blocks:  # covered from 3.15 on
             block, tried = blocks.pop()
             for statement in block:
                 if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -384,7 +384,9 @@ class _Imports:
                 inside = tried or isinstance(statement, _TRY)
                 blocks.extend((nested, inside) for nested in _nested_blocks(statement))
 
-    def _found(self, statement: ast.Import | ast.ImportFrom, *, tried: bool) -> None:
+    def _found(
+        self, statement: ast.Import | ast.ImportFrom, *, tried: bool
+    ) -> None:  # covered from 3.15 on
         lazy = bool(getattr(statement, "is_lazy", 0))
         if lazy:
             self._check(statement, tried=tried)
@@ -393,7 +395,9 @@ class _Imports:
             setattr(statement, "is_lazy", 0)  # noqa: B010 - unknown before 3.15
             self._marks[statement.lineno, statement.col_offset] = _LAZY if lazy else _USUAL
 
-    def _check(self, statement: ast.Import | ast.ImportFrom, *, tried: bool) -> None:
+    def _check(
+        self, statement: ast.Import | ast.ImportFrom, *, tried: bool
+    ) -> None:  # covered from 3.15 on
         kind = "import" if isinstance(statement, ast.Import) else "from ... import"
         if tried:
             reason = f"lazy {kind} not allowed inside try/except blocks"
@@ -403,7 +407,7 @@ class _Imports:
             return
         raise _syntax_error(reason, self._file, statement.lineno, statement.col_offset + 1)
 
-    def as_in_a_module(self, code: CodeType) -> CodeType:
+    def as_in_a_module(self, code: CodeType) -> CodeType:  # covered from 3.15 on
         """``code``, of the function around the snippet, with these marks."""
         if not self._marks:
             return code
@@ -435,7 +439,7 @@ class _Rewriter:
             block[:] = [new for statement in block for new in self._statement(statement)]
         if tree.body and _is_docstring(tree.body[0]):
             tree.body[0] = _docstring(tree.body[0])
-        if self._lazy and self._annotated:
+        if self._lazy and self._annotated:  # covered from 3.14 on
             tree.body[:0] = self._lazy_annotations()
         elif not self._lazy and self._first is not None:
             tree.body.insert(0, _fill(_SETUP_ANNOTATIONS, at=self._first))
@@ -469,7 +473,7 @@ class _Rewriter:
             return
         index = len(self._annotated)
         self._annotated.append(statement)
-        if self._lazy:
+        if self._lazy:  # covered from 3.14 on
             template = "__conditional_annotations__.add(index)"
             yield _fill(template, at=statement, index=ast.Constant(value=index))
         else:
@@ -483,7 +487,7 @@ class _Rewriter:
     def _annotation(self, annotation: ast.expr) -> ast.expr:
         return ast.Constant(value=ast.unparse(annotation)) if self._text else annotation
 
-    def _lazy_annotations(self) -> list[ast.stmt]:
+    def _lazy_annotations(self) -> list[ast.stmt]:  # covered from 3.14 on
         """What 3.14 makes of them in a module: each counts once its statement has run."""
         first = self._annotated[0]
         parameter = ast.arg(arg=".format")  # as the compiler names it: no annotation can mean it
@@ -499,7 +503,7 @@ class _Rewriter:
         return [function, _fill("__conditional_annotations__ = {*()}", at=first)]
 
 
-def _lazy_annotation(index: int, statement: ast.AnnAssign) -> ast.expr:
+def _lazy_annotation(index: int, statement: ast.AnnAssign) -> ast.expr:  # covered from 3.14 on
     assert isinstance(statement.target, ast.Name)
     part = _fill(
         "{name: annotation} if index in __conditional_annotations__ else {}",
@@ -582,7 +586,7 @@ class _Scope:
         self.bound.add(node.name)
         return [*node.decorator_list, *node.bases, *node.keywords]
 
-    def type_alias(self, node: ast.AST) -> Iterable[ast.AST]:
+    def type_alias(self, node: ast.AST) -> Iterable[ast.AST]:  # covered from 3.12 on
         name = getattr(node, "name")  # noqa: B009 - ast.TypeAlias is unknown before 3.12
         self.bound.add(name.id)
         return ()
@@ -645,5 +649,5 @@ _VISITORS: Final[dict[type[ast.AST], Callable[[_Scope, Any], Iterable[ast.AST]]]
     ast.YieldFrom: _Scope.yields,
     ast.Nonlocal: _Scope.nonlocal_,
 }
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 12):  # covered from 3.12 on
     _VISITORS[ast.TypeAlias] = _Scope.type_alias

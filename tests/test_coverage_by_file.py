@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,6 +154,19 @@ def test_a_run_with_a_module_that_is_not_covered_fails() -> None:
     assert "snex_node/epmd/errors.py" not in named
     [line] = [line for line in told if line.startswith("snex_node/system/tasks.py")]
     assert line.endswith(" % by tests/test_tasks.py, not lines 23-25, 30, 35-36, 41")
+
+
+def test_what_other_pythons_run_is_not_missed() -> None:
+    def missed(minor: int) -> list[str]:
+        patterns = coverage_by_file.of_other_pythons(minor)
+        return [line for line in lines if not any(re.search(each, line) for each in patterns)]
+
+    lines = ["from 3.10 on", "from 3.14 on", "until 3.10", "until 3.12", "in 3.12"]
+    lines = [f"def f():  # covered {line}" for line in lines]
+    assert missed(10) == [lines[0], lines[2], lines[3]]
+    assert missed(12) == [lines[0], lines[3], lines[4]]
+    assert missed(13) == [lines[0]]
+    assert missed(14) == lines[:2]
 
 
 class TestNames:

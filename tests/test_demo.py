@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from snex_runtime import demo
 from tests.support.epmd import executable
 
 SECONDS = 50.0
@@ -110,3 +113,57 @@ def test_a_node_that_does_not_start_is_the_reason(temporary: Path) -> None:
     assert "did not start" in done.stderr
     assert "no node today" in done.stderr
     assert list(temporary.iterdir()) == []
+
+
+# --- the programs that it starts ------------------------------------------------------------------
+
+
+async def shell(command: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec("/bin/sh", "-c", command, stdout=pipe)
+
+
+STUBBORN = "trap '' TERM; echo started; exec /bin/sleep 60"
+
+
+async def test_one_that_does_not_get_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "START_SECONDS", 0.1)
+    process = await shell("exec /bin/sleep 60")
+    with pytest.raises(demo.DemoError, match=r"the node was not ready within 0\.1 s"):
+        await demo._wait_ready(process, "the node")
+    await demo._stop(process)
+    assert process.returncode == -signal.SIGTERM
+    await demo._stop(process)
+
+
+async def test_one_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "STOP_SECONDS", 0.1)
+    process = await shell(STUBBORN)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    await demo._stop(process)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("echo half; exec /bin/sleep 60", r"no answer within 0\.5 s to 1 \+ 1"),
+        ("echo it cannot", r"Elixir ended at 1 \+ 1\nit cannot"),
+    ],
+)
+async def test_an_elixir_that_does_not_answer(command: str, message: str) -> None:
+    process = await shell(command)
+    with pytest.raises(demo.DemoError, match=message):
+        await demo._read_value(process, demo.Step("add", "1 + 1", "2"), 0.5)
+    await demo._stop(process)
+
+
+async def test_a_python_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "STEP_SECONDS", 0.1)
+    monkeypatch.setattr(demo, "PYTHON_STEPS", [ENDLESS])
+    with pytest.raises(demo.DemoError, match=r"no answer within 0\.1 s"):
+        await demo._call_from_python("nobody@127.0.0.1", "cookie", 1)
+
+
+ENDLESS = demo.Step("wait", "import asyncio\nreturn await asyncio.Event().wait()", "")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from snex_runtime import search_path
 from tests.support.child import ROOT, ChildRuntime
 from tests.support.epmd import RealEpmd
+from tests.support.forked import Ended, forked
 
 SECONDS = 30.0
 
@@ -172,3 +174,37 @@ def test_in_a_clone_of_ours(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_folder_that_is_gone_before_the_start(tmp_path: Path) -> None:
+    def start() -> None:
+        folder = tmp_path / "gone"
+        folder.mkdir()
+        os.chdir(folder)
+        folder.rmdir()
+        os.environ["PYTHONSAFEPATH"] = search_path.SAFE
+        before = list(sys.path)
+        search_path.hide()
+        assert "PYTHONSAFEPATH" not in os.environ
+        search_path.restore()
+        assert sys.path == before
+        search_path.restore()
+        assert sys.path == before
+
+    assert forked(start) == Ended(0, "")
+
+
+def test_the_standard_library_comes_first_until_then(tmp_path: Path) -> None:
+    def start() -> None:
+        os.chdir(tmp_path)
+        os.environ["PYTHONSAFEPATH"] = search_path.SAFE
+        library = os.path.dirname(os.__file__)
+        given = [str(ROOT), "/of/the/user", library, f"{library}/site-packages"]
+        sys.path[:] = given
+        search_path.hide()
+        assert sys.path[0] == library
+        assert set(sys.path) <= set(given)
+        search_path.restore()
+        assert sys.path == [str(tmp_path), *given]
+
+    assert forked(start) == Ended(0, "")

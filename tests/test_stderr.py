@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import logging
 import os
 import re
@@ -11,8 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -43,11 +48,12 @@ class Pipe:
         return data.decode()
 
     def close(self) -> None:
-        for file in (self.reader, self.writer):
-            try:
-                os.close(file)
-            except OSError:
-                pass
+        """Close both ends. What the handler still has to write goes to nobody, and to no other."""
+        with contextlib.suppress(OSError):
+            os.close(self.reader)
+        self.handler.flush()
+        with contextlib.suppress(OSError):
+            os.close(self.writer)
 
 
 @pytest.fixture
@@ -284,6 +290,100 @@ def test_what_is_logged_when_no_thread_runs_any_more(before: str) -> None:
         check=True,
     )
     assert done.stderr.endswith("ending: True\n")
+
+
+class TestReportsInThisProcess:
+    """Of Python itself: warnings, and exceptions that nobody can be told of."""
+
+    @pytest.fixture(autouse=True)
+    def before(self, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+        """What those that were there before were told."""
+        told: list[Any] = []
+        monkeypatch.setattr(warnings, "showwarning", lambda *given: told.append(given))
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        undo = pipe.handler.take_reports()
+        yield told
+        undo()
+        assert sys.unraisablehook == told.append
+
+    def test_a_warning(self, pipe: Pipe) -> None:
+        warnings.showwarning("careful", UserWarning, "mine.py", 7, line="x = 1")
+        assert pipe.read(b"x = 1") == "mine.py:7: UserWarning: careful\n  x = 1\n"
+
+    def test_warnings_for_another_file(self, before: list[Any]) -> None:
+        other = io.StringIO()
+        warnings.showwarning("careful", UserWarning, "mine.py", 7, file=other, line="x = 1")
+        assert before == [("careful", UserWarning, "mine.py", 7, other, "x = 1")]
+
+    def report(self, what: object, message: str | None = None) -> None:
+        try:
+            raise ValueError("lost")
+        except ValueError as error:
+            fields = (type(error), error, error.__traceback__, message, what)
+            names = ("exc_type", "exc_value", "exc_traceback", "err_msg", "object")
+            unraisable: Any = SimpleNamespace(**dict(zip(names, fields)))
+            sys.unraisablehook(unraisable)
+
+    class Odd:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    @pytest.mark.parametrize(
+        ("what", "message", "expected"),
+        [
+            (7, None, "Exception ignored in: 7\n"),
+            (7, "Could not", "Could not: 7\n"),
+            (None, "Could not", "Could not:\n"),
+            (None, None, "Traceback"),
+            (Odd(), None, "Exception ignored in: <object repr() failed>\n"),
+        ],
+    )
+    def test_an_exception(
+        self, pipe: Pipe, what: object, message: str | None, expected: str
+    ) -> None:
+        self.report(what, message)
+        said = pipe.read(b"ValueError: lost\n")
+        assert said.startswith(expected)
+        assert "Traceback (most recent call last):" in said
+
+    def test_those_of_code_with_another_standard_error_are_its_own(
+        self, pipe: Pipe, before: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        warnings.showwarning("careful", UserWarning, "mine.py", 7)
+        self.report(7)
+        assert len(before) == 2
+        assert before[1].object == 7
+        assert not select.select([pipe.reader], [], [], 0)[0]
+
+
+def test_where_no_thread_can_be_started_it_is_written_at_once(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pipe.logger.warning("one")
+    assert os.read(pipe.reader, 100) == b"one\n"
+    monkeypatch.undo()
+    pipe.logger.warning("two")
+    assert pipe.read(b"two") == "two\n"
+
+
+def test_at_the_end_of_the_interpreter_it_is_written_as_far_as_there_is_room(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    pipe.logger.warning("one")
+    assert os.read(pipe.reader, 100) == b"one\n"
+    os.set_blocking(pipe.writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe.writer, bytes(4096))
+    pipe.logger.warning("there is no room for this")
+    os.close(pipe.reader)
+    pipe.logger.warning("nobody reads this")
 
 
 async def test_a_child_whose_output_nobody_reads(epmd: RealEpmd) -> None:

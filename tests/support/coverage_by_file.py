@@ -65,6 +65,23 @@ STARTING_PROCESSES = frozenset(
 NEVER_RUN = (r"if __name__ == .__main__.:", r"if sys\.version_info < \(3, 10\):")
 """What no process runs that imports a module with a Python we support."""
 
+
+def of_other_pythons(minor: int) -> tuple[str, str, str]:
+    """What is marked for other Pythons than 3.``minor`` by comments at the head of a block.
+
+    They are ``# covered from 3.14 on``, ``# covered until 3.10`` and ``# covered in 3.12``.
+    """
+    known = range(10, 30)
+    later = "|".join(str(other) for other in known if other > minor)
+    earlier = "|".join(str(other) for other in known if other < minor) or "none"
+    others = "|".join(str(other) for other in known if other != minor)
+    return (
+        rf"# covered from 3\.({later}) on$",
+        rf"# covered until 3\.({earlier})$",
+        rf"# covered in 3\.({others})$",
+    )
+
+
 Lines = dict[str, set[int]]
 """Numbers of the lines that were run, by module: a path relative to the root of the project."""
 
@@ -116,7 +133,7 @@ def tracer(files: Iterable[Path] = ()) -> Coverage:
     found = Coverage(data_file=None, config_file=False, include=names, messages=False)
     # Tests of a file that run nothing of its module: what that means is said at the end.
     found.set_option("run:disable_warnings", ["no-data-collected"])
-    for pattern in NEVER_RUN:
+    for pattern in (*NEVER_RUN, *of_other_pythons(sys.version_info[1])):
         found.exclude(pattern)
     return found
 
