@@ -47,8 +47,6 @@ def process(
     """
 
     def run() -> None:
-        # Those of this process are not the child's.
-        atexit._clear()
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda *_: None)
 

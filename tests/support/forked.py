@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import signal
@@ -55,6 +56,7 @@ def _run(function: Callable[[], object], reader: int, writer: int) -> None:
     status = 1
     try:
         _limit()
+        atexit._clear()  # they are the parent's: temporary directories would go
         os.close(reader)
         for number in (1, 2):
             os.dup2(writer, number)
