@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--coverage-by-file",
         action="store_true",
         help="fail if a module is not covered by the tests of its own file",
+    )
+    parser.addoption(
+        "--shuffle", metavar="SEED", help="run files, and the tests of each, in another order"
     )
 
 
@@ -158,6 +162,15 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("both_loops") and importlib.util.find_spec("uvloop"):
         factories["uvloop"] = importlib.import_module("uvloop").new_event_loop
     return factories
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest itself brings together what shares costly fixtures
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        order = random.Random(seed)
+        files = {item.path: order.random() for item in items}
+        items.sort(key=lambda item: (files[item.path], order.random()))
 
 
 def pytest_collection_finish() -> None:

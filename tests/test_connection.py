@@ -272,7 +272,10 @@ async def test_answers_to_one_read_leave_in_one_write(
     assert counting.writes == 1
 
 
-async def test_answers_that_grow_large_do_not_wait_for_the_end_of_the_read(open_line: Open) -> None:
+async def test_answers_that_grow_large_do_not_wait_for_the_end_of_the_read(
+    open_line: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_AFTER", 1000.0)
     ours, theirs = socket.socketpair()
     counting = CountingSocket(ours)
     line = open_line((counting, theirs))

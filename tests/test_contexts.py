@@ -305,35 +305,3 @@ def _pause() -> Generator[None, None, None]:
 async def test_who_asked_is_not_seen_where_nobody_did(both: Pair) -> None:
     await evaluate(both, "1")
     assert origin.get() is None
-
-
-class TestCopies:
-    def test_the_decimal_context_is_copied_with_it(self) -> None:
-        context = contextvars.copy_context()
-        mine = decimal.Context(prec=7)
-        context.run(decimal.setcontext, mine)
-        mutable = contexts.mutable_in(context)
-        assert len(mutable) == 1
-        copy = contexts.copied(context, mutable)
-        copy.run(decimal.getcontext).prec = 5
-        assert context.run(decimal.getcontext).prec == mine.prec == 7
-
-    def test_without_decimal_there_is_nothing_to_copy(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        context = contextvars.copy_context()
-        context.run(decimal.setcontext, decimal.Context())
-        monkeypatch.delitem(sys.modules, "decimal")
-        assert contexts.mutable_in(context) == ()
-
-    def test_threads_inherit_no_deadline(self) -> None:
-        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
-
-        def of_an_evaluation() -> contextvars.Context:
-            variable.set("of it")
-            current.set(Deadline(1.0))
-            return contexts.copy_for_thread()
-
-        inherited = contextvars.copy_context().run(of_an_evaluation)
-        assert inherited[variable] == "of it"
-        assert inherited[current] is None
