@@ -603,7 +603,7 @@ class TestThroughStandardInputAndOutput:
         interpreter = Process(beam)
         process = start(cookie="biscuit", beam=beam.name, interpreter=interpreter.pid)
         sock = self.join(process, beam)
-        told = await interpreter.next(timeout=20)
+        told = await interpreter.receive(timeout=20)
         assert isinstance(told, tuple)
         ready, server = told
         assert ready == "snex_ready"
@@ -623,7 +623,7 @@ class TestThroughStandardInputAndOutput:
         interpreter = Process(beam)
         process = start(cookie="biscuit", beam=beam.name, interpreter=interpreter.pid)
         sock = self.join(process, beam)
-        await interpreter.next(timeout=20)
+        await interpreter.receive(timeout=20)
         process.write(b"\0\0\0\5\x83rubb")
         assert await asyncio.to_thread(process.process.wait, PROMISE) == 1
         sock.close()
