@@ -18,7 +18,7 @@ COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck pytest elixir compat bench dist clean system-packages
+.PHONY: help demo test static lint format typecheck pytest elixir compat bench dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
@@ -33,7 +33,14 @@ help:
 demo: $(VENV)/.stamp-package
 	@$(BIN)/snex-node demo
 
-test: system-packages lint typecheck pytest elixir
+# The tests of the client wait for most of their time. What each says comes in one piece.
+TOGETHER = --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+
+test: system-packages
+	@$(MAKE) $(TOGETHER) static elixir
+	@$(MAKE) --no-print-directory pytest
+
+static: lint typecheck
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check $(SOURCES)
@@ -48,7 +55,7 @@ typecheck: $(VENV)/.stamp-dev
 
 pytest: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.
 elixir: system-packages $(VENV)/.stamp-uv

@@ -22,7 +22,7 @@ import pytest
 from snex_node import Node, Process
 from snex_node.epmd import EpmdServer
 from tests.support import leaks
-from tests.support.beam import Beam
+from tests.support.beam import Beam, remove_compiled
 from tests.support.epmd import RealEpmd, kill_epmd
 from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
@@ -101,6 +101,13 @@ def no_process_left() -> Iterator[None]:
     if left:
         lines = "\n".join(f"  {process.pid}: {process.command}" for process in left)
         pytest.fail(f"processes left running by the tests (killed now):\n{lines}", pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_code_left() -> Iterator[None]:
+    """Remove what was compiled for BEAMs."""
+    yield
+    remove_compiled()
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def start(epmd: RealEpmd) -> Iterator[Callable[..., Child]]:
 Start = Callable[..., Child]
 
 
+@pytest.mark.traced_processes
 async def test_it_takes_requests_and_keeps_its_cookie(start: Start) -> None:
     process = start()
     ready, name, port, server = process.told()
@@ -259,6 +260,7 @@ task = asyncio.ensure_future(task())
     assert b"Traceback" not in process.process.stderr.read()
 
 
+@pytest.mark.traced_processes
 def test_it_tells_why_it_does_not_start(start: Start) -> None:
     process = start(name="no node name")
     told = process.told()
@@ -267,6 +269,7 @@ def test_it_tells_why_it_does_not_start(start: Start) -> None:
     assert process.process.wait(PROMISE) == 1
 
 
+@pytest.mark.traced_processes
 @pytest.mark.parametrize("data", [b"", b"\0\0", b"GET / HTTP/1.1\r\n\r\n", framed([1])])
 def test_it_refuses_what_is_no_configuration(data: bytes) -> None:
     done = subprocess.run(
@@ -280,6 +283,7 @@ def test_it_refuses_what_is_no_configuration(data: bytes) -> None:
     assert b"configuration" in done.stderr
 
 
+@pytest.mark.traced_processes
 @pytest.mark.parametrize("end", ["close", "stop"])
 async def test_it_cleans_up_when_it_is_let_go(start: Start, end: str, tmp_path: Path) -> None:
     process = start()
@@ -295,6 +299,7 @@ async def test_it_cleans_up_when_it_is_let_go(start: Start, end: str, tmp_path: 
     assert file.exists()
 
 
+@pytest.mark.traced_processes
 async def test_sigterm_ends_it_with_the_status_of_a_shell(start: Start) -> None:
     process = start()
     process.told()
@@ -564,6 +569,7 @@ return one, await asyncio.wait_for(seen, 5)
         assert await process.eval(code, timeout=20) == ("ok", ("python", "loop"))
 
 
+@pytest.mark.traced_processes
 class TestThroughStandardInputAndOutput:
     """With ``beam`` in its configuration a child needs no socket of its own to reach its BEAM."""
 

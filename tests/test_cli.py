@@ -562,6 +562,7 @@ def run(
     return Output(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@pytest.mark.traced_processes
 class TestOutput:
     """Whatever becomes of what a command writes, there is no traceback."""
 
@@ -698,6 +699,7 @@ class TestNames:
         assert port in output.err
 
 
+@pytest.mark.traced_processes
 class TestEpmd:
     def test_it_serves_until_it_is_stopped(self, command: Command, start: Starter) -> None:
         running = start("epmd", "--listen", "127.0.0.1:0")
@@ -988,6 +990,7 @@ class TestInitScript:
         assert "cannot read the init script" in output.err
 
 
+@pytest.mark.traced_processes
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal(self, start: Starter, command: Command, number: int) -> None:

@@ -112,20 +112,14 @@ def test_what_forked_children_run_is_seen(root: Path) -> None:
     assert missing(recorder, root)["snex_node/one.py"] == []
 
 
-def test_what_started_processes_run_is_seen_where_that_was_asked_for(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coverage_by_file, "STARTING_PROCESSES", {"tests/test_one.py"})
+def test_what_started_processes_run_is_seen_where_that_was_asked_for(root: Path) -> None:
     recorder = Recorder(root)
-    for name in "one", "two":
-        recorder.enter(f"tests/test_{name}.py")
+    for function, processes in ("one", True), ("other", False):
+        recorder.enter("tests/test_one.py", processes=processes)
         # It ends as our processes do.
-        source = f"import os, snex_node.{name} as it; it.one(); os._exit(0)"
+        source = f"import os, snex_node.one as it; it.{function}(); os._exit(0)"
         subprocess.run([sys.executable, "-c", source], cwd=root, check=True)
-    assert missing(recorder, root) == {
-        "snex_node/one.py": [8, 9],
-        "snex_node/two.py": [5, 8, 9],
-    }
+    assert missing(recorder, root)["snex_node/one.py"] == [8, 9]
 
 
 def test_a_run_with_a_module_that_is_not_covered_fails() -> None:

@@ -52,6 +52,7 @@ def fake_elixir(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.traced_processes
 @pytest.mark.interop
 def test_the_demo_calls_from_a_real_elixir(temporary: Path) -> None:
     executable("elixir")
@@ -66,6 +67,7 @@ def test_the_demo_calls_from_a_real_elixir(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.traced_processes
 def test_without_elixir_the_demo_calls_from_python(temporary: Path) -> None:
     done = run_demo("", temporary)
     assert done.stderr == ""

@@ -8,7 +8,6 @@ tests that have an event loop each.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -265,10 +264,16 @@ class Beam:
 @functools.cache
 def compiled() -> str:
     """The directory with the code of `SOURCE`, which each process compiles once."""
-    directory = tempfile.TemporaryDirectory(prefix="beam-code-")
-    atexit.register(directory.cleanup)
-    subprocess.run([executable("elixirc"), "-o", directory.name, str(SOURCE)], check=True)
-    return directory.name
+    directory = tempfile.mkdtemp(prefix="beam-code-")
+    subprocess.run([executable("elixirc"), "-o", directory, str(SOURCE)], check=True)
+    return directory
+
+
+def remove_compiled() -> None:
+    """Remove that directory, if there is one."""
+    if compiled.cache_info().currsize:
+        shutil.rmtree(compiled())
+        compiled.cache_clear()
 
 
 def _write_cookie(home: Path, cookie: str) -> None:

@@ -7,7 +7,7 @@ has less than `ENOUGH` of its lines covered, and says which lines are not.
 While the tests of a file run, its own modules are traced and nothing else is. So it costs little,
 and tests that are no module's, those of tests/interop among them, run at their full speed. Lines
 that run when a module is imported are counted as covered. What forked children run counts as well,
-and in the files of `STARTING_PROCESSES` what other processes do.
+and what other Python processes do if they are started by tests that are marked `traced_processes`.
 """
 
 from __future__ import annotations
@@ -50,17 +50,6 @@ NAMED_OTHERWISE: Mapping[str, str] = {
     "snex/models.py": "tests/test_snex.py",
 }
 """Modules whose test file is not named after them."""
-
-STARTING_PROCESSES = frozenset(
-    {
-        "tests/test_child.py",
-        "tests/test_cli.py",
-        "tests/test_demo.py",
-        "tests/test_search_path.py",
-        "tests/test_stderr.py",
-    }
-)
-"""Test files whose subject does its work in processes that they start; each costs 0.1 s more."""
 
 NEVER_RUN = (r"if __name__ == .__main__.:", r"if sys\.version_info < \(3, 10\):")
 """What no process runs that imports a module with a Python we support."""
@@ -148,28 +137,35 @@ class Recorder:
         for module in modules(root):
             self._modules[own_tests(module)].append(module)
         self._tests: str | None = None
+        self._settings: Path | None = None
         self._stack = ExitStack()
 
-    def enter(self, tests: str | None) -> None:
-        """From now on the tests of this file run; None for what counts for no module."""
+    def enter(self, tests: str | None, *, processes: bool = False) -> None:
+        """From now on the tests of this file run; None for what counts for no module.
+
+        With ``processes`` the Python processes that they start are traced as well, for 0.1 s each.
+        """
         if tests != self._tests:
             self._stack.close()
             self._tests = tests
             if tests in self._modules:
-                self._stack.enter_context(self._tracing(tests, self._modules[tests]))
+                self._stack.enter_context(self._tracing(self._modules[tests]))
+        if processes and self._settings is not None:
+            os.environ[_FOR_PROCESSES] = str(self._settings)
+        else:
+            os.environ.pop(_FOR_PROCESSES, None)
 
     @contextlib.contextmanager
-    def _tracing(self, tests: str, modules: list[str]) -> Iterator[None]:
+    def _tracing(self, modules: list[str]) -> Iterator[None]:
         files = [self._root / module for module in modules]
         coverage = tracer(files)
         with _directory() as directory:
-            with ExitStack() as children:
-                children.enter_context(_forked(coverage, directory))
-                if tests in STARTING_PROCESSES:
-                    children.enter_context(_started(files, directory))
+            self._settings = _settings(files, directory)
+            with _forked(coverage, directory):
                 coverage.start()
                 yield
                 coverage.stop()
+            self._settings = None
             for data in (coverage.get_data(), *_data_in(directory)):
                 for module, file in zip(modules, files, strict=True):
                     self.lines[module].update(data.lines(str(file)) or ())
@@ -203,18 +199,19 @@ def _forked(coverage: Coverage, directory: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _started(files: Iterable[Path], directory: Path) -> Iterator[None]:
-    """Have Python processes that are started trace themselves, as coverage.py provides for."""
+_FOR_PROCESSES = "COVERAGE_PROCESS_START"
+"""Where coverage.py looks for settings in every Python process that starts."""
+
+
+def _settings(files: Iterable[Path], directory: Path) -> Path:
+    """A file with settings for processes that trace themselves."""
     settings = directory / "settings"
     settings.write_text(
         "[run]\nparallel = true\npatch = _exit\ndisable_warnings = no-data-collected\n"
         f"data_file = {directory / 'data'}\ninclude =\n"
         + "".join(f"    {file}\n" for file in files)
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COVERAGE_PROCESS_START", str(settings))
-        yield
+    return settings
 
 
 def _data_in(directory: Path) -> Iterator[CoverageData]:
@@ -284,7 +281,10 @@ class Plugin:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         traced = item.path.is_relative_to(ROOT) and not item.get_closest_marker("untraced")
-        self._recorder.enter(str(item.path.relative_to(ROOT)) if traced else None)
+        self._recorder.enter(
+            str(item.path.relative_to(ROOT)) if traced else None,
+            processes=item.get_closest_marker("traced_processes") is not None,
+        )
         result = yield
         if nextitem is None:
             self._recorder.enter(None)
