@@ -15,8 +15,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 
-import pytest
-
 from snex_node.epmd import NodeInfo, Registration, lookup, register
 from tests.support.ports import free_port
 
@@ -28,6 +26,8 @@ def executable(name: str) -> str:
     """Return the path of a program; skip the test where it is missing (in CI a failure)."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/local/bin")
     if path is None:
+        import pytest  # the benchmarks use this file where there is none
+
         pytest.skip(f"{name} is not installed; `make test` installs it where it can")
     return path
 
