@@ -12,13 +12,14 @@ PYTEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # PYTEST_ARGS may choose tests of one kind only; without them there are some of each.
 NONE_CHOSEN = { [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]; }
 COMPAT_ARGS ?=
+BENCH_ARGS ?=
 # A run of some of the tests cannot cover every module.
 COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
 # Each of the hundreds of Pythons that tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test static lint format typecheck pytest elixir compat bench dist clean system-packages
+.PHONY: help demo test static lint format typecheck pytest elixir compat bench bench-quick dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
@@ -26,7 +27,7 @@ help:
 	@echo "make format   write the formatting that 'make test' checks"
 	@echo "make elixir   the tests of the Elixir client"
 	@echo "make compat   every test on other OTP, Elixir and Python releases (root, Debian)"
-	@echo "make bench    benchmarks"
+	@echo "make bench    what calls, data and environments cost, in six minutes (bench-quick: in one)"
 	@echo "make dist     source distribution and wheel, in dist/"
 	@echo "make clean    remove what these commands made"
 
@@ -69,8 +70,11 @@ elixir: system-packages $(VENV)/.stamp-uv
 compat:
 	@tests/compat/run $(COMPAT_ARGS)
 
-bench: $(VENV)/.stamp-dev
-	@$(BIN)/python -m benchmarks
+bench: system-packages $(VENV)/.stamp-charts
+	@$(BIN)/python -m benchmarks run $(BENCH_ARGS)
+
+bench-quick: system-packages $(VENV)/.stamp-dev
+	@$(BIN)/python -m benchmarks run --quick $(BENCH_ARGS)
 
 dist: $(VENV)/.stamp-dev
 	@$(BIN)/python -m build
@@ -98,6 +102,10 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
 	@echo "Installing snex-node and its development tools into $(VENV) ..."
 	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.stamp-package
+
+# Without a network, or on a Python that it has not been built for, there are figures and no charts.
+$(VENV)/.stamp-charts: $(VENV)/.stamp-dev
+	@$(PIP) install --editable '.[charts]' && touch $@ || echo "matplotlib cannot be installed"
 
 # uv makes the Python environments of Elixir modules.
 $(VENV)/.stamp-uv: $(VENV)/.stamp-dev

@@ -85,6 +85,7 @@ def _options(on: Stage, row: Row) -> dict[bytes, Any]:
         **row.options,
         "calls": on.scale.calls_of(row) // int(row.options.get("callers", 1)),
         "count": on.scale.count(row.options.get("count", 1)),
+        "settle": on.scale.settle,
         "python": sys.executable,
         "exec": [word.encode() for word in machine.pinning(CALLED) or ("env",)],
         "flags": " ".join(stage.USUAL_SPINNING),

@@ -101,6 +101,8 @@ class Scale:
     """Times the calls of each row."""
     data: float = 1.0
     """Times the elements of each kind of data; 1 but in tests."""
+    settle: int = 20
+    """Milliseconds in which schedulers of a BEAM stop spinning, before a round; fewer in tests."""
 
     def calls_of(self, row: Row) -> int:
         """Calls of a round, of all callers together: at least one of each.

@@ -132,26 +132,33 @@ def ask(beam: Beam, source: str, **bindings: Any) -> Any:
     return beam.eval_sync(source, timeout=SECONDS, **bindings)
 
 
-@contextlib.contextmanager
-def beam(cluster: Cluster, role: int, *files: str) -> Iterator[Beam]:
-    """A BEAM on the core of a role, with files of ``benchmarks/beam`` loaded."""
-    with contextlib.ExitStack() as stack:
-        with pinned(role):
-            started = Beam.start(
-                epmd_port=cluster.epmd_port, cookie=cluster.cookie, flags=USUAL_SPINNING
-            )
-            stack.enter_context(started)
-        for file in files:
-            ask(started, (SOURCES / file).read_text())
-        yield started
+def _start(cluster: Cluster, role: int) -> Beam:
+    """A BEAM on the core of a role, which is not up yet."""
+    with pinned(role):
+        return Beam.start(epmd_port=cluster.epmd_port, cookie=cluster.cookie, flags=USUAL_SPINNING)
+
+
+def _load(beam: Beam, *files: str) -> None:
+    """Wait until it is up, and load files of ``benchmarks/beam``."""
+    beam.wait_ready()
+    for file in files:
+        ask(beam, (SOURCES / file).read_text())
+
+
+def _serve(beam: Beam) -> None:
+    _load(beam, "requests.ex", "server.ex")
+    ask(beam, "{:ok, _} = Benchmark.Server.start()")
 
 
 @contextlib.contextmanager
 def called_beam(cluster: Cluster) -> Iterator[Beam]:
     """A BEAM that answers as a Python node does."""
-    with beam(cluster, CALLED, "requests.ex", "server.ex") as started:
-        ask(started, "{:ok, _} = Benchmark.Server.start()")
-        yield started
+    beam = _start(cluster, CALLED)
+    try:
+        _serve(beam)
+        yield beam
+    finally:
+        beam.close()
 
 
 @contextlib.contextmanager
@@ -164,11 +171,7 @@ def opened(trees: Mapping[str, Path], scale: Scale, note: Callable[[str], None])
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         epmd = stack.enter_context(RealEpmd())
         cluster = Cluster(epmd.port, secrets.token_hex(16))
-        callers = {
-            name: stack.enter_context(beam(cluster, CALLER, "requests.ex", "data.ex", "caller.ex"))
-            for name in trees
-        }
-        yardstick = stack.enter_context(called_beam(cluster)) if len(trees) == 1 else None
+        callers, yardstick = _beams(stack, cluster, list(trees))
         sides = []
         for name, tree in trees.items():
             node = stack.enter_context(nodes.started(tree, cluster))
@@ -178,6 +181,24 @@ def opened(trees: Mapping[str, Path], scale: Scale, note: Callable[[str], None])
         for side in sides:
             _check_node(caller, side)
         yield Stage(scale, cluster, caller, sides, yardstick, scratch, stack, {})
+
+
+def _beams(
+    stack: contextlib.ExitStack, cluster: Cluster, names: list[str]
+) -> tuple[dict[str, Beam], Beam | None]:
+    """A caller for each name, and the yardstick of a single one; they start at the same time."""
+    callers: dict[str, Beam] = {}
+    for name in names:
+        callers[name] = _start(cluster, CALLER)
+        stack.callback(callers[name].close)
+    yardstick = None
+    if len(names) == 1:
+        yardstick = _start(cluster, CALLED)
+        stack.callback(yardstick.close)
+        _serve(yardstick)
+    for caller in callers.values():
+        _load(caller, "requests.ex", "data.ex", "caller.ex")
+    return callers, yardstick
 
 
 def _load_client(caller: Beam, tree: Path, scratch: Path, note: Callable[[str], None]) -> bool:

@@ -153,7 +153,16 @@ def test_every_python_of_the_classifiers_is_promised() -> None:
     assert f"CPython 3.{minors[0]} to 3.{minors[-1]}," in readme
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/benchmarks/README.md",
+    ],
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for link in re.findall(r"\]\((?!https:)([^)\s]+)\)", path.read_text(encoding="utf-8")):

@@ -210,8 +210,6 @@ defmodule Benchmark.Meter do
   """
   use GenServer
 
-  @settle 20
-
   @doc "Start one; not linked to the caller, which is gone before the first round."
   def open(instrument, kind, node, options) do
     peer = {String.to_existing_atom(kind), String.to_atom(node)}
@@ -225,23 +223,21 @@ defmodule Benchmark.Meter do
   def close(meter), do: GenServer.stop(meter)
 
   @impl true
-  def init({instrument, peer, options}),
-    do: {:ok, Benchmark.Instruments.prepare(instrument, peer, options)}
+  def init({instrument, peer, options}) do
+    measure = Benchmark.Instruments.prepare(instrument, peer, options)
+    {:ok, {measure, Map.fetch!(options, "settle")}}
+  end
 
+  # A scheduler spins for a while after it has worked, and garbage is collected when it comes to it;
+  # the next side is not to feel either.
   @impl true
-  def handle_call(:round, _from, measure) do
-    settle()
-    {:reply, measure.(), measure}
+  def handle_call(:round, _from, {measure, settle} = state) do
+    :erlang.garbage_collect()
+    Process.sleep(settle)
+    {:reply, measure.(), state}
   end
 
   # Late answers, and the ends of those that a round has started.
   @impl true
-  def handle_info(_message, measure), do: {:noreply, measure}
-
-  # A scheduler spins for a while after it has worked, and garbage is collected when it comes to it;
-  # the next side is not to feel either.
-  defp settle do
-    :erlang.garbage_collect()
-    Process.sleep(@settle)
-  end
+  def handle_info(_message, state), do: {:noreply, state}
 end
