@@ -149,7 +149,7 @@ def measure(trees: Mapping[str, Path], scale: Scale, rows: list[Row]) -> Results
         notes(text)
 
     found = []
-    with stage.opened(trees, scale, note) as on:
+    with stage.opened(trees, scale) as on:
         made = results.made(scale.name, trees, on.described())
         print(report.heading(made))
         for row in runner.measured(on, rows, note, progress.show):

@@ -71,7 +71,7 @@ def _callers(results: Results, pyplot: Any) -> Any:
     if not drawn:
         pyplot.close(figure)
         return None
-    all_axes[0].legend(frameon=False)
+    next(axes for axes in all_axes if axes.lines).legend(frameon=False)
     return figure
 
 

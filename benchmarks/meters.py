@@ -49,7 +49,7 @@ def opened(on: Stage, row: Row, note: Callable[[str], None]) -> Iterator[Meters]
             for side in on.sides:
                 meters[side.name] = stack.enter_context(instrument.subject(on, row, side))
         except MissingError as error:
-            note(f"rows are left out: {error}")
+            note(str(error))
             yield {}
             return
         for name, open_yardstick in instrument.yardsticks.items() if on.yardstick else ():
@@ -100,7 +100,7 @@ def _python(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
     caller = on.caller
     if row.client:
         if side.client is None:
-            raise MissingError(f"there is no client of {side.tree}")
+            raise MissingError(f"no rows of the client: {side.no_client}")
         caller = side.client
     return _of_caller(on, row, caller, "python", side.node.name)
 
@@ -209,7 +209,7 @@ def _per_environment(on: Stage, row: Row, kind: str, node: str, pid: int) -> Rou
 def _resident(pid: int) -> int:
     found = machine.resident(pid)
     if found is None:
-        raise MissingError("this system does not tell the memory of a process")
+        raise MissingError("no rows of memory: this system does not tell it")
     return found
 
 

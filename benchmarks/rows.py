@@ -119,7 +119,7 @@ class Scale:
 
 
 FULL = Scale("full", rounds=12, least=3, seconds=2.2, calls=1.0)
-QUICK = Scale("quick", rounds=4, least=1, seconds=0.15, calls=0.3)
+QUICK = Scale("quick", rounds=4, least=1, seconds=0.1, calls=0.3)
 
 
 def all_rows() -> list[Row]:

@@ -12,12 +12,13 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import client, nodes
+from benchmarks.client import Client
 from benchmarks.machine import CALLED, CALLER, pinned
 from benchmarks.nodes import ROOT, Cluster, PythonNode
 from benchmarks.rows import Scale
@@ -42,6 +43,8 @@ class Side:
     node: PythonNode
     client: Beam | None
     """The BEAM that calls by the client of this tree; None where there is none."""
+    no_client: str = ""
+    """Why not."""
 
 
 class CodecChild:
@@ -118,7 +121,9 @@ class Stage:
 
     def described(self) -> dict[str, str]:
         """The versions of what takes part."""
-        info = ask(self.caller, "GenServer.call({:snex, node}, :info)", node=_atom(self.sides[0]))
+        info = ask(
+            self.caller, "GenServer.call({:snex, node}, :info)", node=Atom(self.sides[0].node.name)
+        )
         return {
             "otp": self.caller.otp_release,
             "elixir": self.caller.elixir_version,
@@ -132,10 +137,12 @@ def ask(beam: Beam, source: str, **bindings: Any) -> Any:
     return beam.eval_sync(source, timeout=SECONDS, **bindings)
 
 
-def _start(cluster: Cluster, role: int) -> Beam:
-    """A BEAM on the core of a role, which is not up yet."""
+def _start(stack: contextlib.ExitStack, cluster: Cluster, role: int) -> Beam:
+    """A BEAM on the core of a role, which is not up yet; ended with the stack."""
     with pinned(role):
-        return Beam.start(epmd_port=cluster.epmd_port, cookie=cluster.cookie, flags=USUAL_SPINNING)
+        beam = Beam.start(epmd_port=cluster.epmd_port, cookie=cluster.cookie, flags=USUAL_SPINNING)
+    stack.callback(beam.close)
+    return beam
 
 
 def _load(beam: Beam, *files: str) -> None:
@@ -153,17 +160,15 @@ def _serve(beam: Beam) -> None:
 @contextlib.contextmanager
 def called_beam(cluster: Cluster) -> Iterator[Beam]:
     """A BEAM that answers as a Python node does."""
-    beam = _start(cluster, CALLED)
-    try:
+    with contextlib.ExitStack() as stack:
+        beam = _start(stack, cluster, CALLED)
         _serve(beam)
         yield beam
-    finally:
-        beam.close()
 
 
 @contextlib.contextmanager
-def opened(trees: Mapping[str, Path], scale: Scale, note: Callable[[str], None]) -> Iterator[Stage]:
-    """Start all that the trees (by the name of their side) need; ``note`` is told what is missing.
+def opened(trees: Mapping[str, Path], scale: Scale) -> Iterator[Stage]:
+    """Start all that the trees, by the name of their side, need.
 
     One tree has a BEAM for a yardstick, two have each other.
     """
@@ -171,42 +176,47 @@ def opened(trees: Mapping[str, Path], scale: Scale, note: Callable[[str], None])
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         epmd = stack.enter_context(RealEpmd())
         cluster = Cluster(epmd.port, secrets.token_hex(16))
-        callers, yardstick = _beams(stack, cluster, list(trees))
-        sides = []
+        clients = {name: _compiled(tree, scratch / name) for name, tree in trees.items()}
+        # They start at the same time. A further client needs a BEAM of its own.
+        yardstick = _start(stack, cluster, CALLED) if len(trees) == 1 else None
+        callers = [_start(stack, cluster, CALLER)]
+        sides: list[Side] = []
         for name, tree in trees.items():
+            found = clients[name]
+            if sides and isinstance(found, Client):
+                callers.append(_start(stack, cluster, CALLER))
+            beam, why_not = (None, found) if isinstance(found, str) else (callers[-1], "")
             node = stack.enter_context(nodes.started(tree, cluster))
-            with_client = _load_client(callers[name], tree, scratch / name, note)
-            sides.append(Side(name, tree, node, callers[name] if with_client else None))
-        caller = next(iter(callers.values()))
+            sides.append(Side(name, tree, node, beam, why_not))
+        if yardstick is not None:
+            _serve(yardstick)
+        for caller in callers:
+            _load(caller, "requests.ex", "data.ex", "caller.ex")
         for side in sides:
-            _check_node(caller, side)
-        yield Stage(scale, cluster, caller, sides, yardstick, scratch, stack, {})
+            _check(callers[0], side, clients[side.name])
+        yield Stage(scale, cluster, callers[0], sides, yardstick, scratch, stack, {})
 
 
-def _beams(
-    stack: contextlib.ExitStack, cluster: Cluster, names: list[str]
-) -> tuple[dict[str, Beam], Beam | None]:
-    """A caller for each name, and the yardstick of a single one; they start at the same time."""
-    callers: dict[str, Beam] = {}
-    for name in names:
-        callers[name] = _start(cluster, CALLER)
-        stack.callback(callers[name].close)
-    yardstick = None
-    if len(names) == 1:
-        yardstick = _start(cluster, CALLED)
-        stack.callback(yardstick.close)
-        _serve(yardstick)
-    for caller in callers.values():
-        _load(caller, "requests.ex", "data.ex", "caller.ex")
-    return callers, yardstick
-
-
-def _load_client(caller: Beam, tree: Path, scratch: Path, note: Callable[[str], None]) -> bool:
+def _compiled(tree: Path, scratch: Path) -> Client | str:
+    """The client of a tree, or why there is none."""
     try:
-        found = client.compiled(tree, scratch)
+        return client.compiled(tree, scratch)
     except client.NoClientError as error:
-        note(f"rows of the client are left out: {error}")
-        return False
+        return str(error)
+
+
+def _check(caller: Beam, side: Side, found: Client | str) -> None:
+    """Have the client loaded, and make sure that all runs the code of its tree."""
+    if isinstance(found, Client):
+        assert side.client is not None
+        _load_client(side.client, found)
+    code = "import snex_node, snex_runtime; return [snex_node.__file__, snex_runtime.__file__]"
+    source = "{:ok, files} = GenServer.call({:snex, node}, {:eval, code, %{}}, 60_000); files"
+    files = ask(caller, source, node=Atom(side.node.name), code=code.encode())
+    nodes.check_runs(side.tree, [file.decode() for file in files])
+
+
+def _load_client(caller: Beam, found: Client) -> None:
     folders = [str(folder).encode() for folder in found.folders]
     # The first start of a Python also compiles what the client brings.
     source = """
@@ -219,18 +229,6 @@ def _load_client(caller: Beam, tree: Path, scratch: Path, note: Callable[[str], 
     """
     file = ask(caller, source, folders=folders, python=sys.executable.encode())
     nodes.check_runs(found.source.resolve(), [file.decode()])
-    return True
-
-
-def _check_node(caller: Beam, side: Side) -> None:
-    code = "import snex_node, snex_runtime; return [snex_node.__file__, snex_runtime.__file__]"
-    source = "{:ok, files} = GenServer.call({:snex, node}, {:eval, code, %{}}, 60_000); files"
-    files = ask(caller, source, node=_atom(side), code=code.encode())
-    nodes.check_runs(side.tree, [file.decode() for file in files])
-
-
-def _atom(side: Side) -> Atom:
-    return Atom(side.node.name)
 
 
 def whole_tree() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import charts, client, compare, meters, nodes, report, results, runner, stage
+from benchmarks.client import Client
 from benchmarks.figures import Ratio, Round, Summary, Unit, quantile, ratio, summarize
 from benchmarks.machine import CALLED, CALLER, core
 from benchmarks.results import Measured, Results
@@ -348,20 +350,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def on(no_process_left: None, told: list[str]) -> Iterator[stage.Stage]:
+def on(no_process_left: None) -> Iterator[stage.Stage]:
     """What takes part in a run. The client is not compiled: that takes longer than all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "compiled", no_client)
-        with stage.opened(stage.whole_tree(), TINY, told.append) as opened:
+        with stage.opened(stage.whole_tree(), TINY) as opened:
             yield opened
 
 
-def no_client(_tree: Path, _scratch: Path) -> client.Client:
+def no_client(_tree: Path, _scratch: Path) -> Client:
     raise client.NoClientError("no time")
 
 
@@ -401,12 +398,13 @@ class TestStage:
         assert written[0] > 5 * 20_000
         assert abs(written[0] - written[1]) < 1_000
 
-    def test_rows_over_the_wire_and_of_the_codec(self, on: stage.Stage, told: list[str]) -> None:
+    def test_rows_over_the_wire_and_of_the_codec(self, on: stage.Stage) -> None:
         rows = named("call", "eval", "async eval", "call, 10 callers", "snex.call, 1 at a time")
         rows += named("snex.call, 100 at a time", "snex.send", "make_env, 1 caller")
         rows += named("decode a request", "encode maps of 5", "decode 10 MB")
-        rows += [row for row in all_rows() if row.group == "Data"]
-        found = {row.name: row for row in run(on, rows, told.append)}
+        rows += [row for row in all_rows() if row.group == "Data" and row.instrument == "there"]
+        rows += named("maps of 5 back", "10 MB back")
+        found = {row.name: row for row in run(on, rows, pytest.fail)}
         assert list(found) == [row.name for row in rows]
         for row in found.values():
             codec = row.name.startswith(("decode", "encode"))
@@ -418,23 +416,22 @@ class TestStage:
         assert 1e4 < found["call"].figures.median < 1e9
         assert found["call, 10 callers"].figures.median > 10
 
-    def test_starts_and_memory(self, on: stage.Stage, told: list[str]) -> None:
+    def test_starts_and_memory(self, on: stage.Stage) -> None:
         [hold, idle, start] = named("memory per environment", "idle memory", "start to ready")
         on = dataclasses.replace(on, scale=dataclasses.replace(TINY, rounds=1, least=1))
-        [found] = run(on, [start], told.append)
+        [found] = run(on, [start], pytest.fail)
         assert found.ratios["import asyncio"].median > 1
-        [found] = run(on, [dataclasses.replace(hold, calls=1_000)], told.append)
+        [found] = run(on, [dataclasses.replace(hold, calls=1_000)], pytest.fail)
         assert found.sides.keys() == {"node", "beam"}
         assert 100 < found.figures.median < 100_000
         on = dataclasses.replace(on, yardstick=None)  # a BEAM takes long to start
-        [found] = run(on, [idle], told.append)
+        [found] = run(on, [idle], pytest.fail)
         assert 2**20 < found.figures.median < 2**28
 
-    def test_what_has_no_client_is_left_out(self, on: stage.Stage, told: list[str]) -> None:
-        assert "rows of the client are left out: no time" in told
+    def test_what_has_no_client_is_left_out(self, on: stage.Stage) -> None:
         notes: list[str] = []
         assert run(on, named("Snex.pyeval", "Snex.Interpreter"), notes.append) == []
-        assert set(notes) == {f"rows are left out: there is no client of {nodes.ROOT}"}
+        assert set(notes) == {"no rows of the client: no time"}
 
     def test_without_erlang_py_there_is_no_ratio_to_it(
         self, on: stage.Stage, monkeypatch: pytest.MonkeyPatch
@@ -444,6 +441,28 @@ class TestStage:
         [row] = run(on, named("decode floats"), notes.append)
         assert list(row.ratios) == ["pickle"]
         assert notes == ["no ratio to erlang-py: erlang-py is not installed"]
+
+    def test_a_run_writes_what_it_found(
+        self,
+        on: stage.Stage,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.setattr(stage, "opened", lambda _trees, _scale: contextlib.nullcontext(on))
+        monkeypatch.setattr(charts, "available", lambda: False)
+        (tmp_path / "README.md").write_text(report.BEGIN + report.END)
+        words = ["--only", "floats there", "--only", "decode floats"]
+        assert command.main(["run", "--quick", *words, "--to", str(tmp_path)]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"note: no rows of the client: no time\nnote: {charts.HINT}\n"
+        found = results.load(tmp_path / "results.json")
+        assert [row.name for row in found.rows] == ["floats there", "decode floats"]
+        assert found.made["otp"] == on.caller.otp_release
+        assert found.made["trees"].keys() == {"node"}
+        for text in (out, (tmp_path / "README.md").read_text()):
+            assert report.heading(found.made) in text
+            assert "\nfloats there " in text or "\n| floats there |" in text
 
     def test_a_failure_is_not_measured(self, on: stage.Stage) -> None:
         options = MappingProxyType({"request": "no such request", "callers": 1})
