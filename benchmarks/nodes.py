@@ -53,11 +53,14 @@ def check_tree(tree: Path) -> Path:
 
 
 def environment(tree: Path, **more: str) -> dict[str, str]:
-    """Environment variables of a Python that runs the code of a tree, and nobody else's."""
+    """Environment variables of a Python that runs the code of a tree, and nobody else's.
+
+    Those of Python itself are left out: one that keeps no compiled modules, say, starts slowly.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("ERL_", "SNEX_")) and name not in ("PYTHONPATH", "PYTHONSAFEPATH")
+        if not name.startswith(("ERL_", "SNEX_", "PYTHON"))
     }
     return {**inherited, "PYTHONPATH": str(tree), **more}
 

@@ -140,7 +140,13 @@ def ask(beam: Beam, source: str, **bindings: Any) -> Any:
 def _start(stack: contextlib.ExitStack, cluster: Cluster, role: int) -> Beam:
     """A BEAM on the core of a role, which is not up yet; ended with the stack."""
     with pinned(role):
-        beam = Beam.start(epmd_port=cluster.epmd_port, cookie=cluster.cookie, flags=USUAL_SPINNING)
+        beam = Beam.start(
+            epmd_port=cluster.epmd_port,
+            cookie=cluster.cookie,
+            flags=USUAL_SPINNING,
+            # For the Pythons that it starts: they keep compiled modules.
+            env={"PYTHONDONTWRITEBYTECODE": ""},
+        )
     stack.callback(beam.close)
     return beam
 
