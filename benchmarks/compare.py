@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from benchmarks.report import WIDTH, amount, heading
 from benchmarks.results import Measured, Results
 
+ROUNDS = 4
+"""Fewer have no spread to speak of, and no verdict."""
+
 
 def lines(before: Results, after: Results) -> Iterator[str]:
     """A line for each row of both, and one for those that only one has.
@@ -48,7 +51,9 @@ def _row(before: Measured, after: Measured) -> Iterator[str]:
 def _verdict(before: Measured, after: Measured, name: str) -> str:
     """Whether the ratios differ by more than they do between the rounds of one run."""
     old, new = before.ratios[name], after.ratios[name]
-    if old.low <= new.high and new.low <= old.high:
+    if min(len(row.figures.rounds) for row in (before, after)) < ROUNDS or (
+        old.low <= new.high and new.low <= old.high
+    ):
         return ""
     better = (new.median > old.median) == after.unit.more_is_better
     return ", better" if better else ", worse"

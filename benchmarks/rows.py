@@ -118,7 +118,7 @@ class Scale:
         return max(1, round(count * self.data))
 
 
-FULL = Scale("full", rounds=12, least=3, seconds=2.2, calls=1.0)
+FULL = Scale("full", rounds=12, least=3, seconds=2.0, calls=1.0)
 QUICK = Scale("quick", rounds=4, least=1, seconds=0.1, calls=0.3)
 
 

@@ -44,12 +44,18 @@ def named(*names: str) -> list[Row]:
 
 
 def measured(
-    name: str = "eval", node: float = 300.0, beam: float = 200.0, unit: Unit = Unit.TIME
+    name: str = "eval",
+    node: float = 300.0,
+    beam: float = 200.0,
+    unit: Unit = Unit.TIME,
+    rounds: int = 5,
 ) -> Measured:
-    """A row whose three rounds differ a little."""
+    """A row whose rounds differ a little, but not its ratio."""
     row = dataclasses.replace(named("eval")[0], name=name, unit=unit)
     sides = {
-        side: summarize(unit, [Round(value * factor) for factor in (1.0, 1.1, 0.9)])
+        side: summarize(
+            unit, [Round(value * factor) for factor in (1.0, 1.1, 0.9, 1.05, 0.95)[:rounds]]
+        )
         for side, value in (("node", node), ("beam", beam))
     }
     return Measured.of(row, "node", sides)
@@ -295,6 +301,10 @@ def test_two_runs_are_compared_row_by_row() -> None:
 
 def test_less_time_is_better() -> None:
     assert compared([measured(node=400)], [measured(node=300)])[-1][-2:] == ["beam,", "better"]
+
+
+def test_of_few_rounds_nothing_is_said() -> None:
+    assert compared([measured(node=400)], [measured(node=300, rounds=3)])[-1][-1] == "beam"
 
 
 def test_the_command_compares_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
