@@ -55,7 +55,7 @@ typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
 pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
 	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.

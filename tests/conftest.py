@@ -171,13 +171,23 @@ def pytest_asyncio_loop_factories(
     return factories
 
 
+# Of several processes the others would wait for one that came to such a file in the end.
+LONG_FILES = (
+    *("test_installing.py", "test_cli.py", "test_child.py", "test_etf.py", "test_registrar.py"),
+    *("test_support.py", "test_watcher.py", "test_code.py", "test_floods.py", "test_ticks.py"),
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest itself brings together what shares costly fixtures
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put long files first, or all in another order."""
     seed = config.getoption("shuffle")
     if seed is not None:
         order = random.Random(seed)
         files = {item.path: order.random() for item in items}
         items.sort(key=lambda item: (files[item.path], order.random()))
+    else:
+        items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 def pytest_collection_finish() -> None:

@@ -266,15 +266,16 @@ def test_where_the_loop_is_closed_nothing_more_is_asked_of_it() -> None:
     assert forked(run) == Ended(STATUS, "")
 
 
-def test_off_the_main_thread_there_is_no_handler() -> None:
-    def run() -> None:
-        async def make() -> None:
-            Ending(lambda: None)
+def test_off_the_main_thread_no_handler_is_set() -> None:
+    async def make() -> None:
+        Ending(lambda: None)
 
+    def run() -> None:
+        assert interrupts.SIGNAL is not None
+        before = signal.getsignal(interrupts.SIGNAL)
         thread = threading.Thread(target=asyncio.run, args=(make(),))
         thread.start()
         thread.join()
-        assert interrupts.SIGNAL is not None
-        assert signal.getsignal(interrupts.SIGNAL) is signal.SIG_DFL
+        assert signal.getsignal(interrupts.SIGNAL) is before
 
     assert forked(run) == Ended(0, "")
