@@ -1030,6 +1030,8 @@ def test_a_syntax_error_is_not_kept() -> None:
             compile_code("x = = 1")
 
 
+# While threads are traced, the parser of Python 3.11 may give way in the middle, and miscounts.
+@pytest.mark.untraced
 def test_compiling_in_threads() -> None:
     sources = [f"return {number} * x" for number in range(200)]
     wrong: list[object] = []
