@@ -167,8 +167,18 @@ class Recorder:
                 coverage.stop()
             self._settings = None
             for data in (coverage.get_data(), *_data_in(directory)):
-                for module, file in zip(modules, files, strict=True):
-                    self.lines[module].update(data.lines(str(file)) or ())
+                with _closing(data):
+                    for module, file in zip(modules, files, strict=True):
+                        self.lines[module].update(data.lines(str(file)) or ())
+
+
+@contextlib.contextmanager
+def _closing(data: CoverageData) -> Iterator[None]:
+    """It is a database, also in memory, and Python 3.13 warns of one that nobody closes."""
+    try:
+        yield
+    finally:
+        data.close(force=True)
 
 
 @contextlib.contextmanager
@@ -220,6 +230,7 @@ def _data_in(directory: Path) -> Iterator[CoverageData]:
         try:
             data.read()
         except DataError:  # whoever wrote it was killed meanwhile
+            data.close(force=True)
             continue
         yield data
 
@@ -259,9 +270,10 @@ def shares(lines: Lines, root: Path = ROOT) -> list[Share]:
     for ran in (lines, lines_at_import(root)):
         data.add_lines({str(root / module): numbers for module, numbers in ran.items()})
     found = []
-    for module in modules(root):
-        _, statements, _, missing, _ = coverage.analysis2(str(root / module))
-        found.append(Share(module, own_tests(module), len(statements), missing))
+    with _closing(data):
+        for module in modules(root):
+            _, statements, _, missing, _ = coverage.analysis2(str(root / module))
+            found.append(Share(module, own_tests(module), len(statements), missing))
     return found
 
 
