@@ -16,10 +16,7 @@ def open_missing() -> None:
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
             os.set_inheritable(number, True)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115

@@ -208,3 +208,17 @@ def test_the_standard_library_comes_first_until_then(tmp_path: Path) -> None:
         assert sys.path == [str(tmp_path), *given]
 
     assert forked(start) == Ended(0, "")
+
+
+@pytest.mark.parametrize("first", ["", "/of/the/user"])
+def test_what_python_puts_first_is_away_until_then(first: str) -> None:
+    def start() -> None:
+        library = os.path.dirname(os.__file__)
+        given = [first, library, "/of/somebody"]
+        sys.path[:] = given
+        search_path.hide()
+        assert sys.path == [library, "/of/somebody"]
+        search_path.restore()
+        assert sys.path == given
+
+    assert forked(start) == Ended(0, "")
