@@ -12,6 +12,7 @@ from snex_node import (
     ConnectError,
     Node,
     NodeError,
+    Pid,
     Process,
 )
 from snex_node.cluster import remote
@@ -343,3 +344,23 @@ class TestWaitingForAConnection:
         assert repr(node.remote("a@b")) == "<RemoteNode a@b>"
         assert node.remote("a@b").idle
         assert not node.remote(PEER).idle
+
+
+class TestOnceConnected:
+    async def test_which_pids_are_its_own(
+        self, node: Node, peer: ScriptedPeer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        there = node.remote(PEER)
+        assert there.owns(peer.pid())
+        assert caplog.text == ""
+        assert not there.owns(Pid("other@127.0.0.1", 1, 0, 1))
+        assert "ignored a signal in the name of" in caplog.text
+
+    async def test_there_is_one_connection(self, node: Node, peer: ScriptedPeer) -> None:
+        there = node.remote(PEER)
+        assert there.reachable
+        assert await there.connect() is there.connection
+        there.close("a test ends")
+        assert not there.reachable
+        assert node.nodes == []
+        await peer.wait_closed()
