@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import random
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,10 @@ from tests.support.scripted import Listener, connect
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell that starts tests in the background has Ctrl-C ignored, by them and all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A BEAM that was told to stop needs about 0.1 s to end; ten seconds are for a busy machine.
 SECONDS_TO_END = 10.0

@@ -6,7 +6,6 @@ Source: "Protocol between Connected Nodes" in the ERTS user's guide, SPAWN_REQUE
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Final
 
 from snex_node.cluster.remote import RemoteNode
@@ -20,7 +19,6 @@ from snex_node.wire.flags import Flag
 from snex_node.wire.terms import Atom, Pid, Reference
 
 _ABANDONED: Final = Atom("abandoned")
-_log = logging.getLogger(__name__)
 
 
 class SpawnRequested:

@@ -34,7 +34,6 @@ A few kilobytes of zlib data can claim gigabytes; 128 MiB is also the default li
 """
 
 _VERSION: Final = 131
-_COMPRESSED: Final = 80
 _DECODER: Final = Decoder()
 _ENCODER: Final = Encoder()
 
