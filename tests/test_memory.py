@@ -131,6 +131,9 @@ async def test_memory_is_given_back() -> None:
     async with Node(name, cookie="secret", epmd="none") as node:
         peer = await connect(node, 0)
         await until(lambda: node.nodes)
+        trim = find_trim()
+        assert trim is not None
+        trim()  # or what other tests have freed would be taken first
         before = resident()
         kept: list[bytes] = []
         for number in range(3200, 0, -1):
