@@ -380,13 +380,35 @@ class TestIdentifiers:
     def test_nodes_of_references_are_remembered_up_to_a_bound(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(etf_decode, "MAX_CACHED_REFERENCES", 10)
+        monkeypatch.setattr(etf_decode, "MAX_CACHED_HEADS", 10)
         decoder = Decoder()
         references = [Reference(f"a@b{i % 15}", 1, (i,) * (1 + i % 5)) for i in range(50)]
         data = Encoder().encode(references)
         assert decoder.decode(data)[0] == references
         assert decoder.decode(data)[0] == references
         assert len(decoder._reference_heads) <= 10
+
+    def test_nodes_of_pids_are_remembered_up_to_a_bound(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(etf_decode, "MAX_CACHED_HEADS", 10)
+        decoder = Decoder()
+        pids = [Pid(f"a@b{i % 15}", i, i % 3, i % 2) for i in range(50)]
+        data = Encoder().encode(pids)
+        assert decoder.decode(data)[0] == pids
+        assert decoder.decode(data)[0] == pids
+        assert len(decoder._pid_heads) <= 10
+
+    @pytest.mark.parametrize("opaque", [False, True])
+    def test_a_pid_of_a_known_node_is_as_any_other(self, opaque: bool) -> None:
+        decoder = Decoder(opaque=opaque)
+        for number in range(3):
+            pid = Pid("ä@b", number, 5, 2**32 - 1)
+            found, end = decoder.decode(b"_" + pid.external + b"j", 1)
+            assert (found, end) == (Term(pid.external) if opaque else pid, 1 + len(pid.external))
+            for size in range(len(pid.external)):
+                with pytest.raises(DecodeError, match="truncated"):
+                    decoder.decode(pid.external[:size])
 
 
 OPAQUE: list[object] = [

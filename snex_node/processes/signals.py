@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from snex_node.cluster.cluster import Cluster
 from snex_node.cluster.remote import RemoteNode
@@ -50,6 +50,10 @@ from snex_node.wire.framing import Message
 from snex_node.wire.terms import Atom, Pid, Reference
 
 _log = logging.getLogger(__name__)
+
+# What is worth a connection where there is none.
+_CONNECTING: Final = frozenset((MonitorP, Link))
+_WITH_REASON: Final = frozenset((PayloadExit, PayloadMonitorPExit))
 
 
 class Spawner(Protocol):
@@ -146,11 +150,11 @@ class Signals:
             self._turns.call_soon(self._arrived, message, reason)
             return
         remote = self._cluster.remote(node)
-        if isinstance(message, MonitorP | Link):
+        if type(message) in _CONNECTING:
             remote.send(message, sender=line)
         elif remote.reachable:
             payload = b""
-            if isinstance(message, PayloadExit | PayloadMonitorPExit):
+            if type(message) in _WITH_REASON:
                 payload = encode_reason(self._encoder, reason)
             remote.send(message, payload, line)
 

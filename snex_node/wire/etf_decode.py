@@ -47,8 +47,9 @@ MAX_CACHED_ATOMS: Final = 4096
 MAX_CACHED_PIDS: Final = 1024
 """Pids a decoder remembers: at most 400 KB, with the longest of node names."""
 
-MAX_CACHED_REFERENCES: Final = 256
-"""Beginnings of references (node and creation) a decoder remembers: at most 100 KB."""
+MAX_CACHED_HEADS: Final = 256
+"""Beginnings of references (node and creation), and as many of pids (node), that a decoder
+remembers: at most 200 KB."""
 
 MAX_KEY_DEPTH: Final = 64
 """A tuple nested deeper arrives as a ``Term`` where it is the key of a map.
@@ -139,6 +140,8 @@ _AFTER_NODE: Final = {
     114: (3, 1),
 }
 
+_PID_NUMBERS: Final = 12  # bytes behind the node's name: id, serial and creation
+
 _ATOM_TAGS: Final = frozenset((119, 118, 115, 100))
 
 # Terms of a fixed size, tag included.
@@ -192,6 +195,8 @@ class Decoder:
         "_hook",
         "_max_depth",
         "_opaque",
+        "_pid",
+        "_pid_heads",
         "_pids",
         "_rare_containers",
         "_raw_marker",
@@ -227,6 +232,8 @@ class Decoder:
         self._struct_key = atom("__struct__")
         self._atoms: dict[bytes, object] = {}
         self._pids: dict[bytes, Pid | Term] = {}
+        self._pid: Callable[[bytes], Pid | Term] = term if opaque else Pid.from_external
+        self._pid_heads: set[bytes] = set()
         self._reference: Callable[[bytes], Reference | Term]
         self._reference = term if opaque else Reference.from_external
         self._reference_heads: dict[bytes, int] = {}
@@ -605,12 +612,23 @@ class Decoder:
         return self._atom(name)
 
     def _remember_pid(self, data: bytes, begin: int, end: int) -> tuple[Pid | Term, int]:
-        value, true_end = self._identifier(data, begin, 88)
-        if end == true_end and data[begin + 1] == 119:
-            if len(self._pids) >= MAX_CACHED_PIDS:
-                self._pids.clear()
-            self._pids[data[begin:end]] = value
-        return value, true_end
+        head = data[begin : end - _PID_NUMBERS]
+        if (
+            head in self._pid_heads
+        ):  # a new one of a node that is known, and those come all the time
+            _check_end(data, end)
+            value = self._pid(data[begin:end])
+        else:
+            value, true_end = self._identifier(data, begin, 88)
+            if data[begin + 1] != 119:
+                return value, true_end
+            if len(self._pid_heads) >= MAX_CACHED_HEADS:
+                self._pid_heads.clear()
+            self._pid_heads.add(head)
+        if len(self._pids) >= MAX_CACHED_PIDS:
+            self._pids.clear()
+        self._pids[data[begin:end]] = value
+        return value, end
 
     def _remember_reference(
         self, data: bytes, begin: int, head_end: int
@@ -618,7 +636,7 @@ class Decoder:
         """A reference, and of it what comes before its words: number, node and creation."""
         value, end = self._identifier(data, begin, 90)
         if data[begin + 3] == 119:
-            if len(self._reference_heads) >= MAX_CACHED_REFERENCES:
+            if len(self._reference_heads) >= MAX_CACHED_HEADS:
                 self._reference_heads.clear()
             self._reference_heads[data[begin:head_end]] = end - head_end
         return value, end
