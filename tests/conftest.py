@@ -185,14 +185,23 @@ LONG_FILES = (
 
 @pytest.hookimpl(tryfirst=True)  # pytest itself brings together what shares costly fixtures
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put long files first, or all in another order."""
+    """Put long files first, and what runs on a second event loop behind the rest of its file; or
+    all in another order.
+    """
     seed = config.getoption("shuffle")
     if seed is not None:
         order = random.Random(seed)
-        files = {item.path: order.random() for item in items}
-        items.sort(key=lambda item: (files[item.path], order.random()))
+        numbers = {item.path: order.random() for item in items}
+        items.sort(key=lambda item: (numbers[item.path], order.random()))
     else:
-        items.sort(key=lambda item: item.path.name not in LONG_FILES)
+        files = {path: index for index, path in enumerate(dict.fromkeys(i.path for i in items))}
+        items.sort(
+            key=lambda item: (
+                item.path.name not in LONG_FILES,
+                files[item.path],
+                "uvloop" in item.name,
+            )
+        )
 
 
 def pytest_collection_finish() -> None:

@@ -28,6 +28,7 @@ from snex_node.system import forks
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Atom
 from snex_runtime import child, serde
+from tests.support import endless
 from tests.support.epmd import RealEpmd
 from tests.support.waiting import until
 
@@ -398,9 +399,7 @@ STATES = {
         "pool = concurrent.futures.ProcessPoolExecutor(2, mp_context=fork)\n"
         "await asyncio.get_running_loop().run_in_executor(pool, time.sleep, 600)"
     ),
-    "C code that lets threads run": (
-        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)"
-    ),
+    "C code that lets threads run": endless.RELEASES_THE_LOCK,
 }
 
 
@@ -508,8 +507,8 @@ class TestSigterm:
     @pytest.mark.parametrize(
         "code",
         [
-            "sum(range(10 ** 13))",
-            "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)",
+            endless.KEEPS_THE_LOCK,
+            endless.RELEASES_THE_LOCK,
             "import time; time.sleep(600)",
         ],
         ids=["c that keeps the lock", "c that releases it", "sleep"],

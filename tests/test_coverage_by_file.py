@@ -103,6 +103,19 @@ def test_the_own_tests_a_file_may_run_in_parts(root: Path) -> None:
     assert missing(recorder, root)["snex_node/one.py"] == []
 
 
+def test_what_is_covered_is_traced_no_more(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage_by_file, "PAUSE", 0)
+    one = load(root, "one")
+    recorder = Recorder(root)
+    for function, traced in (one.one, True), (one.other, False), (one.other, False):
+        recorder.enter("tests/test_one.py")
+        function()
+        recorder.look()
+        assert (sys.gettrace() is not None) is traced
+        recorder.enter(None)
+    assert missing(recorder, root)["snex_node/one.py"] == []
+
+
 def test_what_forked_children_run_is_seen(root: Path) -> None:
     one = load(root, "one")
     recorder = Recorder(root)

@@ -286,7 +286,7 @@ class TestAnyBytes:
             assert 0 <= refused.offset <= len(data)
 
     @given(st.binary(max_size=200))
-    @settings(max_examples=500)
+    @settings(max_examples=200)
     def test_at_random(self, data: bytes) -> None:
         self.check(data)
 
@@ -306,12 +306,12 @@ class TestAnyBytes:
             max_size=60,
         )
     )
-    @settings(max_examples=1000)
+    @settings(max_examples=400)
     def test_of_tags_and_small_sizes(self, parts: list[bytes]) -> None:
         self.check(b"".join(parts))
 
     @given(st.data())
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=400, deadline=None)
     def test_of_terms_with_some_bytes_changed(self, data: st.DataObject) -> None:
         line = data.draw(st.sampled_from(golden.golden_terms()))
         changed = bytearray(

@@ -609,4 +609,4 @@ class TwoNodes(RuleBasedStateMachine):
 
 
 TestTwoNodes = TwoNodes.TestCase
-TestTwoNodes.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTwoNodes.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -130,14 +130,4 @@ defmodule Snex.FailureTest do
     refute File.read!("/proc/#{os_pid}/cmdline") =~ cookie
     refute File.read!("/proc/#{os_pid}/environ") =~ cookie
   end
-
-  # The processes of a process group: its leader, Python, the watcher, and children.
-  defp group(leader) do
-    for "/proc/" <> entry <- Path.wildcard("/proc/[0-9]*"),
-        {:ok, stat} <- [File.read("/proc/#{entry}/stat")],
-        [state, _parent, group | _] = stat |> String.split(") ") |> List.last() |> String.split(),
-        state != "Z",
-        group == to_string(leader),
-        do: String.to_integer(entry)
-  end
 end

@@ -2,39 +2,14 @@ defmodule Snex.StopTest do
   @moduledoc "The end of Python: it is noticed, waited for and, where need be, brought about."
   use Snex.Case, async: true
 
-  import ExUnit.CaptureLog
-
   @modes [pipe: [], stdio: [port_opts: [:use_stdio]]]
 
   # A child process that holds Python's output and outlives it.
   @detached "import subprocess; return subprocess.Popen(['sleep', '600'], start_new_session=True).pid"
 
-  # One process at a time: the program of that name may take the number of a group for "-1", which is
-  # everything.
-  defp kill(signal, os_pid) when os_pid > 1,
-    do: {_, 0} = System.cmd("kill", ["-#{signal}", to_string(os_pid)])
-
-  # The processes of a group: its leader, Python, and the one that watches it.
-  defp group(leader) do
-    for "/proc/" <> entry <- Path.wildcard("/proc/[0-9]*"),
-        {:ok, stat} <- [File.read("/proc/#{entry}/stat")],
-        [_state, _parent, group | _] =
-          stat |> String.split(") ") |> List.last() |> String.split(),
-        group == to_string(leader),
-        do: String.to_integer(entry)
-  end
-
   defp end_with_test(os_pid) do
     on_exit(fn -> System.cmd("kill", ["-KILL", to_string(os_pid)], stderr_to_stdout: true) end)
   end
-
-  defp node_of(interpreter) do
-    {:ok, _, target} = Snex.Runtimes.find(interpreter)
-    node(target)
-  end
-
-  # Its connection is lost, as it is after net_ticktime.
-  defp disconnect(interpreter), do: interpreter |> node_of() |> Node.disconnect()
 
   for {name, opts} <- @modes do
     @opts opts
@@ -50,17 +25,6 @@ defmodule Snex.StopTest do
       assert_receive {:EXIT, ^interpreter, %Error{code: :interpreter_exited} = error}
       assert Task.await(task) == {:error, %Error{code: :call_failed, reason: error}}
       assert running?(child)
-    end
-
-    test "Python that is stopped by a signal is ended when its connection is lost (#{name})" do
-      {:ok, interpreter} = start_interpreter(@opts)
-      os_pid = Interpreter.os_pid(interpreter)
-      kill("STOP", os_pid)
-      disconnect(interpreter)
-      assert_receive {:EXIT, ^interpreter, %Error{code: :interpreter_exited}}, 10_000
-      refute running?(os_pid)
-      noproc = {:error, %Error{code: :call_failed, reason: :noproc}}
-      assert Snex.pyeval(interpreter, "return 1") == noproc
     end
 
     test "stop returns when Python is gone, in every state (#{name})" do
@@ -82,24 +46,6 @@ defmodule Snex.StopTest do
         assert {state, left?} == {state, false}
         assert {state, time < 6_500_000} == {state, true}
       end)
-    end
-
-    test "stop returns when Python that is stopped by a signal is gone (#{name})" do
-      {:ok, interpreter} = start_interpreter(@opts)
-      os_pid = Interpreter.os_pid(interpreter)
-      kill("STOP", os_pid)
-      assert Interpreter.stop(interpreter) == :ok
-      refute running?(os_pid)
-    end
-
-    test "Python that is stopped by a signal goes with an interpreter that is killed (#{name})" do
-      {:ok, interpreter} = start_interpreter(@opts)
-      os_pid = Interpreter.os_pid(interpreter)
-      # With the process that watches it.
-      assert [_, _] = group = group(os_pid)
-      Enum.each(group, &kill("STOP", &1))
-      Process.exit(interpreter, :kill)
-      wait_until(fn -> group(os_pid) == [] end, 10_000)
     end
   end
 
@@ -144,76 +90,6 @@ defmodule Snex.StopTest do
     noproc = {:error, %Error{code: :call_failed, reason: :noproc}}
     assert Snex.pyeval(interpreter, "return 1") == noproc
     assert Task.await(stopping) == :ok
-  end
-
-  test "a supervisor starts another one for Python that is stopped by a signal" do
-    child = {Interpreter, python: python(), name: :snex_test_stopped}
-    {:ok, supervisor} = Supervisor.start_link([child], strategy: :one_for_one)
-    before = Process.whereis(:snex_test_stopped)
-    kill("STOP", Interpreter.os_pid(before))
-    disconnect(before)
-    wait_until(fn -> Process.whereis(:snex_test_stopped) not in [nil, before] end, 10_000)
-    assert Snex.pyeval(:snex_test_stopped, "return 1") == {:ok, 1}
-    Supervisor.stop(supervisor)
-  end
-
-  test "Python that is stopped by a signal is missed after net_ticktime" do
-    beam =
-      Snex.Beam.start(
-        """
-        child = {Snex.Interpreter, python: #{inspect(python())}, name: :python}
-        {:ok, _} = Supervisor.start_link([child], strategy: :one_for_one)
-        before = Process.whereis(:python)
-        os_pid = Snex.Interpreter.os_pid(:python)
-        {_, 0} = System.cmd("kill", ["-STOP", to_string(os_pid)])
-        wait = fn wait ->
-          if Process.whereis(:python) in [nil, before], do: wait.(Process.sleep(50) && wait)
-        end
-        wait.(wait)
-        tell.({os_pid, Snex.pyeval(:python, "return 1")})
-        """,
-        args: ["--erl", "-kernel net_ticktime 4"]
-      )
-
-    assert {os_pid, {:ok, 1}} = Snex.Beam.told(beam)
-    refute running?(os_pid)
-  end
-
-  describe "a relay that is blocked by a full pipe" do
-    setup do
-      {:ok, interpreter} = start_interpreter(port_opts: [:use_stdio])
-      os_pid = Interpreter.os_pid(interpreter)
-      relay = :sys.get_state(interpreter).relay
-      kill("STOP", os_pid)
-      secret = String.duplicate("secret", 1_000_000)
-      spawn(fn -> Snex.pyeval(interpreter, "pass", %{"x" => secret}, timeout: :infinity) end)
-      wait_until(fn -> Process.info(relay, :status) == {:status, :suspended} end)
-      {:ok, interpreter: interpreter, relay: relay, os_pid: os_pid}
-    end
-
-    test "ends when its interpreter is stopped", %{interpreter: interpreter} = context do
-      assert Interpreter.stop(interpreter) == :ok
-      refute Process.alive?(context.relay)
-      refute running?(context.os_pid)
-    end
-
-    test "ends when its interpreter is killed", %{interpreter: interpreter} = context do
-      Process.exit(interpreter, :kill)
-      wait_until(fn -> not Process.alive?(context.relay) end)
-      wait_until(fn -> not running?(context.os_pid) end, 10_000)
-    end
-
-    test "ends when the connection is lost", %{interpreter: interpreter} = context do
-      log =
-        capture_log(fn ->
-          disconnect(interpreter)
-          assert_receive {:EXIT, ^interpreter, %Error{code: :interpreter_exited}}, 10_000
-          wait_until(fn -> not Process.alive?(context.relay) end)
-        end)
-
-      refute running?(context.os_pid)
-      refute log =~ "secretsecret"
-    end
   end
 
   test "a BEAM that stops gives errors to callers" do

@@ -10,4 +10,10 @@ without =
     []
   end
 
-ExUnit.start(capture_log: true, assert_receive_timeout: 5_000, exclude: without)
+# Most of them wait for programs, or for time to pass.
+ExUnit.start(
+  capture_log: true,
+  assert_receive_timeout: 5_000,
+  exclude: without,
+  max_cases: max(8, 2 * System.schedulers_online())
+)

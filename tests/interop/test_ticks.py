@@ -27,7 +27,7 @@ BeamStarter = Callable[..., Beam]
 
 ROOT = Path(__file__).parent.parent.parent
 NET_TICKTIME = 4
-BLOCKED_SECONDS = 30
+BLOCKED_SECONDS = 15
 MIB = 1024 * 1024
 
 
@@ -70,7 +70,7 @@ end
 
 @pytest.fixture(scope="module", autouse=True)
 def blocked(epmd: RealEpmd) -> Iterator[list[concurrent.futures.Future[object]]]:
-    """Two nodes of ours that are blocked for 30 s: by a call that sleeps, and by pure Python.
+    """Two nodes of ours that are blocked for 15 s: by a call that sleeps, and by pure Python.
 
     That goes on while the other tests of this module run; the last of them has the result.
     """

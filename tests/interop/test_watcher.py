@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import endless
 from tests.support.beam import Beam
 from tests.support.runtime import Runtime
 from tests.support.waiting import until
@@ -18,8 +19,8 @@ PROMISE = 5.5
 """Seconds within which SIGTERM ends a node: five, and what a busy machine needs to see it."""
 
 ENDLESS = {
-    "keeps the lock": "sum(range(10 ** 13))",
-    "releases the lock": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)",
+    "keeps the lock": endless.KEEPS_THE_LOCK,
+    "releases the lock": endless.RELEASES_THE_LOCK,
 }
 
 

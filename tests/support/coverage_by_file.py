@@ -4,10 +4,11 @@ Lines that the tests of another module happen to run prove nothing about this on
 ``--coverage-by-file``, which `make test` gives, a run in which all tests passed fails if a module
 has less than `ENOUGH` of its lines covered, and says which lines are not.
 
-While the tests of a file run, its own modules are traced and nothing else is. So it costs little,
-and tests that are no module's, those of tests/interop among them, run at their full speed. Lines
-that run when a module is imported are counted as covered. What forked children run counts as well,
-and what other Python processes do if they are started by tests that are marked `traced_processes`.
+While the tests of a file run, its own modules are traced, until they are covered, and nothing else
+is. Tests take twice their time while anything is traced; those that are no module's, of
+tests/interop among them, run at their full speed, and so does what runs on a second event loop.
+Lines that run when a module is imported are counted as covered. What forked children run counts as
+well, and what other Python processes do if they are started by tests marked `traced_processes`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -33,6 +35,9 @@ PACKAGES = ("snex_node", "snex_runtime", "snex")
 
 ENOUGH = 0.95
 """The share of its lines that a module's own tests have to cover."""
+
+PAUSE = 1.0
+"""Seconds between two looks whether they do already."""
 
 NAMED_OTHERWISE: Mapping[str, str] = {
     # Other modules have the same names.
@@ -138,6 +143,10 @@ class Recorder:
             self._modules[own_tests(module)].append(module)
         self._tests: str | None = None
         self._settings: Path | None = None
+        self._coverage: Coverage | None = None
+        self._at_import: Lines | None = None
+        self._looked = 0.0
+        self._covered: set[str] = set()
         self._stack = ExitStack()
 
     def enter(self, tests: str | None, *, processes: bool = False) -> None:
@@ -148,12 +157,32 @@ class Recorder:
         if tests != self._tests:
             self._stack.close()
             self._tests = tests
-            if tests in self._modules:
+            if tests in self._modules and tests not in self._covered:
                 self._stack.enter_context(self._tracing(self._modules[tests]))
         if processes and self._settings is not None:
             os.environ[_FOR_PROCESSES] = str(self._settings)
         else:
             os.environ.pop(_FOR_PROCESSES, None)
+
+    def look(self) -> None:
+        """Trace the tests of this file no more if their modules are covered by now."""
+        if self._tests is None or self._coverage is None:
+            return
+        if time.monotonic() - self._looked < PAUSE:
+            return
+        if self._at_import is None:
+            self._at_import = lines_at_import(self._root)
+        data = self._coverage.get_data()
+        for module in self._modules[self._tests]:
+            file = str(self._root / module)
+            seen = self._at_import[module] | self.lines[module] | set(data.lines(file) or ())
+            _, statements, _, _, _ = self._coverage.analysis2(file)
+            if len(seen.intersection(statements)) < ENOUGH * len(statements):
+                break
+        else:
+            self._covered.add(self._tests)
+            self._stack.close()
+        self._looked = time.monotonic()
 
     @contextlib.contextmanager
     def _tracing(self, modules: list[str]) -> Iterator[None]:
@@ -163,9 +192,10 @@ class Recorder:
             self._settings = _settings(files, directory)
             with _forked(coverage, directory):
                 coverage.start()
+                self._coverage = coverage
                 yield
                 coverage.stop()
-            self._settings = None
+            self._settings = self._coverage = None
             for data in (coverage.get_data(), *_data_in(directory)):
                 with _closing(data):
                     for module, file in zip(modules, files, strict=True):
@@ -292,12 +322,17 @@ class Plugin:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        traced = item.path.is_relative_to(ROOT) and not item.get_closest_marker("untraced")
+        traced = (
+            item.path.is_relative_to(ROOT)
+            and not item.get_closest_marker("untraced")
+            and "uvloop" not in item.name  # where asyncio's own loop has its turn too
+        )
         self._recorder.enter(
             str(item.path.relative_to(ROOT)) if traced else None,
             processes=item.get_closest_marker("traced_processes") is not None,
         )
         result = yield
+        self._recorder.look()
         if nextitem is None:
             self._recorder.enter(None)
         return result

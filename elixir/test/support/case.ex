@@ -50,6 +50,31 @@ defmodule Snex.Case do
     end
   end
 
+  @doc """
+  Send a signal to one process: the program of that name may take the number of a group for "-1",
+  which is everything.
+  """
+  def kill(signal, os_pid) when os_pid > 1,
+    do: {_, 0} = System.cmd("kill", ["-#{signal}", to_string(os_pid)])
+
+  @doc "The processes of a group that run: its leader, Python, the one that watches it, and children."
+  def group(leader) do
+    for "/proc/" <> entry <- Path.wildcard("/proc/[0-9]*"),
+        {:ok, stat} <- [File.read("/proc/#{entry}/stat")],
+        [state, _parent, group | _] = stat |> String.split(") ") |> List.last() |> String.split(),
+        state != "Z",
+        group == to_string(leader),
+        do: String.to_integer(entry)
+  end
+
+  defp node_of(interpreter) do
+    {:ok, _, target} = Snex.Runtimes.find(interpreter)
+    node(target)
+  end
+
+  @doc "Lose the connection of an interpreter, as it is lost after net_ticktime."
+  def disconnect(interpreter), do: interpreter |> node_of() |> Node.disconnect()
+
   @doc "How many environments the interpreter's Python has."
   def environments(interpreter) do
     {:ok, _, target} = Snex.Runtimes.find(interpreter)
