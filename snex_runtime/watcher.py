@@ -1,8 +1,8 @@
 """A process that kills this one when nothing in it can: C code keeps the interpreter's lock.
 
 It is told of signals by `signal.set_wakeup_fd`: what writes there is a handler in C, which needs no
-lock. SIGTERM gives the process `LAST` seconds from then on, and so does the end of a leash. What
-the process had as its wakeup descriptor before gets the same bytes: uvloop lives by them.
+lock. SIGTERM gives the process some seconds from then on, and so does the end of a leash. What the
+process had as its wakeup descriptor before gets the same bytes: uvloop lives by them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Final, NoReturn
 
 from snex_node.system import forks
 from snex_runtime.ending import LAST
+
+MARGIN: Final = 0.5
+"""Seconds that a thread which is to end this process has to do so, before the watcher does."""
 
 _POLL: Final = 0.5  # seconds, where the system cannot tell of the end of a process
 _TERMINATED: Final = b"t"
@@ -47,7 +50,7 @@ class Signals:
         return False
 
     def answer(self) -> None:
-        """Tell the watcher that threads do run here, and see to the end themselves."""
+        """Tell the watcher that this process is not to end."""
         with contextlib.suppress(OSError):
             os.write(self._answers.fileno(), _TERMINATED)
 
@@ -62,12 +65,15 @@ class Signals:
         os.write(self._tells.fileno(), _TERMINATED)
 
 
-def start(*, leash: forks.HasFileno | None = None, group: bool = False) -> Signals:
+def start(
+    *, leash: forks.HasFileno | None = None, group: bool = False, last: float | None = None
+) -> Signals:
     """Start the watcher of this process. Call it on the main thread, before there are others.
 
-    It is no child of this process (which may wait for its children). With ``group`` it kills the
-    whole process group, also when this process has ended; then it is in the group, so that the
-    group's number is not given to others.
+    It kills this process ``last`` seconds after SIGTERM, or the end of ``leash``; by default after
+    `LAST`. It is no child of this process (which may wait for its children). With ``group`` it
+    kills the whole process group, also when this process has ended; then it is in the group, so
+    that the group's number is not given to others.
     """
     told, tells = os.pipe()
     answered, answers = os.pipe()
@@ -84,6 +90,7 @@ def start(*, leash: forks.HasFileno | None = None, group: bool = False) -> Signa
                 rest = iter(copies)
                 _Watcher(
                     main,
+                    last=LAST if last is None else last,
                     group=group,
                     leash=next(rest) if leash else -1,
                     forward=next(rest, -1),
@@ -103,10 +110,10 @@ def start(*, leash: forks.HasFileno | None = None, group: bool = False) -> Signa
 def guard(grace: float) -> Iterator[None]:
     """Have SIGTERM end this process, which has a handler for it, where that does not get to run.
 
-    A watcher kills the process while C code keeps the interpreter's lock; in other code that does
-    not return, a thread ends it ``grace`` seconds after the signal.
+    In code that does not return a thread ends it ``grace`` seconds after the signal; where C code
+    keeps the interpreter's lock, then or later, a watcher does `MARGIN` seconds after that.
     """
-    signals = start()
+    signals = start(last=grace + MARGIN)
 
     def wait() -> None:
         while True:
@@ -116,7 +123,6 @@ def guard(grace: float) -> Iterator[None]:
             except EOFError:
                 return
             if terminated:
-                signals.answer()
                 ending = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
                 ending.daemon = True
                 ending.start()
@@ -133,6 +139,7 @@ class _Watcher:
         self,
         main: int,
         *,
+        last: float,
         group: bool,
         leash: int,
         forward: int,
@@ -141,6 +148,7 @@ class _Watcher:
         answered: int,
     ) -> None:
         self._main = main
+        self._last = last
         self._group = group
         self._leash = leash
         self._forward = forward
@@ -225,7 +233,7 @@ class _Watcher:
 
     def _begin(self) -> None:
         if self._deadline is None:
-            self._deadline = time.monotonic() + LAST
+            self._deadline = time.monotonic() + self._last
 
 
 def _close_all_but(kept: Iterable[int]) -> None:

@@ -34,12 +34,14 @@ LOCKED = 10**13  # sum(range(LOCKED)) keeps the interpreter's lock for a day
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "LAST", LAST)
+    monkeypatch.setattr(watcher, "MARGIN", LAST)
     monkeypatch.setattr(watcher, "_POLL", 0.02)
 
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "LAST", LONGER)
+    monkeypatch.setattr(watcher, "MARGIN", LONGER)
 
 
 @pytest.fixture(params=[True, False], ids=["pidfd", "no pidfd"])
@@ -269,6 +271,18 @@ class TestGuard:
             forks.set_handler(signal.SIGTERM, ignore)
             with watcher.guard(0.05):
                 terminate()
+                sum(range(LOCKED))
+
+        assert forked(test) == KILLED
+
+    def test_and_code_that_gets_into_c_after_the_signal(self) -> None:
+        def test() -> None:
+            forks.set_handler(signal.SIGTERM, ignore)
+            with watcher.guard(0.1):
+                terminate()
+                began = time.monotonic()
+                while time.monotonic() - began < 0.05:  # threads do run
+                    time.sleep(0.001)
                 sum(range(LOCKED))
 
         assert forked(test) == KILLED
