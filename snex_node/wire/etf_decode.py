@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
+from snex_node.wire import etf_columns
 from snex_node.wire.describe import inspect
+from snex_node.wire.etf_columns import Lists
 from snex_node.wire.terms import (
     MAX_ATOM_CHARACTERS,
     MAX_REFERENCE_WORDS,
@@ -114,11 +116,16 @@ _u16: Final = struct.Struct(">H").unpack_from
 _f64: Final = struct.Struct(">d").unpack_from
 _fun_header: Final = struct.Struct(">IB16sII").unpack_from
 
+_MIN_ELEMENTS: Final = etf_columns.MIN_ELEMENTS
+_COLUMN_TAGS: Final = frozenset((104, 109, 116, 119))
+_GAIN: Final = 16  # elements that are worth having looked for more of their shape
+
 _MIN_RUN: Final = 16  # in a shorter list, looking for a run of numbers costs what it gains
 _CHUNKS: Final = (512, 128, 32, 8)
 _INTEGER_RUNS: Final = tuple(
     (n, 5 * n, b"b" * n, struct.Struct(">" + "xi" * n).unpack_from) for n in _CHUNKS
 )
+_MIXED: Final = 64  # integers that are taken one by one before the next look for runs
 _FLOAT_RUNS: Final = tuple(
     (n, 9 * n, b"F" * n, struct.Struct(">" + "xd" * n).unpack_from) for n in _CHUNKS
 )
@@ -193,6 +200,7 @@ class Decoder:
         "_atoms",
         "_binary",
         "_hook",
+        "_lists",
         "_max_depth",
         "_opaque",
         "_pid",
@@ -237,6 +245,11 @@ class Decoder:
         self._reference: Callable[[bytes], Reference | Term]
         self._reference = term if opaque else Reference.from_external
         self._reference_heads: dict[bytes, int] = {}
+        self._lists: Lists | None = None
+        if binary_as != "bytearray":  # each has to be an object of its own
+            self._lists = Lists(
+                binary_as=binary_as, atom=self._known_atom, is_atom=atom, hook=struct_hook
+            )
 
     def decode(  # noqa: PLR0912, PLR0915 - the hot loop: a call for each element would double its time
         self, data: bytes | bytearray | memoryview, offset: int = 0
@@ -257,6 +270,10 @@ class Decoder:
         max_depth = self._max_depth
         hook = self._hook
         raw_structs = self._find_raw_structs(data, pos) if self._raw_structs else None
+        lists = None if raw_structs else self._lists
+        # Of lists of which some elements are left to this loop: how many there are behind those,
+        # and those were, by where they begin.
+        rests: dict[int, tuple[int, int]] = {}
         in_hook = False
         reread = 0
         # Where maps end that had to be read twice, by where they begin: others need not read them.
@@ -293,12 +310,23 @@ class Decoder:
                         else:
                             out.append(bytearray(memoryview(data)[begin:pos]))
                     elif tag == 97:
+                        if pos >= run_at:
+                            run_at = pos + 40
+                            if remaining >= 7 and (
+                                data[pos : pos + 16 : 2] == b"aaaaaaaa"
+                                or (remaining >= _MIXED and 97 <= data[pos + 2] <= 98)
+                            ):
+                                pos, remaining = _integers(data, pos, remaining + 1, out)
+                                continue
                         out.append(data[pos + 1])
                         pos += 2
                     elif tag == 98:
                         if pos >= run_at:
                             run_at = pos + 40
-                            if remaining >= 7 and data[pos:run_at:5] == b"bbbbbbbb":
+                            if remaining >= 7 and (
+                                data[pos:run_at:5] == b"bbbbbbbb"
+                                or (remaining >= _MIXED and 97 <= data[pos + 5] <= 98)
+                            ):
                                 pos, remaining = _integers(data, pos, remaining + 1, out)
                                 continue
                         out.append(_i32(data, pos + 1)[0])
@@ -363,6 +391,20 @@ class Decoder:
                         start = pos
                         pos += 5
                         run_at = pos if count >= _MIN_RUN else size
+                        if count >= _MIN_ELEMENTS and lists and data[pos] in _COLUMN_TAGS:
+                            in_hook = True
+                            pos, remaining = _take(
+                                lists,
+                                data,
+                                pos,
+                                count,
+                                out,
+                                max_depth - len(stack),
+                                1,
+                                rests,
+                                start,
+                            )
+                            in_hook = False
                     elif tag == 106:
                         out.append([])
                         pos += 1
@@ -408,6 +450,15 @@ class Decoder:
                 if kind == _TUPLE:
                     value = tuple(out)
                 elif kind == _LIST:
+                    if rests and start in rests and lists:
+                        left, step = rests.pop(start)
+                        in_hook = True
+                        pos, remaining = _take(
+                            lists, data, pos, left, out, max_depth - len(stack), step, rests, start
+                        )
+                        in_hook = False
+                        if remaining:
+                            continue
                     tag = data[pos]
                     if tag == 106:
                         pos += 1
@@ -606,6 +657,10 @@ class Decoder:
         self._atoms[raw] = value
         return value
 
+    def _known_atom(self, raw: bytes) -> object:
+        known = self._atoms.get(raw, self)
+        return self._remember_atom(raw, 0, len(raw)) if known is self else known
+
     def _atom_or_constant(self, name: str) -> object:
         if name in _CONSTANTS:
             return _CONSTANTS[name]
@@ -689,18 +744,69 @@ class Decoder:
         return Export(self._atom(module), self._atom(function), arity), end
 
 
-def _integers(data: bytes, pos: int, count: int, out: list[Any]) -> tuple[int, int]:
-    """Takes the run of INTEGER_EXT at ``pos``; returns its end and how many of count are left.
+def _take(
+    lists: Lists,
+    data: bytes,
+    pos: int,
+    count: int,
+    out: list[Any],
+    levels: int,
+    step: int,
+    rests: dict[int, tuple[int, int]],
+    start: int,
+) -> tuple[int, int]:
+    """Takes those of ``count`` elements that are of one shape; ``step`` were left to the loop.
 
-    100,000 integers take 3 ms this way and 17 ms one by one. The chunks keep it linear: a tag is
-    looked at no more often than there are sizes of chunks.
+    Returns where they end, and how many the loop is to take now. Where there are more after that,
+    `rests` has them.
     """
-    for length, width, tags, unpack in _INTEGER_RUNS:
-        while count >= length and data[pos : pos + width : 5] == tags:
-            out.extend(unpack(data, pos))
-            pos += width
-            count -= length
-    return pos, count
+    end, left, again = lists.take(data, pos, count, out, levels)
+    if not left or not again:
+        return end, left
+    step = 1 if count - left >= _GAIN else min(2 * step, etf_columns.MAX_STEP)
+    if left > step:
+        rests[start] = left - step, step
+        return end, step
+    return end, left
+
+
+def _integers(data: bytes, pos: int, count: int, out: list[Any]) -> tuple[int, int]:
+    """Takes the INTEGER_EXT and SMALL_INTEGER_EXT at ``pos``.
+
+    Returns their end, and how many of count are left. 100,000 of one kind take 1 to 3 ms this way,
+    10 ms where they are mixed, and 17 ms one by one. The chunks keep it linear: a tag is looked at
+    no more often than there are sizes of chunks.
+    """
+    append = out.append
+    while True:
+        if count >= 8 and data[pos : pos + 40 : 5] == b"bbbbbbbb":
+            for length, width, tags, unpack in _INTEGER_RUNS:
+                while count >= length and data[pos : pos + width : 5] == tags:
+                    out.extend(unpack(data, pos))
+                    pos += width
+                    count -= length
+        elif count >= 8 and data[pos : pos + 16 : 2] == b"aaaaaaaa":
+            for length in _CHUNKS:
+                width = 2 * length
+                tags = b"a" * length
+                while count >= length and data[pos : pos + width : 2] == tags:
+                    out.extend(data[pos + 1 : pos + width : 2])
+                    pos += width
+                    count -= length
+        mixed = min(count, _MIXED)
+        for taken in range(mixed):
+            tag = data[pos]
+            if tag == 98:
+                append(_i32(data, pos + 1)[0])
+                pos += 5
+            elif tag == 97:
+                append(data[pos + 1])
+                pos += 2
+            else:
+                return pos, count - taken
+        count -= mixed
+        if not count:
+            return pos, 0
 
 
 def _floats(data: bytes, pos: int, count: int, out: list[Any]) -> tuple[int, int]:
