@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any, Final, Literal
 
+from snex_node.wire import etf_rows
 from snex_node.wire.describe import short, text_of, type_repr
 from snex_node.wire.etf_decode import MAX_DEPTH
 from snex_node.wire.etf_place import KNOWN, find_cycle, find_place
+from snex_node.wire.etf_rows import Rows
 from snex_node.wire.terms import (
     Atom,
     BitString,
@@ -94,6 +96,8 @@ _MAP_HEADS: Final = tuple(_pack_u32(116, size) for size in range(256))
 _DISTINCT_KEYS: Final = frozenset((str, int, Atom, Pid, Reference))
 _DISTINCT_BYTES_KEYS: Final = frozenset((bytes, int, Atom, Pid, Reference))
 
+_IN_ROWS: Final = frozenset((dict, tuple, str, type(None)))
+
 _COUNTED: Final = frozenset(
     (str, bytes, bytearray, memoryview, int, list, tuple, dict, set, frozenset)
 )
@@ -143,6 +147,7 @@ class Encoder:
         "_default",
         "_max_depth",
         "_max_integer_bytes",
+        "_rows",
         "_sets",
         "_special_floats",
     )
@@ -168,6 +173,7 @@ class Encoder:
         self._max_depth = max_depth
         self._max_integer_bytes = max_integer_bytes
         self._atoms: dict[Atom, bytes] = {}
+        self._rows = Rows(self._atom_bytes, self.encode, atom)
 
     def encode(self, term: object) -> bytes:
         """The external form of ``term``, without the version byte 131.
@@ -251,7 +257,7 @@ class Encoder:
                         else:
                             opened = _open_dict(item, parts)
                     elif kind is list:
-                        opened = _open_list(item, append)
+                        opened = _open_list(item, append, self._rows, self._max_depth - len(stack))
                     else:
                         opened = self._open(item, kind, parts, replies)
                     if opened is not None:
@@ -422,7 +428,9 @@ def _as_base(item: Any) -> object:
     return None
 
 
-def _open_list(items: list[Any], append: Callable[[bytes], None]) -> _Opened | None:
+def _open_list(
+    items: list[Any], append: Callable[[bytes], None], rows: Rows, levels: int
+) -> _Opened | None:
     size = len(items)
     if size >= _MIN_RUN:
         samples = {type(items[0]), type(items[size >> 1]), type(items[-1])}
@@ -437,6 +445,10 @@ def _open_list(items: list[Any], append: Callable[[bytes], None]) -> _Opened | N
     snapshot = tuple(items)  # another thread, or default, may change the list; the count is written
     size = len(snapshot)
     append(_LIST_HEADS[size] if size < 256 else _pack_u32(108, size))
+    if size >= etf_rows.MIN_ROWS and type(snapshot[0]) in _IN_ROWS:
+        taken = rows.take(snapshot, levels - 1)
+        if taken is not None:
+            return iter(taken), b"j"
     return iter(snapshot), b"j"
 
 

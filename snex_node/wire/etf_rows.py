@@ -1,0 +1,213 @@
+"""Lists of objects of one shape, encoded by columns: what `etf_columns` takes, written.
+
+Dicts with the same keys, tuples of one length, texts: what does not change is encoded once, each
+column of values is encoded as a whole, and `zip` puts them together. Whatever is not as plain as
+that is left to the encoder, and so is what it refuses: it knows why, and where.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
+from typing import Any, Final
+
+from snex_node.wire.terms import Atom, Term
+
+MIN_ROWS: Final = 64
+"""Of a shorter list, looking for its shape costs what it gains."""
+
+CHUNK: Final = 1024
+"""Elements that are encoded at once, or one by one if one of them is of another shape."""
+
+TRIAL: Final = 64
+"""The same, where it is not known yet that there is a shape."""
+
+MAX_LEVELS: Final = 8
+"""Levels of dicts and tuples in an element."""
+
+MAX_COLUMNS: Final = 64
+"""Values in a dict or a tuple."""
+
+MAX_LEFT: Final = 16_384
+"""Elements left to the encoder, behind many that were of no shape, before the next try."""
+
+Streams = list[Iterable[bytes]]
+"""One after the other, an element of each, they are the external form of an element."""
+
+
+class Unfit(Exception):
+    """These are not of one shape, or not plain enough."""
+
+
+_SMALL: Final = tuple(bytes((97, number)) for number in range(256))
+_HEADS: Final = tuple(struct.pack(">BI", 109, size) for size in range(256))
+_TEXT_HEADS: Final = tuple(f"m\0\0\0{chr(size)}" for size in range(128))
+_CONSTANTS: Final = {None: b"w\3nil", True: b"w\4true", False: b"w\5false"}
+_pack_i32: Final = struct.Struct(">Bi").pack
+_pack_f64: Final = struct.Struct(">Bd").pack
+
+
+class Rows:
+    """Encodes elements of lists for one encoder.
+
+    ``atom`` gives the external form of an atom, and ``key`` that of a key of a dict; ``is_atom`` is
+    a class of atoms besides `Atom`.
+    """
+
+    def __init__(
+        self, atom: Callable[[Atom], bytes], key: Callable[[object], bytes], is_atom: type[Atom]
+    ) -> None:
+        self._atom = atom
+        self._key = key
+        self._keys = frozenset((str, Atom))
+        self._constants = frozenset((type(None), bool))
+        self._by_type: dict[type, Callable[[Sequence[Any]], Streams]] = {
+            str: _texts,
+            bytes: _binaries,
+            int: _integers,
+            float: _floats,
+            bool: _constant,
+            type(None): _constant,
+            Atom: self._names,
+            is_atom: self._names,
+        }
+
+    def take(self, items: Sequence[Any], levels: int) -> list[Any] | None:
+        """``items``, with a `Term` for each chunk of them that could be encoded at once.
+
+        None if there is none of those. They may be nested by ``levels``.
+        """
+        found: list[Any] = []
+        any_taken = False
+        pos, left = 0, MIN_ROWS
+        size = TRIAL
+        while pos < len(items):
+            chunk = items[pos : pos + size]
+            pos += len(chunk)
+            try:
+                found.append(Term(self._encoded(chunk, min(levels, MAX_LEVELS))))
+            except (Unfit, ValueError, struct.error, RuntimeError):
+                found.extend(chunk)
+                found.extend(items[pos : pos + left])
+                pos += left
+                left = min(2 * left, MAX_LEFT)
+                size = TRIAL
+            else:
+                any_taken = True
+                left = MIN_ROWS
+                size = CHUNK
+        return found if any_taken else None
+
+    def _encoded(self, chunk: Sequence[Any], levels: int) -> bytes:
+        if type(chunk[0]) is str and {*map(type, chunk)} == {str}:
+            return _ascii(chunk)
+        return b"".join(chain.from_iterable(zip(*self._streams(chunk, levels))))  # noqa: B905
+
+    def _streams(self, column: Sequence[Any], levels: int) -> Streams:
+        types = {*map(type, column)}
+        if len(types) == 1:
+            [kind] = types
+            if kind is dict:
+                return self._dicts(column, levels)
+            if kind is tuple:
+                return self._tuples(column, levels)
+            if kind is list:
+                if any(column):
+                    raise Unfit
+                return [repeat(b"j", len(column))]
+            of_type = self._by_type.get(kind)
+            if of_type is None:
+                raise Unfit
+            return of_type(column)
+        if not types.issubset(self._by_type):
+            raise Unfit
+        if types <= self._constants:
+            return _constant(column)
+        return [self._mixed(column, types)]
+
+    def _dicts(self, column: Sequence[dict[Any, Any]], levels: int) -> Streams:
+        keys = tuple(column[0])
+        if (
+            not levels
+            or not 0 < len(keys) <= MAX_COLUMNS
+            or not self._keys.issuperset(map(type, keys))
+            or [*map(tuple, column)].count(keys) != len(column)
+        ):
+            raise Unfit
+        if len({*map(type, chain.from_iterable(column))}) > 1:  # "a" and :a are equal
+            types = [*map(type, keys)]
+            if any([*map(type, each)] != types for each in column):
+                raise Unfit
+        streams: Streams = []
+        constant = struct.pack(">BI", 116, len(keys))
+        values = zip(*map(dict.values, column), strict=True)
+        for key, each in zip(keys, values, strict=True):
+            constant += self._key(key)
+            streams.append(repeat(constant, len(column)))
+            streams += self._streams(each, levels - 1)
+            constant = b""
+        return streams
+
+    def _tuples(self, column: Sequence[tuple[Any, ...]], levels: int) -> Streams:
+        size = len(column[0])
+        if not levels or not 0 < size <= MAX_COLUMNS or {*map(len, column)} != {size}:
+            raise Unfit
+        streams: Streams = [repeat(bytes((104, size)), len(column))]
+        for each in zip(*column, strict=True):
+            streams += self._streams(each, levels - 1)
+        return streams
+
+    def _names(self, column: Sequence[Atom]) -> Streams:
+        known = {name: self._atom(name) for name in {*column}}
+        return [[*map(known.__getitem__, column)]]
+
+    def _mixed(self, column: Sequence[Any], types: set[type]) -> Iterable[bytes]:
+        """Values of several types: those of each as a column, and then all in their order."""
+        of_each: dict[type, Any] = {}
+        for kind in types:
+            part = [value for value in column if type(value) is kind]
+            of_each[kind] = map(b"".join, zip(*self._by_type[kind](part), strict=True))
+        return [next(of_each[type(value)]) for value in column]
+
+
+def _ascii(column: Sequence[str]) -> bytes:
+    """Texts of ASCII, none longer than 127: as one text, which is then encoded."""
+    sizes = [*map(len, column)]
+    if max(sizes) > 127:
+        raise Unfit
+    heads = map(_TEXT_HEADS.__getitem__, sizes)
+    return "".join(chain.from_iterable(zip(heads, column, strict=True))).encode("ascii")
+
+
+def _texts(column: Sequence[str]) -> Streams:
+    return _binaries([*map(str.encode, column)])
+
+
+def _binaries(column: Sequence[bytes]) -> Streams:
+    sizes = [*map(len, column)]
+    if max(sizes) > 255:
+        raise Unfit
+    return [[*map(_HEADS.__getitem__, sizes)], column]
+
+
+def _integers(column: Sequence[int]) -> Streams:
+    least, most = min(column), max(column)
+    if least >= 0 and most < 256:
+        return [[*map(_SMALL.__getitem__, column)]]
+    if least < -0x8000_0000 or most > 0x7FFF_FFFF:
+        raise Unfit
+    if least > 255 or most < 0:
+        return [[*map(_pack_i32, repeat(98), column)]]
+    return [[_SMALL[n] if 0 <= n < 256 else _pack_i32(98, n) for n in column]]
+
+
+def _floats(column: Sequence[float]) -> Streams:
+    if not math.isfinite(sum(column)) and not all(map(math.isfinite, column)):
+        raise Unfit
+    return [[*map(_pack_f64, repeat(70), column)]]
+
+
+def _constant(column: Sequence[object]) -> Streams:
+    return [[*map(_CONSTANTS.__getitem__, column)]]  # type: ignore[arg-type]
