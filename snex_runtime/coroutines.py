@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, NoReturn, Protocol
 
 from snex_node.system import forks, tasks
+from snex_node.wire.terms import Pid, Reference
 from snex_runtime import contexts
 from snex_runtime.answers import OK_, failed
 from snex_runtime.errors import Failure, cancelled, from_exception
@@ -24,6 +25,10 @@ __all__ = ["BOUNDARIES", "CLEANUP", "Coroutines", "MayBeForked", "Work"]
 CLEANUP: Final = 1.0
 """Seconds that the ``finally`` blocks of cancelled work may block the loop, before they too are
 interrupted; they may take any time that leaves the loop its turns."""
+
+
+WATCH_AFTER: Final = 0.02
+"""Seconds after which the caller of work that is not done is monitored, if it does not itself."""
 
 
 class MayBeForked(Protocol):
@@ -51,10 +56,30 @@ class Watch(Protocol):
         """No more."""
 
 
+class Watcher(Protocol):
+    """Monitors processes: a process."""
+
+    def monitor(self, target: Pid) -> Reference:
+        """Begin; `Coroutines.caller_down` is to be called when it has ended."""
+
+    def demonitor(self, ref: Reference) -> None:
+        """No more."""
+
+
 class Work(Deadline):
     """A request under way that has to await: ``awaited``, in the request's context."""
 
-    __slots__ = ("awaited", "begun", "continues", "request", "stopped", "task", "timeout", "timer")
+    __slots__ = (
+        "awaited",
+        "begun",
+        "continues",
+        "monitor",
+        "request",
+        "stopped",
+        "task",
+        "timeout",
+        "timer",
+    )
 
     def __init__(
         self,
@@ -72,6 +97,7 @@ class Work(Deadline):
         self.stopped: str | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.monitor: Reference | None = None
 
     def stop(self, why: str) -> None:
         """Cancel the work; its `finally` blocks run."""
@@ -93,13 +119,18 @@ class Work(Deadline):
 class Coroutines:
     """All work of a runtime that has begun and is not done."""
 
-    def __init__(self, node: MayBeForked, answers: Sender, interrupter: Watch) -> None:
+    def __init__(
+        self, node: MayBeForked, answers: Sender, interrupter: Watch, watcher: Watcher
+    ) -> None:
         self._node = node
+        self._watcher = watcher
         self._answers = answers
         self._interrupter = interrupter
         self._loop = asyncio.get_running_loop()
         self._all: set[Work] = set()
         self._by_ref: dict[bytes, Work] = {}
+        self._by_monitor: dict[Reference, Work] = {}
+        self._unwatched: list[Work] = []
 
     def __len__(self) -> int:
         return len(self._all)
@@ -123,8 +154,37 @@ class Coroutines:
             if self._node.forked:
                 forks.end_waiting_child()
             tasks.hide(task)
+            self._unwatched.append(work)
+            if len(self._unwatched) == 1:
+                self._loop.call_later(WATCH_AFTER, self._watch_callers)
         if work.stopped is not None:
             task.cancel()
+
+    def _watch_callers(self) -> None:
+        """Have `caller_down` told of the ends of callers that would not be missed otherwise.
+
+        Callers of `GenServer` monitor the process that they call. Others may not, because most
+        answers come soon, and then monitors on both sides would have been for nothing.
+        """
+        waiting, self._unwatched = self._unwatched, []
+        for work in waiting:
+            request = work.request
+            caller = request.caller
+            if work not in self._all or caller is None or caller.ref is None:
+                continue
+            if not request.process.is_monitored_with(caller.ref):
+                work.monitor = monitor = self._watcher.monitor(caller.pid)
+                self._by_monitor[monitor] = work
+
+    def caller_down(self, monitor: Reference) -> bool:
+        """What is monitored with ``monitor`` has ended; False when it is no caller."""
+        work = self._by_monitor.pop(monitor, None)
+        if work is None:
+            return False
+        work.monitor = None
+        if not work.continues:
+            work.stop("its caller has given up")
+        return True
 
     def given_up(self, ref: bytes) -> None:
         """The call that is tagged with ``ref`` has no caller any more: stop its work."""
@@ -176,6 +236,9 @@ class Coroutines:
             self._interrupter.unwatch(work)
         if work.timer is not None:
             work.timer.cancel()
+        if work.monitor is not None:
+            del self._by_monitor[work.monitor]
+            self._watcher.demonitor(work.monitor)
         caller = work.request.caller
         if caller is not None and caller.ref is not None:
             self._by_ref.pop(caller.ref, None)

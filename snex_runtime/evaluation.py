@@ -28,7 +28,6 @@ from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
     NO_OPTIONS,
-    EvalOptions,
     Reader,
     Request,
     code_parts,
@@ -81,8 +80,7 @@ class Evaluator:
         options = NO_OPTIONS
         given: Variables | None = None
         if request.arity == 4:
-            given, raw = self._reader.variables_and_options(request)
-            options = EvalOptions(raw)
+            given, options = self._reader.variables_and_eval_options(request)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
             given, _ = read_variables(self._decoder, request.data, request.at)
         variables = request.variables

@@ -64,7 +64,7 @@ class Server(BaseProcess):
         self.backend = interface.NodeBackend(node, self.pid, options)
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
         answers = Answers(node, self.backend.logs, max_reply)
-        self._coroutines = Coroutines(node, answers, self._interrupter)
+        self._coroutines = Coroutines(node, answers, self._interrupter, self)
         self._dispatcher = Dispatcher(node, answers, self._coroutines, self.backend)
         reader = Reader(options)
         self.root: Final = namespace.root_of(self._module)
@@ -135,7 +135,8 @@ class Server(BaseProcess):
         if isinstance(message, tuple) and len(message) == 3 and message[0] == EXIT:
             _log.warning("an exit signal of %s does not end the runtime", message[1])
         elif isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
-            self.environments.handle_down(message)
+            if not self._coroutines.caller_down(message[1]):
+                self.environments.handle_down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
             task = tasks.start(self._learn_sets(str(message[1])))

@@ -15,8 +15,9 @@ import pytest
 from snex_node.errors import CallTimeoutError, ProcessExitError
 from snex_node.system import forks
 from snex_node.wire.gen import From
+from snex_node.wire.terms import Pid, Reference
 from snex_runtime import coroutines
-from snex_runtime.coroutines import Coroutines, Work
+from snex_runtime.coroutines import Coroutines, MayBeForked, Work
 from snex_runtime.interrupts import Deadline, Interrupted
 from snex_runtime.origin import origin
 from snex_runtime.requests import EvalOptions
@@ -27,7 +28,7 @@ from tests.support.calling import (
     calling,
     evaluate,
 )
-from tests.support.requests import Sent, Unforked, by_alias, code_of, request_of
+from tests.support.requests import Sent, Taker, Unforked, by_alias, code_of, request_of, value
 from tests.support.waiting import until
 
 EAGER = sys.version_info >= (3, 12)
@@ -162,6 +163,23 @@ class Interrupts:
         self.watched.remove(work)
 
 
+class Monitors:
+    """Notes whom it is to monitor."""
+
+    def __init__(self) -> None:
+        self.monitored: dict[Reference, Pid] = {}
+        self.all: list[Pid] = []
+
+    def monitor(self, target: Pid) -> Reference:
+        self.all.append(target)
+        ref = Reference("py@host", 5, (len(self.all), 0, 0))
+        self.monitored[ref] = target
+        return ref
+
+    def demonitor(self, ref: Reference) -> None:
+        del self.monitored[ref]
+
+
 class Forked:
     """A node of a forked child's parent."""
 
@@ -172,12 +190,16 @@ class Alone:
     """`Coroutines` without a runtime."""
 
     def __init__(self) -> None:
-        self.sent, self.interrupts = Sent(), Interrupts()
-        self.coroutines = Coroutines(Unforked(), self.sent, self.interrupts)
+        self.sent, self.interrupts, self.monitors = Sent(), Interrupts(), Monitors()
+        self.taker = Taker()
+        self.coroutines = self.make(Unforked())
+
+    def make(self, node: MayBeForked) -> Coroutines:
+        return Coroutines(node, self.sent, self.interrupts, self.monitors)
 
     def begin(self, awaited: Any, caller: From | None = None, **options: object) -> Work:
         """Begin work; ``options`` are those of an eval."""
-        request = request_of(b"h\x03w\x04eval" + b"x" * 100, caller=caller)
+        request = request_of(b"h\x03w\x04eval" + b"x" * 100, self.taker, caller)
         work = Work(request, awaited, EvalOptions({A(name): o for name, o in options.items()}))
         self.coroutines.begin(work)
         return work
@@ -195,6 +217,60 @@ async def waiting(ended: list[object]) -> None:
         await asyncio.sleep(0)  # to clean up may take turns of the loop
         ended.append(type(error))
         raise
+
+
+class TestCallersThatDoNotMonitor:
+    """Python looks after them, where the answer takes longer."""
+
+    CALLER = From(Pid("app@host", 7, 0, 5), b"[tag]", Reference("app@host", 5, (1, 2, 3)).external)
+
+    async def test_they_end(self, alone: Alone) -> None:
+        ended: list[object] = []
+        alone.begin(waiting(ended), self.CALLER)
+        await until(lambda: alone.monitors.monitored)
+        [(ref, target)] = alone.monitors.monitored.items()
+        assert target == self.CALLER.pid
+        assert not alone.coroutines.caller_down(Reference("py@host", 5, (9, 9, 9)))
+        assert alone.coroutines.caller_down(ref)
+        assert not alone.coroutines.caller_down(ref)
+        await until(lambda: alone.sent.answers)
+        assert ended == [asyncio.CancelledError]
+
+    async def test_they_end_and_that_does_not_matter(self, alone: Alone) -> None:
+        let_go = asyncio.Event()
+        alone.begin(let_go.wait(), self.CALLER, on_timeout=A("continue"))
+        await until(lambda: alone.monitors.monitored)
+        [ref] = alone.monitors.monitored
+        assert alone.coroutines.caller_down(ref)
+        let_go.set()
+        await until(lambda: alone.sent.answers)
+        assert value(alone.sent.answers[0][1]) is True
+
+    async def test_no_more_once_they_have_their_answer(self, alone: Alone) -> None:
+        let_go = asyncio.Event()
+        for _ in range(3):
+            alone.begin(let_go.wait(), self.CALLER)
+        await until(lambda: len(alone.monitors.monitored) == 3)
+        let_go.set()
+        await until(lambda: len(alone.sent.answers) == 3)
+        assert alone.monitors.monitored == {}
+
+    async def test_not_those_that_need_not_wait(self, alone: Alone) -> None:
+        alone.begin(asyncio.sleep(0), self.CALLER)
+        ended: list[object] = []
+        monitoring = From(
+            Pid("app@host", 8, 0, 5), b"[tag]", Reference("app@host", 5, (2, 2, 3)).external
+        )
+        assert monitoring.ref is not None
+        alone.taker.monitored_with.add(monitoring.ref)
+        alone.begin(waiting(ended), monitoring)
+        alone.begin(waiting(ended), From(Pid("app@host", 9, 0, 5), b"[tag]", None))
+        alone.begin(waiting(ended))
+        alone.begin(waiting(ended), self.CALLER)
+        await until(lambda: alone.monitors.monitored)
+        assert alone.monitors.all == [self.CALLER.pid]
+        alone.coroutines.close()
+        await until(lambda: not len(alone.coroutines))
 
 
 class TestAlone:
@@ -358,7 +434,7 @@ class TestForked:
 
     @pytest.fixture
     async def child(self, alone: Alone) -> Alone:
-        alone.coroutines = Coroutines(Forked(), alone.sent, alone.interrupts)
+        alone.coroutines = alone.make(Forked())
         return alone
 
     async def test_its_work_awaits(self, child: Alone, ends: list[str]) -> None:
@@ -390,7 +466,7 @@ class TestForked:
             child.coroutines.begin(work)
         assert ends == ["done" if over else "waits"]
         with pytest.raises(RuntimeError, match="no running event loop"):
-            Coroutines(Unforked(), alone.sent, alone.interrupts).begin(work)
+            alone.make(Unforked()).begin(work)
         awaited.close()
 
     async def test_its_work_raises(self, child: Alone, ends: list[str]) -> None:

@@ -33,8 +33,14 @@ defmodule Snex.WithoutCompilerTest do
     for name <- ~w(lib c_src mix.exs mix_compilers.exs),
         do: File.cp_r!(name, Path.join(folder, name))
 
-    # As a published package has it.
-    File.cp_r!(Application.app_dir(:snex, "priv/python"), Path.join(folder, "python"))
+    # As a published package has it. Interpreters may be about to write bytecode beside it.
+    python = Application.app_dir(:snex, "priv/python")
+
+    for path <- Path.wildcard(Path.join(python, "**/*.py")) do
+      copy = Path.join([folder, "python", Path.relative_to(path, python)])
+      File.mkdir_p!(Path.dirname(copy))
+      File.cp!(path, copy)
+    end
 
     {output, status} =
       System.cmd("mix", ["run", "-e", @program],

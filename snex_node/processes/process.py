@@ -123,6 +123,11 @@ class BaseProcess(Mailbox):
         """Take a monitor back. A DOWN message that has arrived already stays; again: nothing."""
         self.node.signals.demonitor(self, ref)
 
+    def is_monitored_with(self, ref: bytes) -> bool:
+        """Whether somebody monitors this process with the reference of this external form."""
+        ends = self.ties
+        return ends is not None and ends.watchers is not None and ref in ends.watchers
+
     def link(self, pid: Pid) -> None:
         """Link this process and ``pid``: when one ends, the other gets an exit signal."""
         self.node.signals.link(self, pid)

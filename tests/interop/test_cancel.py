@@ -59,6 +59,23 @@ class TestGivingUp:
         assert took < 100_000, f"finally ran {took} us after the caller was killed"
         await idle(beam, runtime)
 
+    async def test_a_killed_caller_that_did_not_monitor(self, beam: Beam, runtime: Runtime) -> None:
+        """So the client calls: it monitors when an answer takes longer, and Python does the same."""
+        source = """
+        me = self()
+        pid = spawn(fn ->
+          alias = :erlang.alias([:reply])
+          send({:snex, py}, {:"$gen_call", {self(), [:alias | alias]}, {:eval, code, %{me: me}}})
+          Process.sleep(:infinity)
+        end)
+        receive do :started -> :ok after 5000 -> raise "never started" end
+        Process.exit(pid, :kill)
+        receive do :finally -> :stopped after 5000 -> :runs_on end
+        """
+        answer = await beam.eval(source, py=runtime.name, code=WAITS.encode())
+        assert answer == "stopped"
+        await idle(beam, runtime)
+
     async def test_a_caller_that_timed_out(self, beam: Beam, runtime: Runtime) -> None:
         source = """
         receive do :given_up -> :ok end

@@ -164,6 +164,11 @@ class Recorder:
         else:
             os.environ.pop(_FOR_PROCESSES, None)
 
+    @property
+    def tracing(self) -> bool:
+        """Whether anything is traced now."""
+        return self._coverage is not None
+
     def look(self) -> None:
         """Trace the tests of this file no more if their modules are covered by now."""
         if self._tests is None or self._coverage is None:

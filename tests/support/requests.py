@@ -51,9 +51,13 @@ class Taker:
         self.pid = Pid("py@host", 1, 0, 5)
         self.variables = variables
         self.system: list[tuple[From, object]] = []
+        self.monitored_with: set[bytes] = set()
 
     def system_received(self, caller: From, request: object) -> None:
         self.system.append((caller, request))
+
+    def is_monitored_with(self, ref: bytes) -> bool:
+        return ref in self.monitored_with
 
 
 def request_of(

@@ -7,20 +7,70 @@ defmodule Snex.Call do
   # How long an interpreter may take to end after its Python has. It waits for its output.
   @end_of_interpreter 2_000
 
+  # How long an answer is waited for before the process that is to give it is monitored, in ms.
+  @at_once 25
+
   @doc "Send a request and return its answer, `{:ok, value}` or an error."
   @spec request(Snex.Runtimes.target(), pid(), term(), timeout()) ::
           {:ok, term()} | {:error, Error.t()}
   def request(target, interpreter, request, timeout) do
-    case :gen.call(target, :"$gen_call", request, timeout) do
+    case call(target, request, timeout) do
       {:ok, {:error, %Error{code: :cancelled, reason: "timeout"}}} -> timed_out()
       # A Python of another version may not know all fields.
       {:ok, {:error, %Error{} = error}} -> {:error, Map.merge(%Error{}, error)}
       {:ok, answer} -> answer
+      :timeout -> timed_out()
+      {:down, reason} -> {:error, failed(target, interpreter, reason)}
     end
-  catch
-    :exit, :timeout -> timed_out()
-    :exit, reason -> {:error, failed(target, interpreter, reason)}
   end
+
+  # A call as `GenServer.call/3` makes it, but that the process which is called is only monitored
+  # when it does not answer at once. Python monitors the caller where it has to wait itself.
+  defp call(target, request, timeout) do
+    alias = :erlang.alias([:reply])
+    send(target, {:"$gen_call", {self(), [:alias | alias]}, request})
+
+    receive do
+      {[:alias | ^alias], answer} -> {:ok, answer}
+    after
+      min(timeout, @at_once) -> await(target, alias, left(timeout))
+    end
+  end
+
+  defp left(:infinity), do: :infinity
+  defp left(timeout), do: max(0, timeout - @at_once)
+
+  defp await(target, alias, timeout) do
+    monitor = Process.monitor(target)
+
+    receive do
+      {[:alias | ^alias], answer} ->
+        Process.demonitor(monitor, [:flush])
+        {:ok, answer}
+
+      {:DOWN, ^monitor, _, _, reason} ->
+        given_up(alias, {:down, down(target, reason)})
+    after
+      timeout ->
+        Process.demonitor(monitor, [:flush])
+        given_up(alias, :timeout)
+    end
+  end
+
+  # The answer may have come just before nobody can answer any more.
+  defp given_up(alias, outcome) do
+    :erlang.unalias(alias)
+
+    receive do
+      {[:alias | ^alias], answer} -> {:ok, answer}
+    after
+      0 -> outcome
+    end
+  end
+
+  defp down(target, :noconnection) when is_pid(target), do: {:nodedown, node(target)}
+  defp down({_, node}, :noconnection), do: {:nodedown, node}
+  defp down(_, reason), do: reason
 
   defp timed_out, do: {:error, %Error{code: :response_timeout}}
 
