@@ -63,7 +63,7 @@ defmodule Snex.Beam do
       {^port, {:exit_status, status}} ->
         raise "the BEAM ended with #{status}: #{Enum.join(Enum.reverse(seen), "\n")}"
     after
-      20_000 -> raise "the BEAM told nothing: #{Enum.join(Enum.reverse(seen), "\n")}"
+      45_000 -> raise "the BEAM told nothing: #{Enum.join(Enum.reverse(seen), "\n")}"
     end
   end
 
