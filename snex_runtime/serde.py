@@ -204,6 +204,7 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
+        struct_names=(_MAPSET, *_RAW_STRUCTS),
         raw_structs=_RAW_STRUCTS,
     )
     return made

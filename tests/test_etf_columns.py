@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from snex_node import Atom
+from snex_node import Atom, ImproperList
 from snex_node.wire import etf_columns, etf_decode
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.etf_columns import (
@@ -22,6 +22,7 @@ from snex_node.wire.etf_columns import (
     FLOAT,
     INTEGER,
     Empty,
+    Items,
     Leaf,
     Map,
     Shape,
@@ -113,6 +114,7 @@ ELEMENTS: dict[str, Callable[[int], object]] = {
     "all kinds": lambda i: {"a": (i, i / 2, str(i), Atom("a"), None)[i % 5]},
     "small and large": lambda i: (i % 3 and i, i % 5 and 2**31 - i, -i),
     "separators": lambda i: ("\x7f" * (i % 4), "m\0\0\0\x01", "m\0\0\0"),
+    "lists": lambda i: {"tags": [f"tag {i % 10}", f"tag {i % 13}"], "at": [i / 3, 0.5, -i], "n": i},
     "structs": lambda i: {Atom("__struct__"): Atom("Elixir.Point"), Atom("x"): i, Atom("y"): 2},
     "no structs": lambda i: {Atom("__struct__"): None if i % 2 else Atom("A"), "__struct__1": i},
     "wide": lambda i: {f"key {key}": i * key for key in range(40)},
@@ -147,6 +149,23 @@ def test_struct_hooks() -> None:
     for name in "structs", "no structs":
         data = encode([ELEMENTS[name](i) for i in range(50)])
         assert outcome(Decoder(struct_hook=hook), data) == outcome(by_loop(struct_hook=hook), data)
+
+
+def test_struct_hooks_for_some_names() -> None:
+    names = [Atom("Elixir.A"), Atom("Elixir.B"), "Elixir.A", 1, None, {"a": 1}]
+    kinds: list[list[object]] = [[A(name) for A in (str, Atom) for name in "ab"], names[:2], names]
+    for some in kinds:
+        values = [{Atom("__struct__"): some[i % len(some)], Atom("n"): i} for i in range(60)]
+        for each in (values, [value for value in values for _ in range(20)]):
+            options: dict[str, Any] = {"struct_hook": str, "struct_names": ["Elixir.A"]}
+            data = encode(each)
+            assert outcome(Decoder(**options), data) == outcome(by_loop(**options), data)
+    for i, name in enumerate(names):
+        data = encode([{Atom("__struct__"): name, Atom("n"): i}] * 30)
+        options = {"struct_hook": str, "struct_names": ["Elixir.A"], "binary_as": "str"}
+        assert outcome(Decoder(**options), data) == outcome(by_loop(**options), data)
+        kinds_found = {type(each) for each in Decoder(**options).decode(data)[0]}
+        assert kinds_found == {str if i == 0 else dict}
 
 
 def test_what_a_hook_raises_comes_through() -> None:
@@ -470,7 +489,6 @@ class TestLearn:
             {},
             (),
             [],
-            [1],
             {1: 2},
             {(1,): 2},
             2**40,
@@ -479,8 +497,10 @@ class TestLearn:
             tuple(range(65)),
             (((((((((1,),),),),),),),),),
             {f"{'k' * 100}{i}": i for i in range(30)},
+            [Atom("a")] * 16,
+            ImproperList([Atom("a")], Atom("b")),
         ],
-        ids=range(12),
+        ids=range(13),
     )
     def test_what_has_none(self, term: object) -> None:
         assert learn(encode(term), 0) is None
@@ -507,8 +527,11 @@ class TestMerge:
             (Tuple((A,)), Tuple((Empty(),)), None),
             (Empty(), Leaf(ATOM), None),
             (Empty(), Empty(), Empty()),
+            (Items((A,)), Items((B,)), Items((Map((b"w\1a",), (Leaf(INTEGER | ATOM),)),))),
+            (Items((A,)), Items((A, A)), None),
+            (Items((A,)), Tuple((A,)), None),
         ],
-        ids=range(8),
+        ids=range(11),
     )
     def test_it(self, one: Shape, other: Shape, merged: Shape | None) -> None:
         if merged is None and isinstance(one, Tuple) and one.elements[-1:] == (Empty(),):

@@ -160,6 +160,31 @@ def test_special_floats_are_those_of_the_encoder() -> None:
     assert Encoder(**options).encode(values) == by_loop(**options).encode(values)  # type: ignore[arg-type]
 
 
+def test_lists_of_as_many_elements() -> None:
+    for size in 1, 15, 16, 17:
+        values = [{"a": [i] * size, "b": [[Atom("x")], "y"]} for i in range(60)]
+        assert Encoder().encode(values) == by_loop().encode(values)
+    lists = [[i, i * 300] for i in range(60)]
+    assert Encoder().encode(lists) == by_loop().encode(lists)
+
+
+def test_keys_that_are_equal_to_no_text() -> None:
+    class Distinct(Atom):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Distinct) and str.__eq__(self, other)
+
+        def __hash__(self) -> int:
+            return ~str.__hash__(self)
+
+    assert etf_rows.text_like(Atom, Distinct) == [Atom]
+    values = [{Distinct("a"): i, Distinct("b"): Atom("c")} for i in range(60)]
+    assert Encoder(atom=Distinct).encode(values) == by_loop(atom=Distinct).encode(values)
+    one_key = [{Distinct("a"): 1, Atom("a"): 2}] * 60
+    assert "are the same key" in str(outcome(Encoder(atom=Distinct), one_key))
+
+
 def test_atoms_of_the_class_asked_for() -> None:
     class Special(Atom):
         __slots__ = ()

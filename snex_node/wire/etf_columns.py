@@ -28,8 +28,11 @@ MIN_ELEMENTS: Final = 64
 MAX_SLOTS: Final = 64
 """Values in an element that may change; one with more is left to the decoder."""
 
+MAX_ITEMS: Final = 15
+"""Elements of a list in an element."""
+
 MAX_NESTING: Final = 8
-"""Levels of maps and tuples in an element."""
+"""Levels of maps, tuples and lists in an element."""
 
 MAX_CONSTANT: Final = 2048
 """Bytes of an element that do not change."""
@@ -79,6 +82,12 @@ class Tuple(NamedTuple):
     elements: tuple[Shape, ...]
 
 
+class Items(NamedTuple):
+    """A list of a few elements, always as many."""
+
+    elements: tuple[Shape, ...]
+
+
 class Map(NamedTuple):
     """A map, with the external form of its keys."""
 
@@ -86,7 +95,7 @@ class Map(NamedTuple):
     values: tuple[Shape, ...]
 
 
-Shape = Leaf | Empty | Tuple | Map
+Shape = Leaf | Empty | Tuple | Items | Map
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -114,15 +123,14 @@ def _learn(data: bytes, pos: int, depth: int) -> tuple[Shape, int]:
         return Empty(), pos + 1
     if depth == MAX_NESTING:
         raise _Unfit
+    keys: list[bytes] | None = [] if tag == 116 else None
     if tag == 104:
         count, pos = data[pos + 1], pos + 2
-        keys: list[bytes] | None = None
-    elif tag == 116:
+    elif tag in (116, 108):
         count, pos = _u32(data, pos + 1)[0], pos + 5
-        keys = []
     else:
         raise _Unfit
-    if count > MAX_SLOTS:
+    if count > (MAX_ITEMS if tag == 108 else MAX_SLOTS):
         raise _Unfit
     found: list[Shape] = []
     for _ in range(count):
@@ -134,9 +142,13 @@ def _learn(data: bytes, pos: int, depth: int) -> tuple[Shape, int]:
             pos = end
         shape, pos = _learn(data, pos, depth + 1)
         found.append(shape)
-    if keys is None:
+    if keys is not None:
+        return Map(tuple(keys), tuple(found)), pos
+    if tag == 104:
         return Tuple(tuple(found)), pos
-    return Map(tuple(keys), tuple(found)), pos
+    if data[pos] != 106 or not found:
+        raise _Unfit
+    return Items(tuple(found)), pos + 1
 
 
 def _leaf_end(data: bytes, pos: int, tag: int) -> int:
@@ -159,6 +171,9 @@ def merge(one: Shape, other: Shape) -> Shape | None:
     if isinstance(one, Tuple) and isinstance(other, Tuple):
         parts = _merge_all(one.elements, other.elements)
         return None if parts is None else Tuple(parts)
+    if isinstance(one, Items) and isinstance(other, Items):
+        parts = _merge_all(one.elements, other.elements)
+        return None if parts is None else Items(parts)
     if isinstance(one, Map) and isinstance(other, Map) and one.keys == other.keys:
         parts = _merge_all(one.values, other.values)
         return None if parts is None else Map(one.keys, parts)
@@ -190,7 +205,10 @@ def constant_of(shape: Shape) -> int:
         return 0
     if isinstance(shape, Empty):
         return 1
-    own = 2 if isinstance(shape, Tuple) else 5 + sum(map(len, shape.keys))
+    if isinstance(shape, Map):
+        own = 5 + sum(map(len, shape.keys))
+    else:
+        own = 2 if isinstance(shape, Tuple) else 6
     return own + sum(map(constant_of, _parts(shape)))
 
 
@@ -202,7 +220,7 @@ def nesting_of(shape: Shape) -> int:
 
 
 def _parts(shape: Shape) -> tuple[Shape, ...]:
-    if isinstance(shape, Tuple):
+    if isinstance(shape, Tuple | Items):
         return shape.elements
     return shape.values if isinstance(shape, Map) else ()
 
@@ -240,6 +258,9 @@ def pattern_of(shape: Shape) -> bytes:
     if isinstance(shape, Tuple):
         head = re.escape(bytes((104, len(shape.elements))))
         return head + b"".join(map(pattern_of, shape.elements))
+    if isinstance(shape, Items):
+        head = re.escape(b"l" + len(shape.elements).to_bytes(4, "big"))
+        return head + b"".join(map(pattern_of, shape.elements)) + b"j"
     head = re.escape(b"t" + len(shape.keys).to_bytes(4, "big"))
     pairs = zip(map(re.escape, shape.keys), map(pattern_of, shape.values), strict=True)
     return head + b"".join(chain.from_iterable(pairs))
@@ -251,6 +272,8 @@ def _head_of(shape: Shape) -> bytes:
         return _BEFORE.get(shape.kinds, b"")
     if isinstance(shape, Tuple):
         return bytes((104, len(shape.elements)))
+    if isinstance(shape, Items):
+        return b"l" + len(shape.elements).to_bytes(4, "big")
     if isinstance(shape, Map):
         return b"t" + len(shape.keys).to_bytes(4, "big") + (shape.keys[0] if shape.keys else b"")
     return b"j"
@@ -446,6 +469,10 @@ class Plan:
             return lambda columns, count: [{} for _ in range(count)] if empty else [()] * count
         if isinstance(shape, Tuple):
             return lambda columns, count: list(zip(*[part(columns, count) for part in parts]))  # noqa: B905
+        if isinstance(shape, Items):
+            return lambda columns, count: [
+                *map(list, zip(*[part(columns, count) for part in parts]))  # noqa: B905
+            ]
         keys = tuple(self._lists.key(key) for key in shape.keys)
         finish = self._lists.finisher(shape.keys)
         return lambda columns, count: finish(
@@ -517,7 +544,7 @@ class Lists:
     * ``binary_as``: what binaries become, ``"bytes"`` or ``"str"``.
     * ``atom``: gives the atom, or the constant, of a name.
     * ``is_atom``: the class of atoms.
-    * ``hook``: what structs become, if they do.
+    * ``hook``: what structs become, if they do; those of ``names`` only, if there are any.
     """
 
     def __init__(
@@ -527,7 +554,9 @@ class Lists:
         atom: Atoms,
         is_atom: type[Atom],
         hook: Callable[[dict[Any, Any]], object] | None,
+        names: frozenset[Atom] | None,
     ) -> None:
+        self._names = names
         self.have_texts: Final = binary_as == "str"
         self._texts = texts if self.have_texts else binaries
         self._atom = atom
@@ -601,8 +630,20 @@ class Lists:
         hook, is_atom = self._hook, self._is_atom
         if hook is None or _STRUCT not in keys:
             return lambda maps: maps
-        key = self._atom(b"__struct__")
-        return lambda maps: [hook(m) if isinstance(m[key], is_atom) else m for m in maps]
+        key, names = self._atom(b"__struct__"), self._names
+
+        def finish(maps: list[Any]) -> list[Any]:
+            found = {name for each in maps if isinstance(name := each[key], is_atom)}
+            if not (found if names is None else found & names):
+                return maps
+            return [
+                hook(each)
+                if isinstance(each[key], is_atom) and (names is None or each[key] in names)
+                else each
+                for each in maps
+            ]
+
+        return finish
 
     def converter(self, kind: int) -> tuple[int, Callable[[Column], tuple[Any, int]]]:
         """What makes values of the groups of this kind, and tells how long they were."""

@@ -182,7 +182,8 @@ class Decoder:
       arrive as ``term``, each as a whole.
     * ``term``: the class of terms that are kept in their external form.
     * ``struct_hook``: called with every map that has an atom under the key ``__struct__``,
-      innermost first; its result takes the map's place.
+      innermost first, but of a long list in any order; its result takes the map's place.
+    * ``struct_names``: names of structs (``"Elixir.Foo"``) that it is called with; None for all.
     * ``raw_structs``: names of structs (``"Elixir.Foo"``) whose other fields reach the hook as
       ``term``, for structs that say themselves how their contents are to be decoded.
     * ``max_depth``: terms nested deeper are refused.
@@ -212,6 +213,7 @@ class Decoder:
         "_reference",
         "_reference_heads",
         "_struct_key",
+        "_struct_names",
         "_term",
     )
 
@@ -223,6 +225,7 @@ class Decoder:
         opaque: bool = False,
         term: type[Term] = Term,
         struct_hook: Callable[[dict[Any, Any]], object] | None = None,
+        struct_names: Iterable[str] | None = None,
         raw_structs: Iterable[str] = (),
         max_depth: int = MAX_DEPTH,
     ) -> None:
@@ -234,6 +237,7 @@ class Decoder:
         self._rare_containers = _RARE_CONTAINERS - {112} if opaque else _RARE_CONTAINERS
         self._term = term
         self._hook = struct_hook
+        self._struct_names = None if struct_names is None else frozenset(map(atom, struct_names))
         self._raw_structs = frozenset(name.encode() for name in raw_structs)
         self._raw_marker = _common_prefix(self._raw_structs)
         self._max_depth = max_depth
@@ -248,7 +252,11 @@ class Decoder:
         self._lists: Lists | None = None
         if binary_as != "bytearray":  # each has to be an object of its own
             self._lists = Lists(
-                binary_as=binary_as, atom=self._known_atom, is_atom=atom, hook=struct_hook
+                binary_as=binary_as,
+                atom=self._known_atom,
+                is_atom=atom,
+                hook=struct_hook,
+                names=self._struct_names,
             )
 
     def decode(  # noqa: PLR0912, PLR0915 - the hot loop: a call for each element would double its time
@@ -584,10 +592,13 @@ class Decoder:
         return result, copied
 
     def _is_struct(self, fields: dict[Any, Any]) -> bool:
-        """Whether the key and the value of ``__struct__`` are atoms, and no strings."""
-        return isinstance(fields[self._struct_key], self._atom) and any(
-            isinstance(key, self._atom) and key == self._struct_key for key in fields
-        )
+        """Whether it is one for the hook: key and value of ``__struct__`` are atoms, no strings."""
+        name = fields[self._struct_key]
+        if not isinstance(name, self._atom):
+            return False
+        if self._struct_names is not None and name not in self._struct_names:
+            return False
+        return any(isinstance(key, self._atom) and key == self._struct_key for key in fields)
 
     def _find_raw_structs(self, data: bytes, pos: int) -> _RawStructs | None:
         if self._hook is None or data.find(self._raw_marker, pos) < 0:

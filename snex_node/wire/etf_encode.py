@@ -145,6 +145,7 @@ class Encoder:
         "_atom",
         "_atoms",
         "_default",
+        "_distinct_keys",
         "_max_depth",
         "_max_integer_bytes",
         "_rows",
@@ -174,6 +175,7 @@ class Encoder:
         self._max_integer_bytes = max_integer_bytes
         self._atoms: dict[Atom, bytes] = {}
         self._rows = Rows(self._atom_bytes, self.encode, atom)
+        self._distinct_keys = _DISTINCT_KEYS.union(etf_rows.text_like(atom))
 
     def encode(self, term: object) -> bytes:
         """The external form of ``term``, without the version byte 131.
@@ -197,6 +199,7 @@ class Encoder:
         append = parts.append
         atoms = self._atoms
         atom = self._atom
+        distinct_keys = self._distinct_keys
         check_depth = min(_CYCLE_CHECK_DEPTH, self._max_depth)
         replies: list[object] = []
         stack: list[_Opened] = []
@@ -252,7 +255,7 @@ class Encoder:
                     elif kind is dict:
                         size = len(item)
                         append(_MAP_HEADS[size] if size < 256 else _pack_u32(116, size))
-                        if _DISTINCT_KEYS.issuperset(map(type, item)):
+                        if distinct_keys.issuperset(map(type, item)):
                             opened = iter(list(chain.from_iterable(item.items()))), b""
                         else:
                             opened = _open_dict(item, parts)

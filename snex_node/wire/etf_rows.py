@@ -30,6 +30,9 @@ MAX_LEVELS: Final = 8
 MAX_COLUMNS: Final = 64
 """Values in a dict or a tuple."""
 
+MAX_ITEMS: Final = 15
+"""Elements of a list in an element, which are fewer: many numbers are written in another way."""
+
 MAX_LEFT: Final = 16_384
 """Elements left to the encoder, behind many that were of no shape, before the next try."""
 
@@ -49,6 +52,11 @@ _pack_i32: Final = struct.Struct(">Bi").pack
 _pack_f64: Final = struct.Struct(">Bd").pack
 
 
+def text_like(*kinds: type[Atom]) -> list[type[Atom]]:
+    """Those that are equal to texts as `Atom` is: two keys of a dict are never one on the wire."""
+    return [kind for kind in kinds if (kind.__eq__, kind.__hash__) == (str.__eq__, str.__hash__)]
+
+
 class Rows:
     """Encodes elements of lists for one encoder.
 
@@ -61,7 +69,7 @@ class Rows:
     ) -> None:
         self._atom = atom
         self._key = key
-        self._keys = frozenset((str, Atom))
+        self._keys = frozenset((str, *text_like(Atom, is_atom)))
         self._constants = frozenset((type(None), bool))
         self._by_type: dict[type, Callable[[Sequence[Any]], Streams]] = {
             str: _texts,
@@ -114,9 +122,7 @@ class Rows:
             if kind is tuple:
                 return self._tuples(column, levels)
             if kind is list:
-                if any(column):
-                    raise Unfit
-                return [repeat(b"j", len(column))]
+                return self._lists(column, levels)
             of_type = self._by_type.get(kind)
             if of_type is None:
                 raise Unfit
@@ -157,6 +163,18 @@ class Rows:
         streams: Streams = [repeat(bytes((104, size)), len(column))]
         for each in zip(*column, strict=True):
             streams += self._streams(each, levels - 1)
+        return streams
+
+    def _lists(self, column: Sequence[list[Any]], levels: int) -> Streams:
+        size = len(column[0])
+        if not levels or size > MAX_ITEMS or {*map(len, column)} != {size}:
+            raise Unfit
+        if not size:
+            return [repeat(b"j", len(column))]
+        streams: Streams = [repeat(struct.pack(">BI", 108, size), len(column))]
+        for each in zip(*column, strict=True):
+            streams += self._streams(each, levels - 1)
+        streams.append(repeat(b"j", len(column)))
         return streams
 
     def _names(self, column: Sequence[Atom]) -> Streams:

@@ -60,7 +60,7 @@ class TestGivingUp:
         await idle(beam, runtime)
 
     async def test_a_killed_caller_that_did_not_monitor(self, beam: Beam, runtime: Runtime) -> None:
-        """So the client calls: it monitors when an answer takes longer, and Python does the same."""
+        """So the client calls: both monitor when an answer takes longer."""
         source = """
         me = self()
         pid = spawn(fn ->
