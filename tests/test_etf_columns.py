@@ -40,6 +40,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Columns from the second element on, and none that were made by other tests."""
     monkeypatch.setattr(etf_decode, "_MIN_ELEMENTS", 2)
     monkeypatch.setattr(etf_columns, "WORTH", 0)
+    monkeypatch.setattr(etf_columns, "MIN_TEXTS", 2)
     forget()
     yield
     forget()
@@ -403,12 +404,28 @@ def changing_at_the_end(count: int) -> list[object]:
     return [*({"a": i, "b": "x"} for i in range(count - 1)), {"a": 1}]
 
 
+def two_shapes() -> list[object]:
+    return [[{"a": i, "b": 1} if i % 2 else {"b": i} for i in range(70)]] * 300
+
+
+def many_shapes() -> list[object]:
+    return [[{"a": i, "b": [i] * (i % 20), f"c{i}": 1} for i in range(70)]] * 100
+
+
+def but_for_a_value() -> list[object]:
+    return [[{"a": i, "b": "x", "c": [i] * (i % 20)} for i in range(70)]] * 100
+
+
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "every map another shape": lambda: encode([{f"k{i}": i, "v": i} for i in range(20_000)]),
     "lists whose last element differs": lambda: encode([changing_at_the_end(64)] * 300),
     "every other map another shape": lambda: encode(
         [{"a": i} if i % 2 else {"b": i} for i in range(20_000)]
     ),
+    "many lists of two shapes": lambda: encode(two_shapes()),
+    "many lists of many shapes": lambda: encode(many_shapes()),
+    "many lists of one shape but for a value": lambda: encode(but_for_a_value()),
+    "many lists of short texts": lambda: encode([[f"{i}" for i in range(70)]] * 1000),
     "texts that hold heads of texts": lambda: encode(["m\0\0\0\1" * 20] * 5000),
     "maps that hold heads of maps": lambda: encode(
         [{"a": encode({"a": "x"})[:-1], "b": i} for i in range(10_000)]

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from snex_node import Atom, Pid
 from snex_node.wire import etf_rows
 from snex_node.wire.etf import Decoder, EncodeError, Encoder
-from tests.test_etf_columns import ELEMENTS, OTHERS, another, records
+from tests.test_etf_columns import (
+    ELEMENTS,
+    OTHERS,
+    another,
+    but_for_a_value,
+    many_shapes,
+    records,
+    two_shapes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Columns from the second element on, and several chunks in lists of some dozens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(etf_rows, "MIN_ROWS", 2)
+        patch.setattr(etf_rows, "MIN_TEXTS", 2)
         patch.setattr(etf_rows, "TRIAL", 4)
         patch.setattr(etf_rows, "CHUNK", 16)
         yield
@@ -230,6 +239,10 @@ HOSTILE: dict[str, Callable[[], object]] = {
     "every other dict another shape": lambda: [
         {"a": i} if i % 2 else {"b": i} for i in range(20_000)
     ],
+    "many lists of two shapes": two_shapes,
+    "many lists of many shapes": many_shapes,
+    "many lists of one shape but for a value": but_for_a_value,
+    "many lists of short texts": lambda: [[f"{i}" for i in range(70)]] * 1000,
     "texts that are no ASCII": lambda: [f"ü{i}" for i in range(50_000)],
     "lists whose last element differs": lambda: (
         [[*({"a": i, "b": "x"} for i in range(63)), {"a": 1}]] * 300
@@ -241,6 +254,7 @@ HOSTILE: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
 def test_nothing_makes_it_slow(make: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etf_rows, "MIN_ROWS", 64)
+    monkeypatch.setattr(etf_rows, "MIN_TEXTS", 512)
     monkeypatch.setattr(etf_rows, "TRIAL", 64)
     monkeypatch.setattr(etf_rows, "CHUNK", 1024)
     # A tenth more is what it may cost; the rest is what two measurements differ by.

@@ -25,6 +25,9 @@ from snex_node.wire.terms import Atom
 MIN_ELEMENTS: Final = 64
 """In a shorter list, looking for its shape costs what it gains."""
 
+MIN_TEXTS: Final = 512
+"""The same of a list of nothing but binaries."""
+
 MAX_SLOTS: Final = 64
 """Values in an element that may change; one with more is left to the decoder."""
 
@@ -55,6 +58,12 @@ PIECE: Final = 256 * 1024
 
 MAX_STEP: Final = 4096
 """Elements left to the decoder, after many of them that did not match, before the next try."""
+
+MAX_SKIPPED: Final = 63
+"""Times that elements are left to the decoder, of which few were of one shape, before a try."""
+
+GAIN: Final = 16
+"""Elements that are worth having looked for their shape."""
 
 INTEGER: Final = 1
 FLOAT: Final = 2
@@ -485,7 +494,8 @@ class Plan:
         find, single = self.columns.find, self._groups == 1
         while taken < count:
             if self._texts:
-                found, pos = ascii_texts(data, pos, min(len(data), pos + PIECE), count - taken)
+                end = pos + min(PIECE, (count - taken) * (MAX_LENGTH + 6))
+                found, pos = ascii_texts(data, pos, end, count - taken)
                 out.extend(found)
                 taken += len(found)
                 if len(found) > _HEAD:
@@ -564,6 +574,9 @@ class Lists:
         self._hook = hook
         self._plans: dict[Shape, Plan] = {}
         self._by_head: dict[bytes, Plan] = {}
+        # Of elements with these first bytes few were of one shape: how often they are to be left to
+        # the decoder, and have been.
+        self._poor: dict[bytes, tuple[int, int]] = {}
 
     def take(
         self, data: bytes, pos: int, count: int, out: list[Any], levels: int
@@ -575,7 +588,25 @@ class Lists:
         """
         head = data[pos : pos + _HEAD]
         if head.startswith(b"m"):
+            if count < MIN_TEXTS:
+                return pos, count, False
             head = b"m"
+        skip, skipped = self._poor.get(head, _NOT_POOR)
+        if skipped < skip:
+            self._poor[head] = skip, skipped + 1
+            return pos, count, True
+        end, left, again = self._try(head, data, pos, count, out, levels)
+        if left and again and count - left < GAIN:
+            if len(self._poor) >= MAX_SHAPES:
+                self._poor.clear()
+            self._poor[head] = min(2 * skip + 1, MAX_SKIPPED), 0
+        elif skip:
+            del self._poor[head]
+        return end, left, again
+
+    def _try(
+        self, head: bytes, data: bytes, pos: int, count: int, out: list[Any], levels: int
+    ) -> tuple[int, int, bool]:
         plan = self._by_head.get(head)
         if plan is not None and plan.columns.nesting <= levels:
             end, taken = plan.take(data, pos, count, out)
@@ -657,4 +688,5 @@ class Lists:
 
 
 _HEAD: Final = 8
+_NOT_POOR: Final = 0, 0
 _STRUCT: Final = b"w\x0a__struct__"

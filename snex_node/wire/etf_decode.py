@@ -118,7 +118,6 @@ _fun_header: Final = struct.Struct(">IB16sII").unpack_from
 
 _MIN_ELEMENTS: Final = etf_columns.MIN_ELEMENTS
 _COLUMN_TAGS: Final = frozenset((104, 109, 116, 119))
-_GAIN: Final = 16  # elements that are worth having looked for more of their shape
 
 _MIN_RUN: Final = 16  # in a shorter list, looking for a run of numbers costs what it gains
 _CHUNKS: Final = (512, 128, 32, 8)
@@ -774,7 +773,7 @@ def _take(
     end, left, again = lists.take(data, pos, count, out, levels)
     if not left or not again:
         return end, left
-    step = 1 if count - left >= _GAIN else min(2 * step, etf_columns.MAX_STEP)
+    step = 1 if count - left >= etf_columns.GAIN else min(2 * step, etf_columns.MAX_STEP)
     if left > step:
         rests[start] = left - step, step
         return end, step

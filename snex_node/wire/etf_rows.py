@@ -18,6 +18,9 @@ from snex_node.wire.terms import Atom, Term
 MIN_ROWS: Final = 64
 """Of a shorter list, looking for its shape costs what it gains."""
 
+MIN_TEXTS: Final = 512
+"""The same of a list of nothing but texts."""
+
 CHUNK: Final = 1024
 """Elements that are encoded at once, or one by one if one of them is of another shape."""
 
@@ -35,6 +38,14 @@ MAX_ITEMS: Final = 15
 
 MAX_LEFT: Final = 16_384
 """Elements left to the encoder, behind many that were of no shape, before the next try."""
+
+MAX_SKIPPED: Final = 63
+"""Lists left to the encoder, of those that begin as others whose elements were of no shape."""
+
+MAX_POOR: Final = 64
+"""Beginnings of such lists that are remembered."""
+
+_NOT_POOR: Final = 0, 0
 
 Streams = list[Iterable[bytes]]
 """One after the other, an element of each, they are the external form of an element."""
@@ -71,6 +82,9 @@ class Rows:
         self._key = key
         self._keys = frozenset((str, *text_like(Atom, is_atom)))
         self._constants = frozenset((type(None), bool))
+        # Of lists that begin with such an element nothing could be taken: how often they are to be
+        # left to the encoder, and have been.
+        self._poor: dict[object, tuple[int, int]] = {}
         self._by_type: dict[type, Callable[[Sequence[Any]], Streams]] = {
             str: _texts,
             bytes: _binaries,
@@ -87,6 +101,24 @@ class Rows:
 
         None if there is none of those. They may be nested by ``levels``.
         """
+        first = items[0]
+        if type(first) is str and len(items) < MIN_TEXTS:
+            return None
+        sort = tuple(first) if type(first) is dict else type(first)
+        skip, skipped = self._poor.get(sort, _NOT_POOR)
+        if skipped < skip:
+            self._poor[sort] = skip, skipped + 1
+            return None
+        found = self._take(items, levels)
+        if found is None:
+            if len(self._poor) >= MAX_POOR:
+                self._poor.clear()
+            self._poor[sort] = min(2 * skip + 1, MAX_SKIPPED), 0
+        elif skip:
+            del self._poor[sort]
+        return found
+
+    def _take(self, items: Sequence[Any], levels: int) -> list[Any] | None:
         found: list[Any] = []
         any_taken = False
         pos, left = 0, MIN_ROWS
@@ -200,6 +232,8 @@ def _ascii(column: Sequence[str]) -> bytes:
 
 
 def _texts(column: Sequence[str]) -> Streams:
+    if max(map(len, column)) > 255:
+        raise Unfit
     return _binaries([*map(str.encode, column)])
 
 
