@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final, NoReturn, Protocol
 
+from snex_node.errors import NodeError
 from snex_node.system import forks, tasks
 from snex_node.wire.terms import Pid, Reference
 from snex_runtime import contexts
@@ -173,7 +174,10 @@ class Coroutines:
             if work not in self._all or caller is None or caller.ref is None:
                 continue
             if not request.process.is_monitored_with(caller.ref):
-                work.monitor = monitor = self._watcher.monitor(caller.pid)
+                try:
+                    work.monitor = monitor = self._watcher.monitor(caller.pid)
+                except NodeError:  # too much waits for its node
+                    continue
                 self._by_monitor[monitor] = work
 
     def caller_down(self, monitor: Reference) -> bool:
@@ -194,6 +198,7 @@ class Coroutines:
 
     def close(self) -> None:
         """The runtime stops: stop all work, and leave it to clean up."""
+        self._unwatched.clear()
         for work in list(self._all):
             work.stop("the runtime stops")
             if work.task is not None:

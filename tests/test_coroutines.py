@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from snex_node.errors import CallTimeoutError, ProcessExitError
+from snex_node.errors import CallTimeoutError, NodeError, ProcessExitError
 from snex_node.system import forks
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Pid, Reference
@@ -254,6 +254,30 @@ class TestCallersThatDoNotMonitor:
         let_go.set()
         await until(lambda: len(alone.sent.answers) == 3)
         assert alone.monitors.monitored == {}
+
+    async def test_they_cannot_be_monitored(
+        self, alone: Alone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(target: Pid) -> Reference:
+            refused.append(target)
+            raise NodeError("too much waits")
+
+        refused: list[Pid] = []
+        monkeypatch.setattr(alone.monitors, "monitor", refuse)
+        ended: list[object] = []
+        for _ in range(2):
+            alone.begin(waiting(ended), self.CALLER)
+        await until(lambda: len(refused) == 2)
+        alone.coroutines.close()
+        await until(lambda: len(ended) == 2)
+
+    async def test_the_runtime_stops_before(self, alone: Alone) -> None:
+        ended: list[object] = []
+        alone.begin(waiting(ended), self.CALLER)
+        alone.coroutines.close()
+        await until(lambda: ended)
+        await asyncio.sleep(2 * coroutines.WATCH_AFTER)  # that nothing happens is what is tried
+        assert alone.monitors.all == []
 
     async def test_not_those_that_need_not_wait(self, alone: Alone) -> None:
         alone.begin(asyncio.sleep(0), self.CALLER)

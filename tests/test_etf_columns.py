@@ -466,6 +466,13 @@ def test_shapes_are_compiled_when_that_is_worth_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(etf_columns, "WORTH", 1000)
     decoder = Decoder()
     data = encode([{"a": i, "b": i} for i in range(100)])
+    with_texts = encode([{"a": "x", "b": str(i)} for i in range(1000)])
+    decoder.decode(with_texts)
+    assert not etf_columns._compiled
+    decoder.decode(with_texts)
+    assert etf_columns._compiled
+    forget()
+    decoder = Decoder()
     for _ in range(4):
         decoder.decode(data)
         assert not etf_columns._compiled

@@ -46,9 +46,9 @@ MAX_LENGTH: Final = 127
 MAX_SHAPES: Final = 64
 """Shapes that are remembered, compiled ones (some 50 KB each) and others (1 KB)."""
 
-WORTH: Final = 12_000
-"""Values of one shape that must be there, or have been, before it is compiled. That takes 5 to
-10 ms, and so does decoding these."""
+WORTH: Final = 5_000
+"""Values of one shape that must be there, or have been, before it is compiled, and as many more for
+each group of binaries or atoms: to compile one takes 1 to 2.5 ms, and so does decoding these."""
 
 SAMPLE: Final = 16
 """Elements that are looked at, one by one, before a shape is compiled."""
@@ -315,11 +315,12 @@ def compiled(shape: Shape, data: bytes, pos: int, count: int) -> Columns | None:
     columns = _compiled.get(shape)
     if columns is not None:
         return columns
-    slots = len(slots_of(shape))
+    slots = slots_of(shape)
     seen = _seen.get(shape, 0)
-    if seen + count * slots >= WORTH:
+    worth = WORTH * (1 + sum(bool(kind & BINARY) + bool(kind & ATOM) for kind in slots))
+    if seen + count * len(slots) >= worth:
         count = min(count, data.count(_head_of(shape), pos))
-        if seen + count * slots >= WORTH:
+        if seen + count * len(slots) >= worth:
             wider = _wider(shape, data, pos, min(count, SAMPLE))
             columns = _compiled.get(wider) or Columns(wider)
             if len(_compiled) >= MAX_SHAPES:
@@ -328,7 +329,7 @@ def compiled(shape: Shape, data: bytes, pos: int, count: int) -> Columns | None:
             return columns
     if len(_seen) >= MAX_SHAPES:
         _seen.clear()
-    _seen[shape] = seen + count * slots
+    _seen[shape] = seen + count * len(slots)
     return None
 
 
@@ -601,7 +602,7 @@ class Lists:
                 self._poor.clear()
             self._poor[head] = min(2 * skip + 1, MAX_SKIPPED), 0
         elif skip:
-            del self._poor[head]
+            self._poor.pop(head, None)  # another thread may have done so
         return end, left, again
 
     def _try(

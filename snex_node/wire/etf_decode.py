@@ -678,9 +678,7 @@ class Decoder:
 
     def _remember_pid(self, data: bytes, begin: int, end: int) -> tuple[Pid | Term, int]:
         head = data[begin : end - _PID_NUMBERS]
-        if (
-            head in self._pid_heads
-        ):  # a new one of a node that is known, and those come all the time
+        if head in self._pid_heads:  # of a node that is known a new one comes all the time
             _check_end(data, end)
             value = self._pid(data[begin:end])
         else:

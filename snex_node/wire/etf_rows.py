@@ -101,10 +101,9 @@ class Rows:
 
         None if there is none of those. They may be nested by ``levels``.
         """
-        first = items[0]
-        if type(first) is str and len(items) < MIN_TEXTS:
+        if type(items[0]) is str and len(items) < MIN_TEXTS:
             return None
-        sort = tuple(first) if type(first) is dict else type(first)
+        sort = self._sort_of(items[0])
         skip, skipped = self._poor.get(sort, _NOT_POOR)
         if skipped < skip:
             self._poor[sort] = skip, skipped + 1
@@ -115,8 +114,15 @@ class Rows:
                 self._poor.clear()
             self._poor[sort] = min(2 * skip + 1, MAX_SKIPPED), 0
         elif skip:
-            del self._poor[sort]
+            self._poor.pop(sort, None)  # another thread may have done so
         return found
+
+    def _sort_of(self, element: object) -> object:
+        """What elements have in common that may be of one shape, by a glance."""
+        if isinstance(element, dict):
+            first = next(iter(element), None)
+            return len(element), first if type(first) in self._keys else None
+        return type(element), len(element) if isinstance(element, tuple) else 0
 
     def _take(self, items: Sequence[Any], levels: int) -> list[Any] | None:
         found: list[Any] = []
@@ -166,6 +172,7 @@ class Rows:
         return [self._mixed(column, types)]
 
     def _dicts(self, column: Sequence[dict[Any, Any]], levels: int) -> Streams:
+        column = [*map(dict.copy, column)]  # another thread may change them
         keys = tuple(column[0])
         if (
             not levels
