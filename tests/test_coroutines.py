@@ -275,7 +275,7 @@ class TestCallersThatDoNotMonitor:
         ended: list[object] = []
         alone.begin(waiting(ended), self.CALLER)
         alone.coroutines.close()
-        await until(lambda: ended)
+        await until(lambda: not len(alone.coroutines))
         await asyncio.sleep(2 * coroutines.WATCH_AFTER)  # that nothing happens is what is tried
         assert alone.monitors.all == []
 
