@@ -16,7 +16,7 @@ import contextlib
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -47,8 +47,9 @@ MAX_SHAPES: Final = 64
 """Shapes that are remembered, compiled ones (some 50 KB each) and others (1 KB)."""
 
 WORTH: Final = 5_000
-"""Values of one shape that must be there, or have been, before it is compiled, and as many more for
-each group of binaries or atoms: to compile one takes 1 to 2.5 ms, and so does decoding these."""
+"""Values and keys of one shape that must be there, or have been, before it is compiled, and as many
+more for each group of binaries or atoms: to compile one takes 1 to 2.5 ms, and so does decoding
+these."""
 
 SAMPLE: Final = 16
 """Elements that are looked at, one by one, before a shape is compiled."""
@@ -114,14 +115,15 @@ class _Unfit(Exception):
     """A term has no shape that is dealt with here."""
 
 
-def learn(data: bytes, pos: int) -> Shape | None:
-    """The shape of the term at ``pos``, or None if it has none that is dealt with here."""
+def learn(data: bytes, pos: int) -> tuple[Shape, int] | None:
+    """The shape of the term at ``pos``, and its size; None if it is of none that is dealt with."""
     try:
-        shape, _ = _learn(data, pos, 0)
+        shape, end = _learn(data, pos, 0)
     except (_Unfit, IndexError, struct.error):
         return None
-    slots = len(slots_of(shape))
-    return shape if 0 < slots <= MAX_SLOTS and constant_of(shape) <= MAX_CONSTANT else None
+    if not 0 < len(slots_of(shape)) <= MAX_SLOTS or constant_of(shape) > MAX_CONSTANT:
+        return None
+    return shape, end - pos
 
 
 def _learn(data: bytes, pos: int, depth: int) -> tuple[Shape, int]:
@@ -275,17 +277,22 @@ def pattern_of(shape: Shape) -> bytes:
     return head + b"".join(chain.from_iterable(pairs))
 
 
-def _head_of(shape: Shape) -> bytes:
-    """The bytes that each element begins with."""
+def probe_of(shape: Shape) -> bytes:
+    """Bytes that each element has, and others have seldom: its longest key, or how it begins."""
+    keys = list(_keys(shape))
+    if keys:
+        return max(keys, key=len)
     if isinstance(shape, Leaf):
         return _BEFORE.get(shape.kinds, b"")
-    if isinstance(shape, Tuple):
-        return bytes((104, len(shape.elements)))
-    if isinstance(shape, Items):
-        return b"l" + len(shape.elements).to_bytes(4, "big")
+    tag, size = (b"h", 1) if isinstance(shape, Tuple) else (b"l", 4)
+    return tag + len(_parts(shape)).to_bytes(size, "big")
+
+
+def _keys(shape: Shape) -> Iterator[bytes]:
     if isinstance(shape, Map):
-        return b"t" + len(shape.keys).to_bytes(4, "big") + (shape.keys[0] if shape.keys else b"")
-    return b"j"
+        yield from shape.keys
+    for part in _parts(shape):
+        yield from _keys(part)
 
 
 class Columns:
@@ -307,30 +314,32 @@ _compiled: Final[dict[Shape, Columns]] = {}
 _seen: Final[dict[Shape, int]] = {}
 
 
-def compiled(shape: Shape, data: bytes, pos: int, count: int) -> Columns | None:
+def compiled(
+    shape: Shape, data: bytes, pos: int, count: int, size: int, caution: int
+) -> Columns | None:
     """Compiles ``shape`` if that is worth it; ``count`` elements are said to be at ``data[pos]``.
 
-    How many there are is found out by their first bytes.
+    ``caution`` is how many times as many are asked for. How many there are is found out by bytes
+    that all have, as far as they may reach if they are of about ``size`` bytes as the first one is.
     """
     columns = _compiled.get(shape)
     if columns is not None:
         return columns
+    count = min(count, data.count(probe_of(shape), pos, pos + 2 * count * size))
     slots = slots_of(shape)
-    seen = _seen.get(shape, 0)
-    worth = WORTH * (1 + sum(bool(kind & BINARY) + bool(kind & ATOM) for kind in slots))
-    if seen + count * len(slots) >= worth:
-        count = min(count, data.count(_head_of(shape), pos))
-        if seen + count * len(slots) >= worth:
-            wider = _wider(shape, data, pos, min(count, SAMPLE))
-            columns = _compiled.get(wider) or Columns(wider)
-            if len(_compiled) >= MAX_SHAPES:
-                _compiled.clear()
-            _compiled[shape] = _compiled[wider] = columns
-            return columns
-    if len(_seen) >= MAX_SHAPES:
-        _seen.clear()
-    _seen[shape] = seen + count * len(slots)
-    return None
+    seen = _seen.get(shape, 0) + count * (len(slots) + sum(1 for _ in _keys(shape)))
+    groups = sum(bool(kind & BINARY) + bool(kind & ATOM) for kind in slots)
+    if seen < WORTH * caution * (1 + groups):
+        if len(_seen) >= MAX_SHAPES:
+            _seen.clear()
+        _seen[shape] = seen
+        return None
+    wider = _wider(shape, data, pos, min(count, SAMPLE))
+    columns = _compiled.get(wider) or Columns(wider)
+    if len(_compiled) >= MAX_SHAPES:
+        _compiled.clear()
+    _compiled[shape] = _compiled[wider] = columns
+    return columns
 
 
 def _wider(shape: Shape, data: bytes, pos: int, count: int) -> Shape:
@@ -493,14 +502,16 @@ class Plan:
         """Appends at most ``count`` elements; returns where they end, and how many they are."""
         taken = 0
         find, single = self.columns.find, self._groups == 1
+        ascii_only = self._texts
         while taken < count:
-            if self._texts:
+            if ascii_only:
                 end = pos + min(PIECE, (count - taken) * (MAX_LENGTH + 6))
                 found, pos = ascii_texts(data, pos, end, count - taken)
                 out.extend(found)
                 taken += len(found)
                 if len(found) > _HEAD:
                     continue
+                ascii_only = False
             rows = find(data, pos, min(len(data), pos + PIECE))
             if rows and not (rows[-1] if single else any(rows[-1])):
                 rows.pop()
@@ -578,6 +589,7 @@ class Lists:
         # Of elements with these first bytes few were of one shape: how often they are to be left to
         # the decoder, and have been.
         self._poor: dict[bytes, tuple[int, int]] = {}
+        self._caution = 1
 
     def take(
         self, data: bytes, pos: int, count: int, out: list[Any], levels: int
@@ -613,26 +625,33 @@ class Lists:
             end, taken = plan.take(data, pos, count, out)
             if taken:
                 return end, count - taken, True
-        shape = learn(data, pos)
-        if shape is None or (isinstance(shape, Leaf) and not shape.kinds & BINARY):
+        learned = learn(data, pos)
+        if learned is None:
+            return pos, count, True
+        shape, size = learned
+        if isinstance(shape, Leaf) and not shape.kinds & BINARY:
             return pos, count, True  # such elements by themselves are taken as fast by the loop
         if plan is not None:
             shape = merge(plan.columns.shape, shape) or shape
             if shape == plan.columns.shape:
                 return pos, count, True
-        plan = self._plan(shape, data, pos, count)
+        known = len(self._plans)
+        plan = self._plan(shape, data, pos, count, size)
         if plan is None or plan.columns.nesting > levels:
             return pos, count, False
         if len(self._by_head) >= MAX_SHAPES:
             self._by_head.clear()
         self._by_head[head] = plan
         pos, taken = plan.take(data, pos, count, out)
+        if len(self._plans) != known:  # a new one: was it worth it?
+            good = taken >= GAIN
+            self._caution = max(1, self._caution // 2) if good else min(2 * self._caution, 64)
         return pos, count - taken, True
 
-    def _plan(self, shape: Shape, data: bytes, pos: int, count: int) -> Plan | None:
+    def _plan(self, shape: Shape, data: bytes, pos: int, count: int, size: int) -> Plan | None:
         plan = self._plans.get(shape)
         if plan is None:
-            columns = compiled(shape, data, pos, count)
+            columns = compiled(shape, data, pos, count, size, self._caution)
             if columns is None or not self._distinct(shape):
                 return None
             if len(self._plans) >= MAX_SHAPES:

@@ -117,7 +117,7 @@ _f64: Final = struct.Struct(">d").unpack_from
 _fun_header: Final = struct.Struct(">IB16sII").unpack_from
 
 _MIN_ELEMENTS: Final = etf_columns.MIN_ELEMENTS
-_COLUMN_TAGS: Final = frozenset((104, 109, 116, 119))
+_COLUMN_TAGS: Final = frozenset((104, 108, 109, 116, 119))
 
 _MIN_RUN: Final = 16  # in a shorter list, looking for a run of numbers costs what it gains
 _CHUNKS: Final = (512, 128, 32, 8)
@@ -280,7 +280,7 @@ class Decoder:
         lists = None if raw_structs else self._lists
         # Of lists of which some elements are left to this loop: how many there are behind those,
         # and those were, by where they begin.
-        rests: dict[int, tuple[int, int]] = {}
+        rests: dict[int, tuple[int, int]] | None = None
         in_hook = False
         reread = 0
         # Where maps end that had to be read twice, by where they begin: others need not read them.
@@ -400,17 +400,11 @@ class Decoder:
                         run_at = pos if count >= _MIN_RUN else size
                         if count >= _MIN_ELEMENTS and lists and data[pos] in _COLUMN_TAGS:
                             in_hook = True
-                            pos, remaining = _take(
-                                lists,
-                                data,
-                                pos,
-                                count,
-                                out,
-                                max_depth - len(stack),
-                                1,
-                                rests,
-                                start,
-                            )
+                            levels = max_depth - len(stack)
+                            pos, remaining, rest = _take(lists, data, pos, count, out, levels, 1)
+                            if rest is not None:
+                                rests = rests or {}
+                                rests[start] = rest
                             in_hook = False
                     elif tag == 106:
                         out.append([])
@@ -458,11 +452,12 @@ class Decoder:
                     value = tuple(out)
                 elif kind == _LIST:
                     if rests and start in rests and lists:
-                        left, step = rests.pop(start)
                         in_hook = True
-                        pos, remaining = _take(
-                            lists, data, pos, left, out, max_depth - len(stack), step, rests, start
-                        )
+                        levels = max_depth - len(stack)
+                        left, step = rests.pop(start)
+                        pos, remaining, rest = _take(lists, data, pos, left, out, levels, step)
+                        if rest is not None:
+                            rests[start] = rest
                         in_hook = False
                         if remaining:
                             continue
@@ -753,29 +748,18 @@ class Decoder:
 
 
 def _take(
-    lists: Lists,
-    data: bytes,
-    pos: int,
-    count: int,
-    out: list[Any],
-    levels: int,
-    step: int,
-    rests: dict[int, tuple[int, int]],
-    start: int,
-) -> tuple[int, int]:
+    lists: Lists, data: bytes, pos: int, count: int, out: list[Any], levels: int, step: int
+) -> tuple[int, int, tuple[int, int] | None]:
     """Takes those of ``count`` elements that are of one shape; ``step`` were left to the loop.
 
-    Returns where they end, and how many the loop is to take now. Where there are more after that,
-    `rests` has them.
+    Returns where they end, how many the loop is to take now, and, if there are more after those,
+    how many, and the step then.
     """
     end, left, again = lists.take(data, pos, count, out, levels)
     if not left or not again:
-        return end, left
+        return end, left, None
     step = 1 if count - left >= etf_columns.GAIN else min(2 * step, etf_columns.MAX_STEP)
-    if left > step:
-        rests[start] = left - step, step
-        return end, step
-    return end, left
+    return (end, step, (left - step, step)) if left > step else (end, left, None)
 
 
 def _integers(data: bytes, pos: int, count: int, out: list[Any]) -> tuple[int, int]:

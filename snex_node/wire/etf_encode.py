@@ -96,7 +96,7 @@ _MAP_HEADS: Final = tuple(_pack_u32(116, size) for size in range(256))
 _DISTINCT_KEYS: Final = frozenset((str, int, Atom, Pid, Reference))
 _DISTINCT_BYTES_KEYS: Final = frozenset((bytes, int, Atom, Pid, Reference))
 
-_IN_ROWS: Final = frozenset((dict, tuple, str, type(None)))
+_IN_ROWS: Final = frozenset((dict, tuple, list))
 
 _COUNTED: Final = frozenset(
     (str, bytes, bytearray, memoryview, int, list, tuple, dict, set, frozenset)

@@ -1,6 +1,6 @@
 """Lists of objects of one shape, encoded by columns: what `etf_columns` takes, written.
 
-Dicts with the same keys, tuples of one length, texts: what does not change is encoded once, each
+Dicts with the same keys, tuples of one length: what does not change is encoded once, each
 column of values is encoded as a whole, and `zip` puts them together. Whatever is not as plain as
 that is left to the encoder, and so is what it refuses: it knows why, and where.
 """
@@ -17,9 +17,6 @@ from snex_node.wire.terms import Atom, Term
 
 MIN_ROWS: Final = 64
 """Of a shorter list, looking for its shape costs what it gains."""
-
-MIN_TEXTS: Final = 512
-"""The same of a list of nothing but texts."""
 
 CHUNK: Final = 1024
 """Elements that are encoded at once, or one by one if one of them is of another shape."""
@@ -57,7 +54,6 @@ class Unfit(Exception):
 
 _SMALL: Final = tuple(bytes((97, number)) for number in range(256))
 _HEADS: Final = tuple(struct.pack(">BI", 109, size) for size in range(256))
-_TEXT_HEADS: Final = tuple(f"m\0\0\0{chr(size)}" for size in range(128))
 _CONSTANTS: Final = {None: b"w\3nil", True: b"w\4true", False: b"w\5false"}
 _pack_i32: Final = struct.Struct(">Bi").pack
 _pack_f64: Final = struct.Struct(">Bd").pack
@@ -101,8 +97,6 @@ class Rows:
 
         None if there is none of those. They may be nested by ``levels``.
         """
-        if type(items[0]) is str and len(items) < MIN_TEXTS:
-            return None
         sort = self._sort_of(items[0])
         skip, skipped = self._poor.get(sort, _NOT_POOR)
         if skipped < skip:
@@ -122,7 +116,7 @@ class Rows:
         if isinstance(element, dict):
             first = next(iter(element), None)
             return len(element), first if type(first) in self._keys else None
-        return type(element), len(element) if isinstance(element, tuple) else 0
+        return type(element), len(element) if isinstance(element, tuple | list) else 0
 
     def _take(self, items: Sequence[Any], levels: int) -> list[Any] | None:
         found: list[Any] = []
@@ -147,8 +141,6 @@ class Rows:
         return found if any_taken else None
 
     def _encoded(self, chunk: Sequence[Any], levels: int) -> bytes:
-        if type(chunk[0]) is str and {*map(type, chunk)} == {str}:
-            return _ascii(chunk)
         return b"".join(chain.from_iterable(zip(*self._streams(chunk, levels))))  # noqa: B905
 
     def _streams(self, column: Sequence[Any], levels: int) -> Streams:
@@ -227,15 +219,6 @@ class Rows:
             part = [value for value in column if type(value) is kind]
             of_each[kind] = map(b"".join, zip(*self._by_type[kind](part), strict=True))
         return [next(of_each[type(value)]) for value in column]
-
-
-def _ascii(column: Sequence[str]) -> bytes:
-    """Texts of ASCII, none longer than 127: as one text, which is then encoded."""
-    sizes = [*map(len, column)]
-    if max(sizes) > 127:
-        raise Unfit
-    heads = map(_TEXT_HEADS.__getitem__, sizes)
-    return "".join(chain.from_iterable(zip(heads, column, strict=True))).encode("ascii")
 
 
 def _texts(column: Sequence[str]) -> Streams:
