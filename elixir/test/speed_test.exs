@@ -1,5 +1,5 @@
 defmodule Snex.SpeedTest do
-  @moduledoc "What the client adds to a plain call, as a ratio in one run."
+  @moduledoc "What the client adds to a plain call, as a ratio in one run; and what is to be soon."
   # Nothing else runs meanwhile.
   use Snex.Case, async: false
 
@@ -15,6 +15,25 @@ defmodule Snex.SpeedTest do
     # A machine that is busy slows down both; the best of some tries is the one that was disturbed least.
     ratio = Enum.min(for _ <- 1..5, do: ratio(plain, ours))
     assert ratio <= 1.25
+  end
+
+  for {name, opts} <- [direct: [], stdio: [port_opts: [:use_stdio]]] do
+    @opts opts
+    test "init_script_timeout fails an asynchronous start within 100 ms (#{name})" do
+      Process.flag(:trap_exit, true)
+      # Python that reads no input.
+      opts = [wrap_exec: fn _, _ -> {"sleep", ["60"]} end, init_script_timeout: 300] ++ @opts
+
+      late =
+        for _ <- 1..4 do
+          began = System.monotonic_time(:millisecond)
+          {:ok, interpreter} = Interpreter.start_link([sync_start?: false] ++ opts)
+          assert_receive {:EXIT, ^interpreter, %Error{code: :init_script_timeout}}
+          System.monotonic_time(:millisecond) - began - 300
+        end
+
+      assert Enum.min(late) in 0..100
+    end
   end
 
   defp ratio(plain, ours) do
