@@ -131,7 +131,9 @@ class Coroutines:
         self._all: set[Work] = set()
         self._by_ref: dict[bytes, Work] = {}
         self._by_monitor: dict[Reference, Work] = {}
-        self._unwatched: list[Work] = []
+        # What has begun just now. It is forgotten when it is done: its context may hold much.
+        self._unwatched: dict[Work, None] = {}
+        self._will_watch = False
 
     def __len__(self) -> int:
         return len(self._all)
@@ -155,8 +157,9 @@ class Coroutines:
             if self._node.forked:
                 forks.end_waiting_child()
             tasks.hide(task)
-            self._unwatched.append(work)
-            if len(self._unwatched) == 1:
+            self._unwatched[work] = None
+            if not self._will_watch:
+                self._will_watch = True
                 self._loop.call_later(WATCH_AFTER, self._watch_callers)
         if work.stopped is not None:
             task.cancel()
@@ -167,11 +170,12 @@ class Coroutines:
         Callers of `GenServer` monitor the process that they call. Others may not, because most
         answers come soon, and then monitors on both sides would have been for nothing.
         """
-        waiting, self._unwatched = self._unwatched, []
+        self._will_watch = False
+        waiting, self._unwatched = self._unwatched, {}
         for work in waiting:
             request = work.request
             caller = request.caller
-            if work not in self._all or caller is None or caller.ref is None:
+            if caller is None or caller.ref is None:
                 continue
             if not request.process.is_monitored_with(caller.ref):
                 try:
@@ -237,6 +241,7 @@ class Coroutines:
 
     def _forget(self, work: Work) -> None:
         self._all.discard(work)
+        self._unwatched.pop(work, None)
         if work.timeout is not None:
             self._interrupter.unwatch(work)
         if work.timer is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import Any, NoReturn
@@ -254,6 +256,18 @@ class TestCallersThatDoNotMonitor:
         let_go.set()
         await until(lambda: len(alone.sent.answers) == 3)
         assert alone.monitors.monitored == {}
+
+    async def test_what_is_done_is_let_go_at_once(self, alone: Alone) -> None:
+        """Its context may hold much."""
+        awaited = asyncio.sleep(0)
+        kept = weakref.ref(awaited)
+        alone.begin(awaited, self.CALLER)
+        del awaited
+        await until(lambda: alone.sent.answers)
+        alone.sent.answers.clear()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert kept() is None
 
     async def test_they_cannot_be_monitored(
         self, alone: Alone, monkeypatch: pytest.MonkeyPatch
