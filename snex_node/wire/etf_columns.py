@@ -57,6 +57,9 @@ SAMPLE: Final = 16
 PIECE: Final = 256 * 1024
 """Bytes that are taken at once: columns hold them several times over."""
 
+TRIAL: Final = 4096
+"""Bytes of texts that are taken at first, to see what they are like."""
+
 MAX_STEP: Final = 4096
 """Elements left to the decoder, after many of them that did not match, before the next try."""
 
@@ -282,8 +285,6 @@ def probe_of(shape: Shape) -> bytes:
     keys = list(_keys(shape))
     if keys:
         return max(keys, key=len)
-    if isinstance(shape, Leaf):
-        return _BEFORE.get(shape.kinds, b"")
     tag, size = (b"h", 1) if isinstance(shape, Tuple) else (b"l", 4)
     return tag + len(_parts(shape)).to_bytes(size, "big")
 
@@ -325,7 +326,8 @@ def compiled(
     columns = _compiled.get(shape)
     if columns is not None:
         return columns
-    count = min(count, data.count(probe_of(shape), pos, pos + 2 * count * size))
+    if not isinstance(shape, Leaf):  # what those begin with says nothing
+        count = min(count, data.count(probe_of(shape), pos, pos + 2 * count * size))
     slots = slots_of(shape)
     seen = _seen.get(shape, 0) + count * (len(slots) + sum(1 for _ in _keys(shape)))
     groups = sum(bool(kind & BINARY) + bool(kind & ATOM) for kind in slots)
@@ -505,8 +507,11 @@ class Plan:
         ascii_only = self._texts
         while taken < count:
             if ascii_only:
-                end = pos + min(PIECE, (count - taken) * (MAX_LENGTH + 6))
-                found, pos = ascii_texts(data, pos, end, count - taken)
+                end = pos + min(PIECE if taken else TRIAL, (count - taken) * (MAX_LENGTH + 6))
+                found, after = ascii_texts(data, pos, end, count - taken)
+                if len(found) <= _HEAD and data[pos:end].isascii() and end < len(data):
+                    break  # they hold what texts begin with
+                pos = after
                 out.extend(found)
                 taken += len(found)
                 if len(found) > _HEAD:
