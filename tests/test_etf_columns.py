@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -30,6 +28,7 @@ from snex_node.wire.etf_columns import (
     learn,
     merge,
 )
+from tests.support.times import ratio
 
 encode = Encoder().encode
 As = Literal["bytes", "str"]
@@ -381,24 +380,14 @@ def test_records_with_bytes_changed(record: object, number: random.Random, binar
 # --- what it costs -------------------------------------------------------------------------------
 
 
-def ratio(data: bytes) -> float:
+def slower(data: bytes) -> float:
     """How much longer columns take than the loop, with compiling."""
-    columns, loop = [], []
-    gc.disable()  # it looks at what other tests have left
-    try:
-        for _ in range(3):
-            forget()
-            columns.append(seconds(Decoder(), data))
-            loop.append(seconds(by_loop(), data))
-    finally:
-        gc.enable()
-    return min(columns) / min(loop)
 
+    def columns() -> None:
+        forget()
+        Decoder().decode(data)
 
-def seconds(decoder: Decoder, data: bytes) -> float:
-    began = time.process_time()
-    decoder.decode(data)
-    return time.process_time() - began
+    return ratio(columns, lambda: by_loop().decode(data))
 
 
 def changing_at_the_end(count: int) -> list[object]:
@@ -441,14 +430,14 @@ def test_nothing_makes_it_slow(make: Callable[[], bytes], monkeypatch: pytest.Mo
     monkeypatch.undo()
     # A tenth more is what it may cost; the rest is what two measurements differ by.
     value = make()
-    assert any(ratio(value) < 1.4 for _ in range(6))  # of a busy machine one is to be true
+    assert any(slower(value) < 1.4 for _ in range(6))  # of a busy machine one is to be true
 
 
 @pytest.mark.untraced
 def test_maps_take_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     data = encode([ELEMENTS["map"](i) for i in range(20_000)])
-    assert any(ratio(data) < 0.7 for _ in range(6))
+    assert any(slower(data) < 0.7 for _ in range(6))
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +496,7 @@ def test_looking_for_many_takes_no_time() -> None:
         for i in range(20)
     )
     data = b"l\0\0\0\x14" + lists + b"j"
-    assert min(ratio(data) for _ in range(6)) < 1.5
+    assert min(slower(data) for _ in range(6)) < 1.5
 
 
 def test_seen_shapes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from snex_node import Atom, Pid
 from snex_node.wire import etf_rows
 from snex_node.wire.etf import Decoder, EncodeError, Encoder
+from tests.support.times import ratio
 from tests.test_etf_columns import (
     ELEMENTS,
     OTHERS,
@@ -213,23 +212,9 @@ def test_any_records(record: object, number: random.Random) -> None:
 # --- what it costs -------------------------------------------------------------------------------
 
 
-def ratio(value: object) -> float:
+def slower(value: object) -> float:
     """How much longer columns take than the loop."""
-    rows, loop = [], []
-    gc.disable()  # it looks at what other tests have left
-    try:
-        for _ in range(3):
-            rows.append(seconds(Encoder(), value))
-            loop.append(seconds(by_loop(), value))
-    finally:
-        gc.enable()
-    return min(rows) / min(loop)
-
-
-def seconds(encoder: Encoder, value: object) -> float:
-    began = time.process_time()
-    encoder.encode(value)
-    return time.process_time() - began
+    return ratio(lambda: Encoder().encode(value), lambda: by_loop().encode(value))
 
 
 HOSTILE: dict[str, Callable[[], object]] = {
@@ -257,11 +242,11 @@ def test_nothing_makes_it_slow(make: Callable[[], object], monkeypatch: pytest.M
     monkeypatch.setattr(etf_rows, "CHUNK", 1024)
     # A tenth more is what it may cost; the rest is what two measurements differ by.
     value = make()
-    assert any(ratio(value) < 1.4 for _ in range(6))  # of a busy machine one is to be true
+    assert any(slower(value) < 1.4 for _ in range(6))  # of a busy machine one is to be true
 
 
 @pytest.mark.untraced
 def test_dicts_take_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etf_rows, "CHUNK", 1024)
     values = [ELEMENTS["map"](i) for i in range(20_000)]
-    assert any(ratio(values) < 0.7 for _ in range(6))
+    assert any(slower(values) < 0.7 for _ in range(6))
