@@ -215,7 +215,7 @@ def _discard(stream: TextIO) -> None:
 async def _start(args: argparse.Namespace) -> int:
     undo = args.log.take_reports()
     try:
-        with watcher.guard(GRACE - watcher.MARGIN):
+        with watcher.guard(max(0.0, GRACE - watcher.MARGIN)):
             return await _until_signal(_serve(args))
     finally:
         undo()

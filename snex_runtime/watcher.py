@@ -24,6 +24,7 @@ MARGIN: Final = 0.5
 
 _POLL: Final = 0.5  # seconds, where the system cannot tell of the end of a process
 _TERMINATED: Final = b"t"
+_ENDING: Final = b"e"
 
 
 class Signals:
@@ -49,10 +50,12 @@ class Signals:
         self.answer()
         return False
 
-    def answer(self) -> None:
-        """Tell the watcher that this process is not to end."""
+    def answer(self, *, ending: bool = False) -> None:
+        """Tell the watcher that threads do run here: this process is not to end, or is ``ending``
+        by itself.
+        """
         with contextlib.suppress(OSError):
-            os.write(self._answers.fileno(), _TERMINATED)
+            os.write(self._answers.fileno(), _ENDING if ending else _TERMINATED)
 
     def close(self) -> None:
         """Let the watcher go, which ends. On the main thread; `terminated` raises ``EOFError``."""
@@ -66,14 +69,14 @@ class Signals:
 
 
 def start(
-    *, leash: forks.HasFileno | None = None, group: bool = False, last: float | None = None
+    *, leash: forks.HasFileno | None = None, group: bool = False, ending: float = 0.0
 ) -> Signals:
     """Start the watcher of this process. Call it on the main thread, before there are others.
 
-    It kills this process ``last`` seconds after SIGTERM, or the end of ``leash``; by default after
-    `LAST`. It is no child of this process (which may wait for its children). With ``group`` it
-    kills the whole process group, also when this process has ended; then it is in the group, so
-    that the group's number is not given to others.
+    It kills this process `LAST` seconds after SIGTERM, or the end of ``leash``, and ``ending``
+    seconds after the answer that it is ending by itself. It is no child of this process (which may
+    wait for its children). With ``group`` it kills the whole process group, also when this process
+    has ended; then it is in the group, so that the group's number is not given to others.
     """
     told, tells = os.pipe()
     answered, answers = os.pipe()
@@ -90,7 +93,7 @@ def start(
                 rest = iter(copies)
                 _Watcher(
                     main,
-                    last=LAST if last is None else last,
+                    ending=ending,
                     group=group,
                     leash=next(rest) if leash else -1,
                     forward=next(rest, -1),
@@ -110,10 +113,11 @@ def start(
 def guard(grace: float) -> Iterator[None]:
     """Have SIGTERM end this process, which has a handler for it, where that does not get to run.
 
-    In code that does not return a thread ends it ``grace`` seconds after the signal; where C code
-    keeps the interpreter's lock, then or later, a watcher does `MARGIN` seconds after that.
+    In code that does not return a thread ends it ``grace`` seconds after the signal. Where C code
+    keeps the interpreter's lock a watcher kills it: after `LAST`, or, where that code came later,
+    `MARGIN` seconds after the thread was to do so.
     """
-    signals = start(last=grace + MARGIN)
+    signals = start(ending=grace + MARGIN)
 
     def wait() -> None:
         while True:
@@ -126,6 +130,7 @@ def guard(grace: float) -> Iterator[None]:
                 ending = threading.Timer(grace, os._exit, (128 + signal.SIGTERM,))
                 ending.daemon = True
                 ending.start()
+                signals.answer(ending=True)
 
     threading.Thread(target=wait, name="snex-signals", daemon=True).start()
     try:
@@ -139,7 +144,7 @@ class _Watcher:
         self,
         main: int,
         *,
-        last: float,
+        ending: float,
         group: bool,
         leash: int,
         forward: int,
@@ -148,7 +153,7 @@ class _Watcher:
         answered: int,
     ) -> None:
         self._main = main
-        self._last = last
+        self._ending = ending
         self._group = group
         self._leash = leash
         self._forward = forward
@@ -205,8 +210,11 @@ class _Watcher:
                     os._exit(0)  # let go
                 poll.unregister(self._signals)
             if self._answered in events:
-                if not os.read(self._answered, 64):
+                answers = os.read(self._answered, 64)
+                if not answers:
                     poll.unregister(self._answered)
+                elif _ENDING in answers:
+                    self._deadline = time.monotonic() + self._ending
                 elif not self._let_go:
                     self._deadline = None
             if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -233,7 +241,7 @@ class _Watcher:
 
     def _begin(self) -> None:
         if self._deadline is None:
-            self._deadline = time.monotonic() + self._last
+            self._deadline = time.monotonic() + LAST
 
 
 def _close_all_but(kept: Iterable[int]) -> None:
