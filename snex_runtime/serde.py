@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypedDict
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
+from snex_runtime.arrangement import LISTS, BinaryAs
 
 
 class Atom(terms.Atom):
@@ -186,6 +187,7 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
 
 def _make_decoder(options: Options) -> Decoder:
     binary_as, set_as, atom_as = options
+    binaries: BinaryAs = binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if set_as == "frozenset" else set
 
     def struct_hook(struct: dict[Any, Any]) -> object:
@@ -193,18 +195,22 @@ def _make_decoder(options: Options) -> Decoder:
         if name == mapset:
             members = struct.get(key_map)
             return make_set(members) if isinstance(members, dict) else struct
-        unwrap = _UNWRAP.get(str(name))
+        plain_name = str(name)
+        if plain_name in LISTS:
+            fields = {str(field): value for field, value in struct.items()}
+            return LISTS[plain_name](fields, binaries, Term)
+        unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
     atom = DistinctAtom if atom_as == "distinct_atom" else Atom
     key, key_map, mapset = atom(_STRUCT), atom("map"), atom(_MAPSET)
     made = Decoder(
-        binary_as=binary_as,  # type: ignore[arg-type]
+        binary_as=binaries,
         atom=atom,
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS),
         raw_structs=_RAW_STRUCTS,
     )
     return made

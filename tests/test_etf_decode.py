@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -890,3 +891,39 @@ def test_funs_in_funs_are_bounded() -> None:
         data = b"p" + (4 + len(rest)).to_bytes(4, "big") + rest
     with pytest.raises(DecodeError, match="would be copied"):
         Decoder().decode(data)
+
+
+@pytest.fixture
+def collecting() -> Iterator[None]:
+    """Garbage is collected, and is so again after the test."""
+    gc.enable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collecting")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_a_large_term_is_decoded(enabled: bool) -> None:
+    seen: list[bool] = []
+
+    def hook(struct: dict[Any, Any]) -> object:
+        seen.append(gc.isenabled())
+        if len(struct) > 1:
+            raise KeyError("of the hook")
+        return struct
+
+    decoder = Decoder(struct_hook=hook)
+    struct = {Atom("__struct__"): Atom("Foo")}
+    large = Encoder().encode([struct, b"x" * etf_decode.PAUSE])
+    if not enabled:
+        gc.disable()
+    decoder.decode(Encoder().encode(struct))
+    assert seen == [enabled]
+    decoder.decode(large)
+    assert seen == [enabled, False]
+    assert gc.isenabled() is enabled
+    with pytest.raises(DecodeError):
+        decoder.decode(large[:-1])
+    with pytest.raises(KeyError):
+        decoder.decode(Encoder().encode([{**struct, b"a": 1}, b"x" * etf_decode.PAUSE]))
+    assert gc.isenabled() is enabled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -250,3 +251,27 @@ def test_dicts_take_a_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etf_rows, "CHUNK", 1024)
     values = [ELEMENTS["map"](i) for i in range(20_000)]
     assert any(slower(values) < 0.7 for _ in range(6))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_many_rows_are_encoded(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    take = etf_rows.Rows._take
+
+    def taking(self: etf_rows.Rows, items: Sequence[Any], levels: int) -> list[Any] | None:
+        seen.append(gc.isenabled())
+        return take(self, items, levels)
+
+    monkeypatch.setattr(etf_rows.Rows, "_take", taking)
+    try:
+        if not enabled:
+            gc.disable()
+        Encoder().encode([{"a": 1}] * (etf_rows.CHUNK - 1))
+        assert seen == [enabled]
+        Encoder().encode([{"a": 1}] * etf_rows.CHUNK)
+        assert seen == [enabled, False]
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()

@@ -451,9 +451,11 @@ def atoms(column: Column, atom: Atoms) -> tuple[list[Any], int]:
 _makers: Final[dict[int, Callable[..., list[Any]]]] = {}
 
 
-def _make_maps(keys: tuple[object, ...], columns: list[Any]) -> list[Any]:
+def make_maps(keys: tuple[object, ...], columns: list[Any]) -> list[Any]:
     """Maps of these keys: an expression for each number of them, twice as fast as `dict(zip())`."""
     count = len(keys)
+    if count > MAX_SLOTS:
+        return [dict(zip(keys, row)) for row in zip(*columns)]  # noqa: B905
     maker = _makers.get(count)
     if maker is None:
         names = ", ".join(f"k{i}" for i in range(count))
@@ -497,7 +499,7 @@ class Plan:
         keys = tuple(self._lists.key(key) for key in shape.keys)
         finish = self._lists.finisher(shape.keys)
         return lambda columns, count: finish(
-            _make_maps(keys, [part(columns, count) for part in parts])
+            make_maps(keys, [part(columns, count) for part in parts])
         )
 
     def take(self, data: bytes, pos: int, count: int, out: list[Any]) -> tuple[int, int]:

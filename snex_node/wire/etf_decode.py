@@ -10,6 +10,7 @@ Source: External Term Format, https://www.erlang.org/doc/apps/erts/erl_ext_dist.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import struct
@@ -52,6 +53,10 @@ MAX_CACHED_PIDS: Final = 1024
 MAX_CACHED_HEADS: Final = 256
 """Beginnings of references (node and creation), and as many of pids (node), that a decoder
 remembers: at most 200 KB."""
+
+PAUSE: Final = 64 * 1024
+"""Bytes from which on no garbage is collected while a term is decoded: it makes many objects and no
+garbage, and looking at them time and again takes up to a third of the time."""
 
 MAX_KEY_DEPTH: Final = 64
 """A tuple nested deeper arrives as a ``Term`` where it is the key of a map.
@@ -295,6 +300,9 @@ class Decoder:
         run_at = size  # from here on it is worth looking for a run of numbers
         begin = pos
         value: Any
+        pausing = size - pos >= PAUSE and gc.isenabled()
+        if pausing:
+            gc.disable()
         try:
             while True:
                 while remaining:
@@ -534,6 +542,9 @@ class Decoder:
             if in_hook:
                 raise
             raise _not_utf8(data, begin, pos, error) from None
+        finally:
+            if pausing:
+                gc.enable()
 
     def skip(self, data: bytes | bytearray | memoryview, offset: int = 0) -> int:
         """The offset behind the term at ``offset``, without building the term.

@@ -30,6 +30,7 @@ defmodule Snex.Serde do
     defstruct [:term]
   end
 
+  alias Snex.Arrangement
   alias Snex.Serde.Encoder
 
   @typedoc "Binaries become `str` by default, `bytes` or `bytearray`."
@@ -146,63 +147,107 @@ defmodule Snex.Serde do
             "names of variables are strings, got: #{inspect(name)} in #{inspect(vars)}"
     end
 
-    if plain?(vars), do: vars, else: Map.new(vars, fn {name, value} -> {name, encode(value)} end)
+    if plain?(vars, true),
+      do: vars,
+      else: Map.new(vars, fn {name, value} -> {name, encode(value)} end)
   end
 
   @doc false
-  # The term as it travels: structs by `Snex.Serde.Encoder`, all else as it is.
+  # The term as it travels: structs by `Snex.Serde.Encoder`, long lists by `Snex.Arrangement`,
+  # all else as it is.
   @spec encode(term()) :: term()
-  def encode(term), do: if(plain?(term), do: term, else: convert(term))
+  def encode(term), do: encode(term, true)
 
-  # No struct in it: nothing to do, and what is large is not built anew.
-  defp plain?([head | tail]), do: plain?(head) and plain?(tail)
-  defp plain?(%{__struct__: _}), do: false
+  # What Python keeps whole and sends back must have nothing in it that stands for something else:
+  # improper lists, keys of maps, elements of sets.
+  defp encode(term, arrange?),
+    do: if(plain?(term, arrange?), do: term, else: convert(term, arrange?))
 
-  defp plain?(map) when is_map(map),
-    do: map |> :maps.to_list() |> Enum.all?(fn {key, value} -> plain?(key) and plain?(value) end)
+  # Nothing to do, and what is large is not built anew.
+  defp plain?([_ | _] = list, arrange?),
+    do: not (arrange? and Arrangement.candidate?(list)) and plain_list?(list, arrange?)
 
-  defp plain?(tuple) when is_tuple(tuple), do: plain_tuple?(tuple, tuple_size(tuple))
-  defp plain?(_), do: true
+  defp plain?(%{__struct__: _}, _arrange?), do: false
 
-  defp plain_tuple?(_tuple, 0), do: true
-
-  defp plain_tuple?(tuple, size),
-    do: plain?(:erlang.element(size, tuple)) and plain_tuple?(tuple, size - 1)
-
-  defp convert([head | tail]), do: [convert(head) | convert(tail)]
-  defp convert(%{__struct__: _} = struct), do: convert_struct(struct)
-
-  defp convert(map) when is_map(map),
-    do: Map.new(map, fn {key, value} -> {convert(key), convert(value)} end)
-
-  defp convert(tuple) when is_tuple(tuple),
-    do: tuple |> Tuple.to_list() |> Enum.map(&convert/1) |> List.to_tuple()
-
-  defp convert(term), do: term
-
-  defp convert_struct(%MapSet{} = set) do
-    if Enum.all?(set, &plain?/1), do: set, else: MapSet.new(set, &convert/1)
+  defp plain?(map, arrange?) when is_map(map) do
+    map
+    |> :maps.to_list()
+    |> Enum.all?(fn {key, value} -> plain?(key, false) and plain?(value, arrange?) end)
   end
 
-  defp convert_struct(%Object{args: args} = object), do: %{object | args: encode(args)}
-  defp convert_struct(%type{} = wrapper) when type in [Binary, Float, Term], do: wrapper
+  defp plain?(tuple, arrange?) when is_tuple(tuple),
+    do: plain_tuple?(tuple, tuple_size(tuple), arrange?)
 
-  defp convert_struct(%type{} = struct) do
+  defp plain?(_, _arrange?), do: true
+
+  defp plain_list?([head | tail], arrange?),
+    do: plain?(head, arrange?) and plain_list?(tail, arrange?)
+
+  defp plain_list?(tail, arrange?), do: tail == [] or plain?(tail, arrange?)
+
+  defp plain_tuple?(_tuple, 0, _arrange?), do: true
+
+  defp plain_tuple?(tuple, size, arrange?),
+    do: plain?(:erlang.element(size, tuple), arrange?) and plain_tuple?(tuple, size - 1, arrange?)
+
+  defp convert([_ | _] = list, arrange?) do
+    cond do
+      not arrange? or List.improper?(list) -> convert_list(list, false)
+      not Arrangement.candidate?(list) -> convert_list(list, true)
+      is_struct(hd(list)) -> list |> convert_list(true) |> arrange()
+      true -> Arrangement.arrange(list, &encode/1) || convert_list(list, true)
+    end
+  end
+
+  defp convert(%{__struct__: _} = struct, arrange?), do: convert_struct(struct, arrange?)
+
+  defp convert(map, arrange?) when is_map(map),
+    do: Map.new(map, fn {key, value} -> {convert(key, false), convert(value, arrange?)} end)
+
+  defp convert(tuple, arrange?) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> Enum.map(&convert(&1, arrange?)) |> List.to_tuple()
+
+  defp convert(term, _arrange?), do: term
+
+  defp convert_list([head | tail], arrange?),
+    do: [convert(head, arrange?) | convert_list(tail, arrange?)]
+
+  defp convert_list(tail, arrange?), do: convert(tail, arrange?)
+
+  # What has been converted already.
+  defp arrange(list) do
+    if(Arrangement.candidate?(list), do: Arrangement.arrange(list, &arrange/1)) || list
+  end
+
+  defp convert_struct(%MapSet{} = set, _arrange?) do
+    if Enum.all?(set, &plain?(&1, false)), do: set, else: MapSet.new(set, &convert(&1, false))
+  end
+
+  defp convert_struct(%Object{args: args} = object, arrange?),
+    do: %{object | args: encode(args, arrange?)}
+
+  defp convert_struct(%type{} = wrapper, _arrange?) when type in [Binary, Float, Term],
+    do: wrapper
+
+  defp convert_struct(%type{} = struct, arrange?) do
     case Encoder.impl_for(struct) do
       nil ->
-        convert_fields(struct)
+        convert_fields(struct, arrange?)
 
       implementation ->
         case implementation.encode(struct) do
-          %{__struct__: ^type} = same -> convert_fields(same)
-          other -> encode(other)
+          %{__struct__: ^type} = same -> convert_fields(same, arrange?)
+          other -> encode(other, arrange?)
         end
     end
   end
 
-  defp convert_struct(not_a_struct), do: convert_fields(not_a_struct)
+  defp convert_struct(not_a_struct, arrange?), do: convert_fields(not_a_struct, arrange?)
 
-  defp convert_fields(struct) do
-    :maps.from_list(for {key, value} <- :maps.to_list(struct), do: {encode(key), encode(value)})
+  defp convert_fields(struct, arrange?) do
+    :maps.from_list(
+      for {key, value} <- :maps.to_list(struct),
+          do: {encode(key, false), encode(value, arrange?)}
+    )
   end
 end
