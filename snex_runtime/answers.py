@@ -10,6 +10,7 @@ from collections.abc import Callable, Sized
 from functools import partial
 from typing import Final, Protocol
 
+from snex_node.wire.framing import FRAGMENT_SIZE
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Pid
 from snex_runtime import serde
@@ -81,8 +82,11 @@ class Answers:
         else:
             # The way of nearly every answer: `Node.reply_encoded`, with what is known here, which
             # saves 1.1 us of 8.6.
-            payload = b"h\x02" + caller.tag + answer
-            connection.send(remote.alias_send(sender, alias), payload, sender)
+            message = remote.alias_send(sender, alias)
+            if len(answer) > FRAGMENT_SIZE:
+                connection.send(message, answer, sender, b"h\x02" + caller.tag)
+            else:
+                connection.send(message, b"h\x02" + caller.tag + answer, sender)
 
     def _too_long(self, answer: bytes) -> Failure:
         reason = (

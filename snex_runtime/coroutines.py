@@ -222,7 +222,7 @@ class Coroutines:
                 work.awaited.close()
                 raise asyncio.CancelledError
             try:
-                return OK_ + work.request.remote.encoder.encode(await work.awaited)
+                return work.request.remote.encoder.encode(await work.awaited, OK_)
             finally:
                 work.over = True
         except BaseException as error:

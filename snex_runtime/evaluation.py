@@ -97,7 +97,7 @@ class Evaluator:
         if code is None:
             return OK_NIL
         if options.timeout is None:
-            return OK_ + request.remote.encoder.encode(code.run(variables))
+            return request.remote.encoder.encode(code.run(variables), OK_)
         limit = Deadline(options.timeout)
         return self._interrupter.run(limit, partial(_value, request, code, variables))
 
@@ -139,7 +139,7 @@ class Evaluator:
         result = called(*args, **kwargs)
         if isawaitable(result):
             return Work(request, _await(result))
-        return OK_ + request.remote.encoder.encode(result)
+        return request.remote.encoder.encode(result, OK_)
 
     # --- the init script ------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ def _init_timeout(timeout: float | None) -> Failure:
 
 
 def _value(request: Request, code: Code, variables: Variables) -> bytes:
-    return OK_ + request.remote.encoder.encode(code.run(variables))
+    return request.remote.encoder.encode(code.run(variables), OK_)
 
 
 async def _run_with(code: Code, variables: Variables, given: Variables) -> object:

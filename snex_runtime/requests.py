@@ -40,8 +40,13 @@ _bytes: Final = Decoder()
 class Line(Protocol):
     """A connection."""
 
-    def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
-        """Send a control message and its payload; those of one ``sender`` keep their order."""
+    def send(
+        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+    ) -> None:
+        """Send a control message and its payload; those of one ``sender`` keep their order.
+
+        ``before`` is what the payload begins with, for one that is too large to be copied for that.
+        """
 
 
 class Asker(OriginNode, Protocol):

@@ -155,7 +155,7 @@ class Server(BaseProcess):
     def _info_requested(self, request: Request) -> bytes:
         if request.process is not self:
             raise BadRequest("unknown request: :info")
-        return OK_ + serde.encoder.encode(self.info())
+        return serde.encoder.encode(self.info(), OK_)
 
     def info(self) -> dict[Atom, object]:
         """What ``:info`` answers: versions, process id, uptime (ms), what there is and runs."""

@@ -612,3 +612,8 @@ def test_one_encoder_serves_many_threads() -> None:
 def test_large_binaries_are_not_copied_into_the_parts() -> None:
     data = b"x" * 1_000_000
     assert any(part is data for part in Encoder().encode_parts((Atom("ok"), data)))
+
+
+def test_what_comes_before_a_term() -> None:
+    assert Encoder().encode(7, b"h\x01") == b"h\x01a\x07"
+    assert Encoder().encode([b"x" * 100], b"before") == b"before" + Encoder().encode([b"x" * 100])

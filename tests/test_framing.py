@@ -841,3 +841,20 @@ async def test_a_beam_finishes_the_fragments_of_a_sender_that_is_killed(
         await beam.eval("send(peer, :after)", peer=peer.pid())
         assert payload_of(await peer.read()) == term(Atom("after"))
         assert peer.frames.unfinished == 0
+
+
+@pytest.mark.parametrize("size", [1, FRAGMENT_SIZE, FRAGMENT_SIZE + 1, 3 * FRAGMENT_SIZE - 7])
+@pytest.mark.parametrize("before", [b"", b"h\x02", b"before!"])
+def test_what_comes_before_a_payload_is_part_of_it(size: int, before: bytes) -> None:
+    payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    queue = SendQueue(FrameWriter(Flag.FRAGMENTS))
+    sender = Pid("py@host", 1, 0, 5)
+    queue.add(None, control.encode(control.SendSender(sender, sender)), payload, before)
+    written = queue.size
+    buffers = queue.take(10 * FRAGMENT_SIZE)
+    assert max(map(len, buffers)) <= FRAGMENT_SIZE + 100
+    data = b"".join(buffers)
+    assert len(data) == written
+    [message] = FrameReader(Flag.FRAGMENTS).receive_data(data)
+    assert isinstance(message, Message)
+    assert message.data[message.offset :] == before + payload

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from snex_node import Node
 from snex_node.system import memory
-from snex_node.system.memory import TRIM_AFTER, TRIM_PAUSE, Holdings, Trimmer, find_trim
+from snex_node.system.memory import LARGE, TRIM_AFTER, TRIM_PAUSE, Holdings, Trimmer, find_trim
 from snex_node.wire.control import SendSender, encode
 from snex_node.wire.framing import FRAGMENT_SIZE
 from snex_node.wire.handshake import Identity
@@ -80,6 +82,35 @@ class TestTrimmer:
         find_trim()()
 
 
+def glibc() -> bool:
+    return hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+ALLOCATES = f"""
+import resource, sys
+from snex_node.system import memory
+if sys.argv[1] == "keep":
+    trimmer = memory.Trimmer()
+    trimmer.released({LARGE - 1})
+    trimmer.released({LARGE})
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    three = [bytes([1]) * 10_000_000 for _ in range(3)]
+    del three
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not glibc(), reason="no glibc here")
+def test_memory_of_large_objects_is_kept_for_the_next_ones() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", ALLOCATES, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("leave") > 1000
+    assert faults("keep") < 100
+
+
 IDENTITIES = [Identity(f"p{n}@127.0.0.1", 7) for n in range(3)]
 
 
@@ -118,10 +149,6 @@ async def test_peers_together_are_bounded(caplog: pytest.LogCaptureFixture) -> N
 def resident() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def glibc() -> bool:
-    return hasattr(ctypes.CDLL(None), "malloc_trim")
 
 
 @pytest.mark.skipif(not glibc(), reason="no malloc_trim here")

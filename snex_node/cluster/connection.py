@@ -20,7 +20,7 @@ from typing import Protocol
 
 from snex_node.errors import ConnectError
 from snex_node.system import forks, tasks
-from snex_node.system.memory import Holdings, Trimmer
+from snex_node.system.memory import LARGE, Holdings, Trimmer
 from snex_node.wire.describe import short
 from snex_node.wire.framing import (
     MAX_FRAME,
@@ -182,8 +182,12 @@ class Connection:
 
     # --- writing, from any thread ---------------------------------------------------------------
 
-    def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
+    def send(
+        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+    ) -> None:
         """Send a control message and its payload, both bare terms.
+
+        ``before`` is what the payload begins with, for one that is too large to be copied for that.
 
         Messages with the same ``sender`` (any hashable key) arrive in the order of the calls. On a
         closed connection nothing happens, as with a signal to a process that is gone. Raises
@@ -195,13 +199,15 @@ class Connection:
                 return
             if queue.size or self._writer.needs_fragments(payload):
                 self._uncork_locked()
-                queue.add(sender, message, payload)
+                queue.add(sender, message, payload, before)
+                if len(payload) >= LARGE:
+                    self._held.released(len(payload))
                 if queue.size > MAX_PENDING:
                     self._fail_locked(f"it does not read: {queue.size} bytes wait for it")
                 elif time.monotonic() >= self._full_until:
                     self._flush_locked()
             else:
-                frame = self._writer.frame(message, payload)
+                frame = self._writer.frame(message, before + payload if before else payload)
                 if self._corked is not None and threading.get_ident() == self._thread:
                     self._corked.append(frame)
                     self._corked_size += len(frame)

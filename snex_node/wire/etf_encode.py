@@ -177,8 +177,8 @@ class Encoder:
         self._rows = Rows(self._atom_bytes, self.encode, atom)
         self._distinct_keys = _DISTINCT_KEYS.union(etf_rows.text_like(atom))
 
-    def encode(self, term: object) -> bytes:
-        """The external form of ``term``, without the version byte 131.
+    def encode(self, term: object, before: bytes = b"") -> bytes:
+        """The external form of ``term``, without the version byte 131, behind ``before``.
 
         Raises ``EncodeTypeError`` for an object of a type that has none and ``EncodeValueError``
         for a value that has none. Both are ``EncodeError`` and name the place below the top level:
@@ -186,7 +186,10 @@ class Encoder:
         ``default`` raises comes through. Keys of a dict that are one key on the wire (``"k"`` and
         ``b"k"``) are an error, because BEAM closes a connection for such a map.
         """
-        return b"".join(self.encode_parts(term))
+        parts = self.encode_parts(term)
+        if before:
+            parts.insert(0, before)
+        return b"".join(parts)
 
     def encode_parts(  # noqa: PLR0912, PLR0915 - the hot loop: calls would double its time
         self, term: object

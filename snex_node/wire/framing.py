@@ -345,26 +345,29 @@ class Fragments:
     ``left`` is the number of frames to come, ``size`` what all of them take on the wire, in bytes.
     """
 
-    __slots__ = ("_message", "_payload", "_sequence", "left", "size")
+    __slots__ = ("_before", "_message", "_payload", "_sequence", "left", "size")
 
-    def __init__(self, sequence: int, message: bytes, payload: bytes) -> None:
-        self.left = -(-len(payload) // FRAGMENT_SIZE)
-        self.size = self.left * _FRAGMENT_FRAME.size + 1 + len(message) + len(payload)
+    def __init__(self, sequence: int, message: bytes, payload: bytes, before: bytes = b"") -> None:
+        length = len(before) + len(payload)
+        self.left = -(-length // FRAGMENT_SIZE)
+        self.size = self.left * _FRAGMENT_FRAME.size + 1 + len(message) + length
         self._sequence = sequence
         self._message = message
+        self._before = before
         self._payload = memoryview(payload)
 
     def take(self) -> tuple[bytes, memoryview]:
         """The next frame, as its head and its part. There must be one left."""
-        part = self._payload[:FRAGMENT_SIZE]
-        self._payload = self._payload[FRAGMENT_SIZE:]
+        end = FRAGMENT_SIZE - len(self._before)
+        part = self._payload[:end]
+        self._payload = self._payload[end:]
         number = self.left
         self.left -= 1
         if not self._message:
             size = _FRAGMENT_FRAME.size - 4 + len(part)
             return _FRAGMENT_FRAME.pack(size, b"\x83F", self._sequence, number), part
-        first = b"\0" + self._message
-        self._message = b""
+        first = b"\0" + self._message + self._before
+        self._message = self._before = b""
         size = _FRAGMENT_FRAME.size - 4 + len(first) + len(part)
         return _FRAGMENT_FRAME.pack(size, b"\x83E", self._sequence, number) + first, part
 
@@ -398,10 +401,10 @@ class FrameWriter:
         """Whether a message with this payload has to be cut by `fragments`."""
         return self._fragments and len(payload) > FRAGMENT_SIZE
 
-    def fragments(self, message: bytes, payload: bytes) -> Fragments:
-        """The frames of a message with a large payload."""
+    def fragments(self, message: bytes, payload: bytes, before: bytes = b"") -> Fragments:
+        """The frames of a message with a large payload, behind a few bytes ``before``."""
         self._sequence += 1
-        return Fragments(self._sequence, message, payload)
+        return Fragments(self._sequence, message, payload, before)
 
 
 class _Turn(NamedTuple):
@@ -448,15 +451,19 @@ class SendQueue:
         """
         return self.size - self._large_size + self._large_weight
 
-    def add(self, sender: object, message: bytes, payload: bytes = b"") -> None:
+    def add(
+        self, sender: object, message: bytes, payload: bytes = b"", before: bytes = b""
+    ) -> None:
         """Queue one message; ``sender`` is any hashable key, the same for the same process.
+
+        ``before`` are a few bytes of the payload that a large one is not to be copied for.
 
         Raises `ValueError` as `FrameWriter.frame` does.
         """
         if not self._writer.needs_fragments(payload):
-            self.add_frame(sender, self._writer.frame(message, payload))
+            self.add_frame(sender, self._writer.frame(message, before + payload))
             return
-        fragments = self._writer.fragments(message, payload)
+        fragments = self._writer.fragments(message, payload, before)
         self.size += fragments.size
         self._large_size += fragments.size
         self._large_weight += min(fragments.size, LARGE)

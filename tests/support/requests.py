@@ -29,8 +29,10 @@ class Line:
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, bytes, object]] = []
 
-    def send(self, message: bytes, payload: bytes = b"", sender: object = None) -> None:
-        self.sent.append((message, payload, sender))
+    def send(
+        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+    ) -> None:
+        self.sent.append((message, before + payload, sender))
 
 
 class Peer:
