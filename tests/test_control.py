@@ -246,7 +246,7 @@ def test_records_show_what_can_be_made_to_be_sent() -> None:
         if getattr(message, "token", None) is not None
     }
     # OTP sends no token with exit/2, neither in the old form nor in the new one.
-    carries_token = {kind for kind in seen if "token" in kind.__slots__}
+    carries_token = {kind for kind in seen if "token" in kind.__match_args__}
     assert carries_token - traced == {Exit2, PayloadExit2}
 
 

@@ -14,7 +14,8 @@ import enum
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from snex_node.wire.values import value_class
 
 MAX_NAME_BYTES = 255
 """Longest name part of a node name that epmd registers."""
@@ -61,7 +62,7 @@ class MalformedError(ValueError):
     """The bytes are not a message of epmd's protocol; the text says where they differ."""
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class NodeInfo:
     """A node as epmd knows it.
 
@@ -79,26 +80,26 @@ class NodeInfo:
     extra: bytes = b""
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class AliveRequest:
     """ALIVE2: register a node for as long as the connection is open."""
 
     node: NodeInfo
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class PortRequest:
     """PORT_PLEASE2: where does the node of this name listen?"""
 
     name: str
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class NamesRequest:
     """NAMES: which nodes are registered?"""
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class DebugRequest:
     """DUMP, KILL or STOP, which serve the control of a stand-alone epmd."""
 
@@ -108,7 +109,7 @@ class DebugRequest:
 Request = AliveRequest | PortRequest | NamesRequest | DebugRequest
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class AliveAnswer:
     """Answer to ALIVE2. `result` 0 is success; `creation` tells incarnations of a name apart."""
 

@@ -20,7 +20,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
@@ -43,6 +42,7 @@ from snex_node.epmd.messages import (
 from snex_node.epmd.settings import epmd_port, listen_addresses
 from snex_node.system.addresses import resolve
 from snex_node.system.log_limit import LogLimit
+from snex_node.wire.values import value_class
 
 MAX_NAMES = 384
 """Registered nodes, each with a connection. With `MAX_UNFINISHED` they fit into the 1,024 files
@@ -81,7 +81,7 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class EpmdStatistics:
     """What an `EpmdServer` holds now, and did since its start."""
 

@@ -13,12 +13,12 @@ Messages are values: nobody changes one, because `decode` gives the same object 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.terms import Atom, Pid, Reference
+from snex_node.wire.values import value_class
 
 _decoder = Decoder()
 _encode = Encoder().encode
@@ -31,7 +31,7 @@ class ControlError(ValueError):
 # Terms that a peer chooses freely are left out of what `repr` prints: it would not return for some.
 
 
-@dataclass(slots=True)
+@value_class()
 class Link:
     """LINK: ``from_`` links itself to ``to``."""
 
@@ -40,27 +40,27 @@ class Link:
     to: Pid
 
 
-@dataclass(slots=True)
+@value_class("token")
 class Send:
     """SEND: the payload is a message to ``to``; the sender is not named."""
 
     opcode: ClassVar[int] = 2
     to: Pid
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class("reason", "token")
 class Exit:
     """EXIT: ``from_`` has ended and was linked to ``to`` (form without a payload)."""
 
     opcode: ClassVar[int] = 3
     from_: Pid
     to: Pid
-    reason: object = field(repr=False)
-    token: object = field(default=None, repr=False)
+    reason: object
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class()
 class Unlink:
     """UNLINK: the form before OTP 26; received, never sent."""
 
@@ -69,24 +69,24 @@ class Unlink:
     to: Pid
 
 
-@dataclass(slots=True)
+@value_class()
 class NodeLink:
     """NODE_LINK: reserved; nothing sends it."""
 
     opcode: ClassVar[int] = 5
 
 
-@dataclass(slots=True)
+@value_class("token")
 class RegSend:
     """REG_SEND: the payload is a message to the process registered as ``name``."""
 
     opcode: ClassVar[int] = 6
     from_: Pid
     name: Atom
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class()
 class GroupLeader:
     """GROUP_LEADER: ``leader`` becomes the group leader of ``to``."""
 
@@ -95,18 +95,18 @@ class GroupLeader:
     to: Pid
 
 
-@dataclass(slots=True)
+@value_class("reason", "token")
 class Exit2:
     """EXIT2: ``from_`` called ``exit(to, reason)`` (form without a payload)."""
 
     opcode: ClassVar[int] = 8
     from_: Pid
     to: Pid
-    reason: object = field(repr=False)
-    token: object = field(default=None, repr=False)
+    reason: object
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class()
 class MonitorP:
     """MONITOR_P: ``from_`` monitors ``target``, a pid or a registered name."""
 
@@ -116,7 +116,7 @@ class MonitorP:
     ref: Reference
 
 
-@dataclass(slots=True)
+@value_class()
 class DemonitorP:
     """DEMONITOR_P: ``from_`` takes its monitor ``ref`` back, or has ended."""
 
@@ -126,7 +126,7 @@ class DemonitorP:
     ref: Reference
 
 
-@dataclass(slots=True)
+@value_class("reason")
 class MonitorPExit:
     """MONITOR_P_EXIT: what ``to`` monitored has ended (form without a payload)."""
 
@@ -134,40 +134,40 @@ class MonitorPExit:
     from_: Pid | Atom
     to: Pid
     ref: Reference
-    reason: object = field(repr=False)
+    reason: object
 
 
-@dataclass(slots=True)
+@value_class("token")
 class SendSender:
     """SEND_SENDER: the payload is a message from ``from_`` to ``to``."""
 
     opcode: ClassVar[int] = 22
     from_: Pid
     to: Pid
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class("token")
 class PayloadExit:
     """PAYLOAD_EXIT: `Exit` with its reason as payload."""
 
     opcode: ClassVar[int] = 24
     from_: Pid
     to: Pid
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class("token")
 class PayloadExit2:
     """PAYLOAD_EXIT2: `Exit2` with its reason as payload."""
 
     opcode: ClassVar[int] = 26
     from_: Pid
     to: Pid
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class()
 class PayloadMonitorPExit:
     """PAYLOAD_MONITOR_P_EXIT: `MonitorPExit` with its reason as payload (the DOWN signal)."""
 
@@ -177,7 +177,7 @@ class PayloadMonitorPExit:
     ref: Reference
 
 
-@dataclass(slots=True)
+@value_class("options", "token")
 class SpawnRequest:
     """SPAWN_REQUEST: start ``module:function/arity`` with the payload as its list of arguments."""
 
@@ -186,11 +186,11 @@ class SpawnRequest:
     from_: Pid
     group_leader: Pid
     mfa: tuple[Atom, Atom, int]
-    options: list[object] = field(repr=False)
-    token: object = field(default=None, repr=False)
+    options: list[object]
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class("token")
 class SpawnReply:
     """SPAWN_REPLY: ``result`` is the new pid, or an atom that says why there is none.
 
@@ -204,20 +204,20 @@ class SpawnReply:
     to: Pid
     flags: int
     result: Pid | Atom
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class("token")
 class AliasSend:
     """ALIAS_SEND: the payload is a message to the process that owns ``alias``."""
 
     opcode: ClassVar[int] = 33
     from_: Pid
     alias: Reference
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
-@dataclass(slots=True)
+@value_class()
 class UnlinkId:
     """UNLINK_ID: ``from_`` drops its link to ``to``; answered by `UnlinkIdAck` with the same id."""
 
@@ -227,7 +227,7 @@ class UnlinkId:
     to: Pid
 
 
-@dataclass(slots=True)
+@value_class()
 class UnlinkIdAck:
     """UNLINK_ID_ACK: ``from_`` has seen the unlink ``id`` of ``to``."""
 
@@ -237,7 +237,7 @@ class UnlinkIdAck:
     to: Pid
 
 
-@dataclass(slots=True)
+@value_class("token")
 class AltactSigSend:
     """ALTACT_SIG_SEND (OTP 28): a message, or with ``EXIT`` an exit signal, in one form for all.
 
@@ -253,7 +253,7 @@ class AltactSigSend:
     flags: int
     from_: Pid
     to: Pid | Atom | Reference
-    token: object = field(default=None, repr=False)
+    token: object = None
 
 
 ControlMessage = (

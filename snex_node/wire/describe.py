@@ -400,10 +400,10 @@ class _Python(_Writer):
 
 
 def _fields(kind: type) -> Iterable[str]:
-    """The fields of a dataclass of ours, a control message say; others may have code of users."""
+    """The fields of a class of ours, a control message say; others may have code of users."""
     module: object = _module(kind)
     ours = isinstance(module, str) and module.startswith("snex_node.")
-    return getattr(kind, "__dataclass_fields__", ()) if ours else ()
+    return getattr(kind, "__match_args__", ()) if ours else ()
 
 
 def _is_atom(value: object) -> bool:

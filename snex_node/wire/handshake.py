@@ -25,13 +25,13 @@ import hmac
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from hashlib import md5
 from struct import Struct
 from typing import ClassVar
 
 from snex_node.wire.flags import CLAIMED, Flag, expand, missing
+from snex_node.wire.values import value_class
 
 MAX_MESSAGE = 1024
 """Longest message accepted, in bytes: a name of 255 takes 270, the rest is for later versions.
@@ -89,7 +89,7 @@ class State(Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class Identity:
     """How a node presents itself: full name, creation (32 bits, not 0) and the flags it claims.
 
@@ -102,7 +102,7 @@ class Identity:
     flags: int = CLAIMED
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class Peer:
     """The other side as the handshake found it; ``flags`` are those that both claim."""
 
@@ -111,7 +111,7 @@ class Peer:
     flags: int
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class NameReceived:
     """B: a name came in; answer with `Acceptor.decide`.
 
@@ -124,12 +124,12 @@ class NameReceived:
     wants_name: bool
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class AliveAsked:
     """A: the peer has a connection of our name already; answer with `Initiator.answer_alive`."""
 
 
-@dataclass(frozen=True)
+@value_class(frozen=True)
 class Completed:
     """Both digests agree: ``peer`` is who it says, we are ``name`` and ``creation`` to it.
 

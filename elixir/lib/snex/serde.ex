@@ -245,9 +245,10 @@ defmodule Snex.Serde do
   defp convert_struct(not_a_struct, arrange?), do: convert_fields(not_a_struct, arrange?)
 
   defp convert_fields(struct, arrange?) do
-    :maps.from_list(
-      for {key, value} <- :maps.to_list(struct),
-          do: {encode(key, false), encode(value, arrange?)}
-    )
+    fields = :maps.to_list(struct)
+
+    if Enum.all?(fields, fn {key, value} -> plain?(key, false) and plain?(value, arrange?) end),
+      do: struct,
+      else: Map.new(fields, fn {key, value} -> {encode(key, false), encode(value, arrange?)} end)
   end
 end
