@@ -40,6 +40,8 @@ if _sys.version_info < (3, 10):  # noqa: UP036 - pip is not the only way to get 
         % (_sys.version_info[0], _sys.version_info[1], _sys.executable)
     )
 
+__version__ = "0.1.0"
+
 # Not in `__all__`: pydoc would print each of them, and all that they inherit, on 3,000 lines.
 from snex_node.cookie import CookieError as CookieError
 from snex_node.cookie import find_cookie as find_cookie

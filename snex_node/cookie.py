@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import string
 from collections.abc import Mapping, MutableMapping
-from pathlib import Path
 
 from snex_node.errors import NodeError
 
@@ -47,7 +45,7 @@ def find_cookie(file: str | None = None, environ: MutableMapping[str, str] = os.
     """
     variable = take_variable(environ)
     if file is not None:
-        return read_cookie(Path(file))
+        return read_cookie(file)
     if variable:
         cookie = variable.rstrip("\r\n")  # as a script that reads a file leaves it
         return _checked(cookie, f"the environment variable {VARIABLE}")
@@ -73,25 +71,22 @@ def take_variable(environ: MutableMapping[str, str] = os.environ) -> str | None:
     return _taken
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+def default_path(environ: Mapping[str, str] = os.environ) -> str:
     """``.erlang.cookie`` in the home directory, where OTP keeps it. Raises `CookieError`."""
-    home = environ.get("HOME")
-    try:
-        return (Path(home) if home else Path.home()) / ".erlang.cookie"
-    except RuntimeError:
-        raise CookieError(
-            f"there is no home directory to look for .erlang.cookie in. {_REMEDY}"
-        ) from None
+    home = environ.get("HOME") or os.path.expanduser("~")
+    if home == "~":
+        raise CookieError(f"there is no home directory to look for .erlang.cookie in. {_REMEDY}")
+    return os.path.join(home, ".erlang.cookie")
 
 
-def read_cookie(path: Path) -> str:
+def read_cookie(path: str | os.PathLike[str]) -> str:
     """The cookie in a file: its text without the line ends behind it. Raises `CookieError`.
 
     The rules are OTP's: printable ASCII on one line, blanks included, and nobody but its owner may
     have access to the file.
     """
     try:
-        with path.open(encoding="latin-1") as file:
+        with open(path, encoding="latin-1") as file:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(4 * MAX_COOKIE)
     except OSError as error:
@@ -109,12 +104,13 @@ def read_cookie(path: Path) -> str:
     return _checked(found[1], f"the cookie file {path}")
 
 
-def make_cookie(path: Path) -> None:
+def make_cookie(path: str | os.PathLike[str]) -> None:
     """Write a new cookie of 20 random capitals to ``path``, mode 0400. Raises `CookieError`.
 
     A file that another process made in the meantime is left as it is.
     """
-    cookie = "".join(secrets.choice(string.ascii_uppercase) for _ in range(20))
+    number = int.from_bytes(os.urandom(32), "big")  # 26^20 is less than 2^95
+    cookie = "".join(string.ascii_uppercase[number // 26**place % 26] for place in range(20))
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
     except FileExistsError:

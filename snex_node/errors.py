@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import traceback
-from pathlib import Path
 from typing import Final
 
 from snex_node.wire.describe import inspect, text_of, type_name
@@ -18,7 +18,7 @@ MAX_TEXT: Final = 64 * 1024
 MAX_REASON: Final = 1000
 """Characters of an exit reason in the text of an error; the whole of it is its ``reason``."""
 
-_PACKAGE: Final = str(Path(__file__).parent)
+_PACKAGE: Final = os.path.dirname(__file__)
 
 
 class NodeError(Exception):

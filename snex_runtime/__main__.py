@@ -6,6 +6,9 @@ from snex_runtime import search_path
 
 if __name__ == "__main__":
     search_path.hide()
-    from snex_runtime.cli import main
+    if sys.argv[1:] == ["child"]:  # without what the other commands need: each interpreter is one
+        from snex_runtime.child import main
+    else:
+        from snex_runtime.cli import main
 
     sys.exit(main())

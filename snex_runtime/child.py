@@ -12,7 +12,6 @@ BEAM has gone or wants this process to go:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -34,10 +33,10 @@ from snex_node.system import forks, tasks
 from snex_node.system.addresses import resolve
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Atom, Pid
-from snex_runtime import ending, loops, serde, watcher
+from snex_runtime import ending, loops, search_path, serde, standard_files, watcher
 from snex_runtime.logging import is_untold
 from snex_runtime.server import Server
-from snex_runtime.stderr import StderrHandler
+from snex_runtime.stderr import StderrHandler, log_to_stderr
 
 MARK: Final = b"\0snex "
 """What the line begins with that tells the BEAM how the start went; no output of users does."""
@@ -88,8 +87,25 @@ def _read_exactly(file: int, length: int) -> bytes:
     return data
 
 
-async def run(args: argparse.Namespace) -> int:
-    """The ``child`` command: returns the exit status."""
+def main() -> int:
+    """The ``child`` command as the client gives it, without options: returns the exit status."""
+    standard_files.open_missing()
+    log_to_stderr("warning")
+    try:
+        status = loops.run(_run())
+    except KeyboardInterrupt:
+        status = 130
+    standard_files.flush_output()
+    return status
+
+
+async def _run() -> int:
+    search_path.restore()
+    return await run()
+
+
+async def run(*_: object) -> int:
+    """Be a node of the BEAM that started this process, to the end: returns the exit status."""
     try:
         configuration = Configuration.read(sys.stdin.fileno())
     except (EOFError, ValueError, KeyError) as error:

@@ -6,7 +6,6 @@ import argparse
 import ast
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import math
@@ -19,11 +18,12 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
 
-from snex_node import epmd
+from snex_node import __version__, epmd
 from snex_node.cookie import CookieError, find_cookie
 from snex_node.errors import (
     CallTimeoutError,
@@ -34,17 +34,20 @@ from snex_node.errors import (
 )
 from snex_node.node import Node
 from snex_node.system import forks, tasks
-from snex_node.system.addresses import resolve
+from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
-from snex_runtime import child, demo, loops, search_path, serde, standard_files, watcher
-from snex_runtime.info import version
+from snex_runtime import child, loops, search_path, serde, standard_files, watcher
 from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
-from snex_runtime.stderr import StderrHandler
+from snex_runtime.standard_files import discard
+from snex_runtime.stderr import log_to_stderr
 
 DEFAULT_NAME = "py@127.0.0.1"
+
+DEMO = "snex_runtime.demo"
+"""It imports what no other command needs."""
 
 GRACE = 5.0
 """Seconds that code which blocks the event loop has after SIGTERM or Ctrl-C to give it a turn."""
@@ -88,12 +91,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args = _parse(argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    args.log = StderrHandler()
-    logging.basicConfig(
-        level=args.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[args.log],
-    )
+    args.log = log_to_stderr(args.log_level)
     try:
         with _leaving(args) as leave:
             return loops.run(_run(args, leave), args.loop)
@@ -114,8 +112,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         raise SystemExit(0) from None
+    for name in args.needs:  # now, while no module of a user's can take its place
+        import_module(name)
     return args
 
 
@@ -175,9 +175,9 @@ def _say(*lines: str) -> None:
             sys.stdout.write(_encodable(line, sys.stdout) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
     except OSError as error:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         raise CommandError(f"cannot write to standard output: {error.strerror}") from None
 
 
@@ -192,21 +192,13 @@ def _to_stderr(text: str) -> None:
         sys.stderr.write(_encodable(text, sys.stderr))
         sys.stderr.flush()
     except OSError:  # nobody is left to be told
-        _discard(sys.stderr)
+        discard(sys.stderr)
 
 
 def _encodable(text: str, stream: TextIO) -> str:
     """``text`` with what the stream cannot show written as Python would."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _discard(stream: TextIO) -> None:
-    """Have what is written from now on, and what waits already, go nowhere."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(nothing, stream.fileno())
-    os.close(nothing)
 
 
 # --- what the commands do -----------------------------------------------------------------------
@@ -256,7 +248,7 @@ def _tell_address(node: Node) -> None:
     """Log where the node listens, as a warning where more than this machine may reach it."""
     assert node.address is not None
     host, port = node.address
-    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if is_loopback(host):
         _log.info("%s listens on %s", node.name, _shown(host, port))
         return
     _log.warning(
@@ -469,7 +461,8 @@ async def _serve_epmd(host: str | None, port: int | None) -> None:
 
 
 async def _demo(args: argparse.Namespace) -> int:
-    return await demo.run()
+    run: Callable[[], Awaitable[int]] = import_module(DEMO).run
+    return await run()
 
 
 def _client(args: argparse.Namespace) -> AbstractAsyncContextManager[Node]:
@@ -572,7 +565,7 @@ def default_listen(name: str) -> tuple[str, int]:
             "could not find it. Use an address, as in py@127.0.0.1"
         ) from None
     for address in addresses:
-        if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        if is_loopback(address):
             return address, 0
     raise CommandError(
         f"other nodes look for {name} at {addresses[0]}, and without --listen the node is on "
@@ -632,8 +625,8 @@ def _parser() -> argparse.ArgumentParser:
         "~/.erlang.cookie (made if missing), in this order; never from an argument, which other "
         "users of the machine could read.",
     )
-    parser.add_argument("--version", action="version", version=f"snex-node {version()}")
-    parser.set_defaults(run=None, loop="auto", log_level="warning", asks=False)
+    parser.add_argument("--version", action="version", version=f"snex-node {__version__}")
+    parser.set_defaults(run=None, loop="auto", log_level="warning", asks=False, needs=())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_start(commands)
     _add_eval(commands)
@@ -650,7 +643,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="default: loopback (or ERL_EPMD_ADDRESS), port 4369 (or ERL_EPMD_PORT)",
     )
-    _add(commands, "demo", _demo, "start a node, evaluate on it, say what happened, and end")
+    shown = _add(
+        commands, "demo", _demo, "start a node, evaluate on it, say what happened, and end"
+    )
+    shown.set_defaults(needs=(DEMO,))
     under_beam = _add(
         commands,
         "child",

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import sys
-from importlib import import_module
-from typing import Any
 
+from snex_node import __version__
 from snex_node.processes.host import Host
 from snex_node.wire.terms import Atom
 
-__all__ = ["about", "version"]
+__all__ = ["about"]
+
+_IMPLEMENTATIONS = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def about(
     node: Host, *, uptime: float, environments: int, requests_running: int
 ) -> dict[Atom, object]:
     """Versions, process id, uptime (``uptime`` is in seconds, what is told in ms), traffic."""
+    name = sys.implementation.name
     connections = [r.connection for r in node.remotes if r.connection is not None]
     return {
         Atom("node"): Atom(node.name),
-        Atom("version"): version(),
-        Atom("python_version"): platform.python_version(),
-        Atom("python_implementation"): platform.python_implementation(),
+        Atom("version"): __version__,
+        Atom("python_version"): sys.version.split()[0],
+        Atom("python_implementation"): _IMPLEMENTATIONS.get(name, name),
         Atom("loop"): type(asyncio.get_running_loop()).__module__.partition(".")[0],
         Atom("executable"): sys.executable,
         Atom("os_pid"): os.getpid(),
@@ -35,19 +36,3 @@ def about(
         Atom("bytes_in"): sum(c.bytes_in for c in connections),
         Atom("bytes_out"): sum(c.bytes_out for c in connections),
     }
-
-
-def version() -> str:
-    """The version of this package; ``unknown`` where it runs from its source alone."""
-    global _version  # noqa: PLW0603 - read once
-    if _version is None:
-        # Imported only when it is asked for: it takes 1.2 MiB and 20 ms.
-        metadata: Any = import_module("importlib.metadata")
-        try:
-            _version = str(metadata.version("snex-node"))
-        except metadata.PackageNotFoundError:
-            _version = "unknown"
-    return _version
-
-
-_version: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import TextIO
 
 
 def open_missing() -> None:
@@ -20,3 +22,20 @@ def open_missing() -> None:
             os.set_inheritable(number, True)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def flush_output() -> None:
+    """Write what has been printed. A reader that has gone wants no more: that is no failure."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Have what is written from now on, and what waits already, go nowhere."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing, stream.fileno())
+    os.close(nothing)

@@ -213,6 +213,15 @@ class StderrHandler(logging.Handler):
             return True
 
 
+def log_to_stderr(level: str) -> StderrHandler:
+    """Have all log records of ``level`` and above written to standard error."""
+    handler = StderrHandler()
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", handlers=[handler]
+    )
+    return handler
+
+
 def _unraisable_text(unraisable: sys.UnraisableHookArgs) -> str:
     """As Python writes it. A ``repr`` that fails is no reason to say nothing."""
     error = unraisable.exc_value or unraisable.exc_type()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 import pytest
 
-from snex_node.system.addresses import Address, resolve
+from snex_node.system.addresses import Address, is_loopback, resolve
 from snex_runtime import child, cli
 
 SIX = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
@@ -45,3 +46,22 @@ class TestResolve:
         assert [address.host for address in resolve("localhost")] == hosts
         assert child.listen_host("py@localhost") == hosts[0]
         assert cli.default_listen("py@localhost") == (hosts[0], 0)
+
+
+ADDRESSES = [
+    *("127.0.0.1", "127.255.0.9", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1", "::ffff:7f00:1"),
+    *("10.0.0.1", "128.0.0.1", "::", "::2", "::ffff:10.0.0.1", "1::1", "fe80::1", "fe80::1%lo"),
+    *("0.0.0.0", "192.0.2.1", "100::ffff:7f00:1"),
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_which_addresses_are_loopback(address: str) -> None:
+    known = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(known, "ipv4_mapped", None)  # which `is_loopback` minds from 3.13 on
+    assert is_loopback(address) is (mapped or known).is_loopback
+
+
+@pytest.mark.parametrize("text", ["", "?", "localhost", "127.0.0", "127.0.0.1.1", "::1::"])
+def test_what_is_no_address_is_not_loopback(text: str) -> None:
+    assert not is_loopback(text)

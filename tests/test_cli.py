@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from snex_node import __version__
 from snex_node.epmd import EpmdServer
 from snex_runtime import cli
 from snex_runtime.cli import main
-from snex_runtime.info import version
 from tests.support.epmd import RealEpmd
 from tests.support.ports import free_port
 
@@ -216,7 +216,7 @@ class TestHelp:
 
     def test_version(self, command: Command) -> None:
         output = command("--version")
-        assert (output.code, output.out) == (0, f"snex-node {version()}\n")
+        assert (output.code, output.out) == (0, f"snex-node {__version__}\n")
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -49,14 +49,11 @@ class TestOrder:
         assert not file.exists()
 
     def test_without_home_it_is_the_one_of_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Path, "home", lambda: Path("/of/the/user"))
-        assert default_path({}) == Path("/of/the/user/.erlang.cookie")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: "/of/the/user")
+        assert default_path({}) == "/of/the/user/.erlang.cookie"
 
     def test_without_any_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def nowhere() -> Path:
-            raise RuntimeError("Could not determine home directory.")
-
-        monkeypatch.setattr(Path, "home", nowhere)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
         with pytest.raises(CookieError, match=r"Set HOME to .* SNEX_COOKIE, or name a file"):
             find_cookie(None, {})
 

@@ -250,9 +250,7 @@ def test_as_python_writes_it(value: object) -> None:
 
 def test_control_messages_show_what_is_in_them() -> None:
     message = control.Exit(Pid("a@b", 1, 0, 1), Pid("a@b", 2, 0, 1), 10**5000)
-    assert short(message).startswith(
-        "Exit(from_=#PID<a@b.1.0>, to=#PID<a@b.2.0>, reason=<an int"
-    )
+    assert short(message).startswith("Exit(from_=#PID<a@b.1.0>, to=#PID<a@b.2.0>, reason=<an int")
 
 
 def test_python_objects() -> None:

@@ -7,10 +7,11 @@ import os
 import platform
 from collections.abc import AsyncIterator
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
-from snex_runtime import info
+import snex_node
 from tests.support.calling import (
     OK,
     A,
@@ -61,17 +62,8 @@ class TestInfo:
         code, reason = await caller.error(A("info"), to=await caller.env())
         assert (code, "unknown request" in reason) == ("bad_request", True)
 
-    @pytest.mark.parametrize(("found", "expected"), [("1.2.3", "1.2.3"), (None, "unknown")])
-    def test_the_version(
-        self, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str
-    ) -> None:
-        def look(name: str) -> str:
-            if found is None:
-                raise metadata.PackageNotFoundError(name)
-            return found
 
-        monkeypatch.setattr(info, "_version", None)
-        monkeypatch.setattr(metadata, "version", look)
-        assert info.version() == expected
-        monkeypatch.setattr(metadata, "version", lambda name: "another")
-        assert info.version() == expected  # it is read once
+def test_the_client_has_the_same_version() -> None:
+    mix = (Path(__file__).parents[1] / "elixir/mix.exs").read_text()
+    assert f'@version "{snex_node.__version__}"' in mix
+    assert metadata.version("snex-node") == snex_node.__version__

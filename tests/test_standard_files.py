@@ -61,3 +61,34 @@ def test_a_stream_that_was_replaced_stays() -> None:
         assert os.path.samestat(os.fstat(1), os.stat(os.devnull))
 
     assert forked(replaced) == (0, "")
+
+
+def test_output_that_nobody_reads_any_more_goes_nowhere() -> None:
+    def printed() -> None:
+        ours, theirs = os.pipe()
+        os.dup2(theirs, 1)
+        os.close(ours)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stdout.write("text")
+        standard_files.flush_output()
+        assert os.path.samestat(os.fstat(1), os.stat(os.devnull))
+        sys.stdout.write("more")
+        standard_files.flush_output()
+
+    assert forked(printed) == (0, "")
+
+
+def test_output_that_somebody_reads_is_written() -> None:
+    def printed() -> None:
+        ours, theirs = os.pipe()
+        before, sys.stdout = sys.stdout, open(theirs, "w")  # noqa: SIM115
+        sys.stdout.write("text")
+        standard_files.flush_output()
+        assert os.read(ours, 10) == b"text"
+        sys.stdout.close()
+        standard_files.flush_output()
+        sys.stdout = None
+        standard_files.flush_output()
+        sys.stdout = before
+
+    assert forked(printed) == (0, "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import os
 import socket
 import threading
 import time
@@ -650,9 +650,9 @@ async def initiate(
 
 def new_challenge(outstanding: set[int]) -> int:
     """A challenge for a handshake: 32 random bits, none of those ``outstanding``, and now one."""
-    challenge = secrets.randbits(32)
+    challenge = int.from_bytes(os.urandom(4), "big")
     while challenge in outstanding:
-        challenge = secrets.randbits(32)
+        challenge = int.from_bytes(os.urandom(4), "big")
     outstanding.add(challenge)
     return challenge
 

@@ -7,7 +7,7 @@ Source: "Distribution Handshake" in the ERTS user's guide, and what OTP's ``net_
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -222,7 +222,7 @@ class _Visit:
 
     def _answer(self, event: NameReceived) -> tuple[Status, str | None, int | None]:
         if event.wants_name:
-            name = f"{secrets.token_hex(6)}@{event.name}"
+            name = f"{os.urandom(6).hex()}@{event.name}"
             check_name(name)  # a host may be too long to have names
             return Status.NAMED, name, random_creation()
         remote = self._directory.remote(event.name)

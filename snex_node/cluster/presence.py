@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from typing import Literal
 
@@ -84,7 +83,7 @@ def random_creation() -> int:
 
     0 is reserved, and the first few are what the 16-bit creations of old nodes turn into.
     """
-    return secrets.randbelow(2**32 - 16) + 16
+    return int.from_bytes(os.urandom(16), "big") % (2**32 - 16) + 16
 
 
 def listen(host: str, port: int) -> socket.socket:

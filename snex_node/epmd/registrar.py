@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -233,7 +233,7 @@ class Registrar:
     async def _register_again(self) -> Registration:
         clock = asyncio.get_running_loop().time
         began = clock()
-        patience = TAKE_OVER_SECONDS + TAKE_OVER_SPREAD * random.random()
+        patience = TAKE_OVER_SECONDS + TAKE_OVER_SPREAD * os.urandom(1)[0] / 255
         complaint = ""
         while True:
             waited = clock() - began

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import itertools
 import logging
 import os
@@ -40,7 +39,7 @@ from snex_node.epmd.messages import (
     parse_request,
 )
 from snex_node.epmd.settings import epmd_port, listen_addresses
-from snex_node.system.addresses import resolve
+from snex_node.system.addresses import is_loopback, resolve
 from snex_node.system.log_limit import LogLimit
 from snex_node.wire.values import value_class
 
@@ -479,10 +478,7 @@ class _Connection:
 
 def is_local(peer: str, own: str) -> bool:
     """Whether a peer is on this machine, told as OTP does: loopback, or our end's own address."""
-    try:
-        return peer == own or ipaddress.ip_address(peer.partition("%")[0]).is_loopback
-    except ValueError:  # no address: the peer has gone
-        return False
+    return peer == own or is_loopback(peer)
 
 
 def _source(host: str) -> str:

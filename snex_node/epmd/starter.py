@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from snex_node.epmd import server
 from snex_node.epmd.errors import EpmdStartError
@@ -60,7 +58,7 @@ def start_otp(hosts: Sequence[str], port: int) -> bool:
 
     Raises `PortInUseError`.
     """
-    program = shutil.which("epmd")
+    program = _find("epmd")
     if program is None:
         return False
     server.check_free(hosts, port)  # it would say nothing, and end
@@ -80,6 +78,15 @@ def start_otp(hosts: Sequence[str], port: int) -> bool:
     else:
         _log.info("%s does not answer after its start", program)
     return answers
+
+
+def _find(program: str) -> str | None:
+    """Where a program is on ``PATH``. (`shutil` takes 4 ms of every start.)"""
+    for directory in os.get_exec_path():
+        path = os.path.join(directory, program)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def _where(hosts: Sequence[str]) -> list[str]:
@@ -110,7 +117,7 @@ def start_ours(hosts: Sequence[str], port: int) -> int:
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise EpmdStartError(_cannot("this program is no Python that could run it"))
-    package = str(Path(__file__).parent.parent)
+    package = os.path.dirname(os.path.dirname(__file__))
     sockets = server.listen(hosts, port)
     files = [sock.fileno() for sock in sockets]
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, package, *map(str, files)]

@@ -8,7 +8,11 @@ IPv4 one, which the system may name last.
 from __future__ import annotations
 
 import socket
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+_LOOPBACK_NETWORK: Final = 127
+_IPV4_IN_IPV6: Final = bytes(10) + b"\xff\xff"
+_IPV6_LOOPBACK: Final = bytes(15) + b"\1"
 
 
 class Address(NamedTuple):
@@ -21,6 +25,22 @@ class Address(NamedTuple):
     def host(self) -> str:
         """The address itself, without the port."""
         return str(self.address[0])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine gets there; False for what is no address."""
+    address = address.partition("%")[0]
+    try:
+        return socket.inet_pton(socket.AF_INET, address)[0] == _LOOPBACK_NETWORK
+    except OSError:
+        pass
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+    except OSError:
+        return False
+    if packed.startswith(_IPV4_IN_IPV6):
+        return packed[len(_IPV4_IN_IPV6)] == _LOOPBACK_NETWORK
+    return packed == _IPV6_LOOPBACK
 
 
 def resolve(host: str | None, port: int = 0) -> list[Address]:
