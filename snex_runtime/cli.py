@@ -626,7 +626,7 @@ def _parser() -> argparse.ArgumentParser:
         "users of the machine could read.",
     )
     parser.add_argument("--version", action="version", version=f"snex-node {__version__}")
-    parser.set_defaults(run=None, loop="auto", log_level="warning", asks=False, needs=())
+    parser.set_defaults(run=None, loop="asyncio", log_level="warning", asks=False, needs=())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_start(commands)
     _add_eval(commands)
@@ -653,7 +653,7 @@ def _parser() -> argparse.ArgumentParser:
         child.run,
         "run a node for the BEAM that started this process (the Elixir client does)",
     )
-    under_beam.add_argument("--loop", choices=loops.CHOICES, default="auto", help="%(default)s")
+    under_beam.add_argument("--loop", choices=loops.CHOICES, default="asyncio", help="%(default)s")
     return parser
 
 
@@ -689,7 +689,10 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_runtime(start)
     _add_limits(start)
     start.add_argument(
-        "--loop", choices=loops.CHOICES, default="auto", help="event loop (default: %(default)s)"
+        "--loop",
+        choices=loops.CHOICES,
+        default="asyncio",
+        help="event loop; auto is uvloop where it is installed (default: %(default)s)",
     )
 
 

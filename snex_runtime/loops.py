@@ -1,4 +1,9 @@
-"""Running the event loop: uvloop where it is installed, asyncio's own elsewhere."""
+"""Running the event loop: asyncio's own, or uvloop.
+
+They are as fast here, as a connection reads and writes its socket itself: within 2 per cent for one
+caller, uvloop 3 to 10 per cent ahead for ten and more. It takes 30 ms of a start and 2 MB, so it is
+for those who ask for it, because their own code gains by it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +29,11 @@ _log = logging.getLogger(__name__)
 CHOICES = ("auto", "asyncio", "uvloop")
 
 
-def loop_factory(choice: str = "auto") -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes event loops of the kind ``choice``. ``ValueError`` when it is not installed."""
+def loop_factory(choice: str = "asyncio") -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes event loops of the kind ``choice``. ``ValueError`` when it is not installed.
+
+    ``"auto"`` is uvloop where it is installed.
+    """
     installed = util.find_spec("uvloop") is not None
     if choice == "uvloop" and not installed:
         raise ValueError("uvloop is not installed: pip install uvloop, or use --loop asyncio")
@@ -53,7 +61,7 @@ class _SelectorLoop(asyncio.SelectorEventLoop):
 _SelectorLoop.__module__ = asyncio.SelectorEventLoop.__module__
 
 
-def run(main: Coroutine[Any, Any, T], choice: str = "auto") -> T:
+def run(main: Coroutine[Any, Any, T], choice: str = "asyncio") -> T:
     """Run ``main`` on a loop of its own, then end what it left running, and the loop.
 
     Raises what ``main`` raises, ``KeyboardInterrupt`` when Ctrl-C cancelled it, and ``ValueError``
