@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from snex_node.cluster.connection import HIGH_WATER
@@ -172,7 +173,7 @@ class NodeBackend:
         self, node: str, module: str, function: str, args: list[object], decoder: Decoder
     ) -> object:
         what = f"{module}.{function}/{len(args)}"
-        outcome = Outcome(decoder)
+        outcome = _outcome(decoder)
         if await self._has_client(node):
             module, function, args = self._through_client(module, function, args)
         try:
@@ -304,6 +305,10 @@ class Outcome(Decoder):
         except Exception as error:  # of an object that the result asks for
             told = f"{type_name(type(error))}: {text_of(error)}"
             raise DecodeError(f"the result cannot be converted: {told}", offset) from error
+
+
+# There are as many decoders as there are encoding options, and to make one takes 15 us.
+_outcome: Final = lru_cache(maxsize=16)(Outcome)
 
 
 def _converted(term: object, decoder: Decoder) -> object:
