@@ -45,8 +45,9 @@ MAX_POOR: Final = 64
 
 _NOT_POOR: Final = 0, 0
 
-Streams = list[Iterable[bytes]]
-"""One after the other, an element of each, they are the external form of an element."""
+Streams = list[bytes | Sequence[bytes]]
+"""One after the other they are the external form of an element: bytes are the same in each, and of
+a column each has its own."""
 
 
 class Unfit(Exception):
@@ -149,7 +150,7 @@ class Rows:
         return found if any_taken else None
 
     def _encoded(self, chunk: Sequence[Any], levels: int) -> bytes:
-        return b"".join(chain.from_iterable(zip(*self._streams(chunk, levels))))  # noqa: B905
+        return b"".join(_rows(self._streams(chunk, levels), len(chunk)))
 
     def _streams(self, column: Sequence[Any], levels: int) -> Streams:
         types = {*map(type, column)}
@@ -169,7 +170,7 @@ class Rows:
             raise Unfit
         if types <= self._constants:
             return _constant(column)
-        return [self._mixed(column, types)]
+        return [[*self._mixed(column, types)]]
 
     def _dicts(self, column: Sequence[dict[Any, Any]], levels: int) -> Streams:
         column = [*map(dict.copy, column)]  # another thread may change them
@@ -189,8 +190,7 @@ class Rows:
         constant = struct.pack(">BI", 116, len(keys))
         values = zip(*map(dict.values, column), strict=True)
         for key, each in zip(keys, values, strict=True):
-            constant += self._key(key)
-            streams.append(repeat(constant, len(column)))
+            streams.append(constant + self._key(key))
             streams += self._streams(each, levels - 1)
             constant = b""
         return streams
@@ -199,7 +199,7 @@ class Rows:
         size = len(column[0])
         if not levels or not 0 < size <= MAX_COLUMNS or {*map(len, column)} != {size}:
             raise Unfit
-        streams: Streams = [repeat(bytes((104, size)), len(column))]
+        streams: Streams = [bytes((104, size))]
         for each in zip(*column, strict=True):
             streams += self._streams(each, levels - 1)
         return streams
@@ -209,11 +209,11 @@ class Rows:
         if not levels or size > MAX_ITEMS or {*map(len, column)} != {size}:
             raise Unfit
         if not size:
-            return [repeat(b"j", len(column))]
-        streams: Streams = [repeat(struct.pack(">BI", 108, size), len(column))]
+            return [b"j"]
+        streams: Streams = [struct.pack(">BI", 108, size)]
         for each in zip(*column, strict=True):
             streams += self._streams(each, levels - 1)
-        streams.append(repeat(b"j", len(column)))
+        streams.append(b"j")
         return streams
 
     def _names(self, column: Sequence[Atom]) -> Streams:
@@ -225,8 +225,23 @@ class Rows:
         of_each: dict[type, Any] = {}
         for kind in types:
             part = [value for value in column if type(value) is kind]
-            of_each[kind] = map(b"".join, zip(*self._by_type[kind](part), strict=True))
+            of_each[kind] = iter(_rows(self._by_type[kind](part), len(part)))
         return [next(of_each[type(value)]) for value in column]
+
+
+def _rows(streams: Streams, count: int) -> Iterable[bytes]:
+    """The external form of each of ``count`` elements. Formatting takes half the time of a join."""
+    pattern = b""
+    columns: list[Sequence[bytes]] = []
+    for stream in streams:
+        if isinstance(stream, bytes):
+            pattern += stream.replace(b"%", b"%%")
+        else:
+            pattern += b"%b"
+            columns.append(stream)
+    if not columns:
+        return repeat(pattern % (), count)
+    return map(pattern.__mod__, zip(*columns, strict=True))
 
 
 def _texts(column: Sequence[str]) -> Streams:
