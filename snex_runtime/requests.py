@@ -36,6 +36,9 @@ _u32 = Struct(">I").unpack_from
 typed: Final = Decoder(binary_as="str")
 _bytes: Final = Decoder()
 
+_LISTS: Final = (b"l", b"j")
+"""How a list begins."""
+
 
 class Line(Protocol):
     """A connection."""
@@ -149,12 +152,17 @@ class Reader:
         self._eval_options: dict[bytes, EvalOptions] = {}
 
     def variables_and_options(self, request: Request) -> tuple[Variables, object]:
-        """The variables that come next, and the options behind them, which say how to decode those.
+        """The variables that come next, and the options, which say how to decode those.
 
-        Passing over large variables costs as much as decoding them, so that is done only where
-        the bytes can hold the one option that matters. Raises `BadRequest`, `Failure`.
+        Options come behind them, or before, as a list then. Passing over large variables costs as
+        much as decoding them, so that is done only where the bytes can hold the one option that
+        matters. Raises `BadRequest`, `Failure`.
         """
         data, at = request.data, request.at
+        if data[at : at + 1] in _LISTS:
+            raw, at = typed.decode(data, at)
+            encoding = encoding_options(raw, self._options)
+            return read_variables(serde.decoder(encoding), data, at)[0], raw
         if data.find(b"encoding_opts", at) < 0:
             variables, end = read_variables(self.decoder, data, at)
             return variables, typed.decode(data, end)[0]
@@ -168,7 +176,10 @@ class Reader:
         So they are remembered by their bytes: to read them took a fifth of all that a call takes.
         """
         data, at = request.data, request.at
-        if data.find(b"encoding_opts", max(at, len(data) - MAX_EVAL_OPTIONS)) >= 0:
+        if (
+            data.find(b"encoding_opts", max(at, len(data) - MAX_EVAL_OPTIONS)) >= 0
+            or data[at : at + 1] in _LISTS
+        ):
             variables, raw = self.variables_and_options(request)
             return variables, EvalOptions(raw)
         variables, end = read_variables(self.decoder, data, at)

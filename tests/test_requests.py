@@ -235,6 +235,26 @@ class TestReader:
         variables, _ = reader.variables_and_options(request_of((A("kind"), {b"x": b"\xff"}, None)))
         assert variables == {"x": b"\xff"}
 
+    @pytest.mark.parametrize("options", [[], [(A("timeout"), 1)]])
+    @pytest.mark.parametrize("as_bytes", [True, False])
+    def test_options_before_variables(
+        self, options: list[tuple[A, object]], as_bytes: bool
+    ) -> None:
+        if as_bytes:
+            options = [*options, (A("encoding_opts"), [(A("binary_as"), A("bytes"))])]
+        reader = Reader(serde.DEFAULTS)
+        request = request_of((A("kind"), options, {b"x": b"text"}))
+        variables, raw = reader.variables_and_options(request)
+        assert variables == {"x": b"text" if as_bytes else "text"}
+        assert options_in(raw, ("timeout", "encoding_opts")).keys() == dict(options).keys()
+        variables, read = reader.variables_and_eval_options(request)
+        assert variables == {"x": b"text" if as_bytes else "text"}
+        assert read.timeout == (0.001 if dict(options).get(A("timeout")) else None)
+
+    def test_no_variables_behind_options(self) -> None:
+        with pytest.raises(BadRequest, match="variables are a map"):
+            Reader(serde.DEFAULTS).variables_and_eval_options(request_of((A("kind"), [], [])))
+
 
 class TestOptions:
     def test_the_first_of_a_name_counts(self) -> None:

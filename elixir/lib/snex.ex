@@ -258,10 +258,15 @@ defmodule Snex do
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     code = returning(code, opts[:returning])
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
-    options = if encoding == [], do: [], else: [encoding_opts: encoding]
-    request = {:eval, code, Serde.encode_vars!(vars), [{:timeout, timeout} | options]}
-    Call.request(target, interpreter, request, timeout)
+    vars = Serde.encode_vars!(vars)
+    Call.request(target, interpreter, eval(code, vars, timeout, encoding), timeout)
   end
+
+  defp eval(code, vars, timeout, []), do: {:eval, code, vars, [timeout: timeout]}
+
+  # In front of the variables, which Python would have to pass over to know how to read them.
+  defp eval(code, vars, timeout, encoding),
+    do: {:eval, code, [timeout: timeout, encoding_opts: encoding], vars}
 
   defp check_timeout!(:infinity), do: :infinity
 
