@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Any, Final, Literal, TypeGuard
 
 from snex_node.wire.describe import inspect
+from snex_node.wire.etf import DecodeError
 from snex_node.wire.etf_columns import make_maps
 from snex_node.wire.terms import Atom, Term
 
@@ -36,9 +37,10 @@ def texts(fields: Fields, binary_as: BinaryAs, term: type[Term]) -> list[Any]:
         return joined.decode().split("\0")
     except UnicodeDecodeError as error:
         index = joined.count(b"\0", 0, error.start)
-        raise ValueError(
+        raise DecodeError(  # as for any binary: the runtime says which variable it is in
             f"binary {index} of a list is not UTF-8 ({error.reason}) and cannot become a str; "
-            "have binaries decoded as bytes (binary_as='bytes')"
+            "have binaries decoded as bytes (binary_as='bytes')",
+            error.start - index,
         ) from None
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snex_node.wire.etf import DecodeError
 from snex_node.wire.terms import BitString
 from snex_runtime.arrangement import LISTS
 from snex_runtime.serde import Atom, DistinctAtom, Term
@@ -58,7 +59,9 @@ def test_texts(parts: list[str]) -> None:
 
 
 def test_a_text_that_is_none_is_told_by_its_place() -> None:
-    with pytest.raises(ValueError, match=r"binary 2 of a list is not UTF-8 \(invalid start byte\)"):
+    with pytest.raises(
+        DecodeError, match=r"binary 2 of a list is not UTF-8 \(invalid start byte\)"
+    ):
         received(texts(b"a", b"b", b"c\xff", b"\xff"))
     assert received(texts(b"a", b"\xff"), binary_as="bytes") == [b"a", b"\xff"]
 

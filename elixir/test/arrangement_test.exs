@@ -197,7 +197,9 @@ defmodule Snex.ArrangementTest do
   end
 
   test "a binary that is no text is told by its place", %{interpreter: i} do
-    assert {:error, %Snex.Error{reason: reason}} = repr(i, %{"bad" => texts() ++ [<<255>>]})
+    vars = %{"good" => texts(), "bad" => %{"in" => texts() ++ [<<255>>]}}
+    assert {:error, %Snex.Error{reason: reason}} = Snex.pyeval(i, "return 1", vars)
+    assert reason =~ "bad"
     assert reason =~ "binary #{@n} of a list is not UTF-8"
     assert reason =~ "binary_as"
     assert {:ok, _} = repr(i, texts() ++ [<<255>>], encoding_opts: [binary_as: :bytes])
