@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.beam import QUIET_SCHEDULERS
 from tests.support.epmd import executable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,7 @@ def run(
         env={
             **inherited,
             "DEMO_PYTHON": PYTHON,
+            "ERL_AFLAGS": QUIET_SCHEDULERS,
             "MIX_HOME": os.environ.get("MIX_HOME", str(Path.home() / ".mix")),
             **(env or {}),
         },
