@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
 PYTEST_ARGS ?=
-# A file of tests is one process's. More processes than processors would hold up tests of times.
-PYTEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# A file of tests is one process's. More processes than processors would hold up tests of times, but
+# for one more that runs what waits. Tests that run alone mostly wait for one process to end.
+PROCESSORS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+PYTEST_PROCESSES ?= $(shell expr $(PROCESSORS) + 1)
+ALONE_PROCESSES ?= $(shell expr 2 \* $(PROCESSORS))
 # PYTEST_ARGS may choose tests of one kind only; without them there are some of each.
 NONE_CHOSEN = { [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]; }
 COMPAT_ARGS ?=
@@ -55,8 +58,8 @@ typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
 pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(ALONE_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.
 elixir: system-packages $(VENV)/.stamp-uv

@@ -52,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shuffle", metavar="SEED", help="run files, and the tests of each, in another order"
     )
+    parser.addoption(
+        "--one-for-waiting",
+        action="store_true",
+        help="have the last of the processes run the files whose tests wait, and nothing else",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,6 +64,27 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.support.coverage_by_file import Plugin  # it needs coverage.py
 
         config.pluginmanager.register(Plugin(config), "coverage-by-file")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where all tests are asked for that run alone, import no file that has none of them."""
+    if config.option.markexpr != "alone" or config.args_source is not _TESTPATHS:
+        return None
+    if collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+
+
+_TESTPATHS = pytest.Config.ArgsSource.TESTPATHS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if not config.getoption("one_for_waiting"):
+        return None
+    from tests.support.schedule import scheduling  # it needs pytest-xdist
+
+    return scheduling(config, log)
 
 
 class _LoopErrors(logging.Handler):
