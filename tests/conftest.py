@@ -205,7 +205,7 @@ def pytest_asyncio_loop_factories(
 # Of several processes the others would wait for one that came to such a file in the end.
 LONG_FILES = (
     *("test_installing.py", "test_cli.py", "test_child.py", "test_etf.py", "test_registrar.py"),
-    *("test_support.py", "test_watcher.py", "test_code.py", "test_floods.py", "test_ticks.py"),
+    *("test_support.py", "test_watcher.py", "test_code.py", "test_ticks.py"),
 )
 
 
