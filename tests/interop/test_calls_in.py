@@ -223,7 +223,7 @@ class TestRpc:
 
     @pytest.mark.parametrize("kind", ["call", "block_call"])
     async def test_a_timeout_cancels(self, beam: Beam, node: Node, kind: str) -> None:
-        assert await rpc(beam, node, "m, :wait, [1], 50", kind) == ("badrpc", "timeout")
+        assert await rpc(beam, node, "m, :wait, [1], 300", kind) == ("badrpc", "timeout")
         await until(lambda: functions.cancelled == [1])
         assert await rpc(beam, node, ":math, :sqrt, [16]", kind) == 4.0
 
