@@ -22,7 +22,7 @@ COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test static lint format typecheck pytest elixir compat bench bench-quick dist clean system-packages
+.PHONY: help demo test static lint format typecheck pytest beside others elixir compat bench bench-quick dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
@@ -37,12 +37,13 @@ help:
 demo: $(VENV)/.stamp-package
 	@$(BIN)/snex-node demo
 
-# The tests of the client wait for most of their time. What each says comes in one piece.
-TOGETHER = --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+# The tests of the client wait for most of their time, so what is about no times runs beside them. What
+# each says comes in one piece.
+TOGETHER = --no-print-directory --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
 test: system-packages
-	@$(MAKE) $(TOGETHER) static elixir
-	@$(MAKE) --no-print-directory pytest
+	@$(MAKE) $(TOGETHER) static elixir beside
+	@$(MAKE) --no-print-directory others
 
 static: lint typecheck
 
@@ -57,8 +58,13 @@ format: $(VENV)/.stamp-dev
 typecheck: $(VENV)/.stamp-dev
 	@$(BIN)/mypy $(SOURCES)
 
-pytest: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
+pytest: beside others
+
+beside: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
+
+others: $(VENV)/.stamp-dev
+	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone and not beside' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
 	@$(BIN)/python -m pytest --numprocesses $(ALONE_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.

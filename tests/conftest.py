@@ -67,12 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Where all tests are asked for that run alone, import no file that has none of them."""
-    if config.option.markexpr != "alone" or config.args_source is not _TESTPATHS:
+    """Where all tests of one of these kinds are asked for, import no file that has none of them."""
+    kind = config.option.markexpr
+    if kind not in ("alone", "beside") or config.args_source is not _TESTPATHS:
         return None
     if collection_path.suffix != ".py":
         return None
-    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+    return f"mark.{kind}" not in collection_path.read_text(encoding="utf-8") or None
 
 
 _TESTPATHS = pytest.Config.ArgsSource.TESTPATHS
@@ -204,7 +205,7 @@ def pytest_asyncio_loop_factories(
 
 # Of several processes the others would wait for one that came to such a file in the end.
 LONG_FILES = (
-    *("test_installing.py", "test_cli.py", "test_child.py", "test_etf.py", "test_registrar.py"),
+    *("test_cli.py", "test_child.py", "test_etf.py", "test_registrar.py"),
     *("test_support.py", "test_watcher.py", "test_code.py", "test_ticks.py"),
 )
 

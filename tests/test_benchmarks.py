@@ -24,6 +24,8 @@ from benchmarks.results import Measured, Results
 from benchmarks.rows import CALLERS, KINDS, Row, Scale, all_rows
 from tests.support.beam import Beam
 
+pytestmark = pytest.mark.beside
+
 TINY = Scale("tiny", rounds=2, least=2, seconds=0.0, calls=0.002, data=0.001, settle=0)
 MADE = {
     "at": "2026-01-02T03:04:05+00:00",

@@ -16,6 +16,8 @@ import pytest
 from tests.support import coverage_by_file
 from tests.support.coverage_by_file import Recorder, Share, modules, own_tests, shares, spans
 
+pytestmark = pytest.mark.beside
+
 SOURCE = """\
 import os
 import sys

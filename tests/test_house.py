@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.beside
+
 ROOT = Path(__file__).parent.parent
 
 MAY_IMPORT = {

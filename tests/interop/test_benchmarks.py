@@ -8,6 +8,8 @@ from benchmarks import runner, stage
 from benchmarks.rows import Scale, all_rows
 from tests.support.mix import SECONDS
 
+pytestmark = pytest.mark.beside
+
 TINY = Scale("tiny", rounds=1, least=1, seconds=0.0, calls=0.002, data=0.001, settle=0)
 
 

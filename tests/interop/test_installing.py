@@ -19,7 +19,7 @@ from tests.support import mix
 from tests.support.epmd import RealEpmd, executable
 from tests.support.mix import answer, run, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * mix.SECONDS)]
+pytestmark = [pytest.mark.beside, pytest.mark.slow, pytest.mark.timeout(2 * mix.SECONDS)]
 
 
 @pytest.fixture(autouse=True)
