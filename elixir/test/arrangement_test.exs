@@ -94,7 +94,6 @@ defmodule Snex.ArrangementTest do
           for(n <- 1..@n, do: Enum.at([true, false, nil, :ok, :Ok, Row, :größe], rem(n, 7))),
           for(n <- 1..@n, do: :"atom #{rem(n, 256)}"),
           rows(),
-          for(n <- 1..@n, do: Map.new(1..40, &{"key #{&1}", n + &1})),
           for(n <- 1..@n, do: %{id: n, nested: %{"x" => n, "y" => %{z: [n]}}, tags: ["a", "b"]}),
           for(n <- 1..@n, do: {n, "n#{n}", [n], {}, %{}, rem(n, 2) == 0}),
           for(n <- 1..@n, do: %Row{id: n, name: "n#{n}"}),
@@ -106,6 +105,17 @@ defmodule Snex.ArrangementTest do
       assert repr(i, value) == repr_of_plain(i, value)
       assert there_and_back(i, value) == {:ok, value}
     end
+  end
+
+  # Their keys have no order on a BEAM.
+  test "maps of more than 32 keys", %{interpreter: i} do
+    value = for n <- 1..@n, do: Map.new(1..40, &{"key #{&1}", n + &1})
+    assert %Columns{} = Serde.encode(value)
+    {:ok, env} = Snex.make_env(i)
+    plain = {:eval, nil, %{"plain" => value}}
+    assert GenServer.call(env.id, plain) == {:ok, nil}
+    assert Snex.pyeval(env, "return x == plain", %{"x" => value}) == {:ok, true}
+    assert there_and_back(i, value) == {:ok, value}
   end
 
   test "what is of no one kind is sent as it is", %{interpreter: i} do
