@@ -893,6 +893,46 @@ def test_funs_in_funs_are_bounded() -> None:
         Decoder().decode(data)
 
 
+RAW_NAME = "Elixir.Raw"
+RAW = {Atom("__struct__"): Atom(RAW_NAME), Atom("field"): [1, b"a"]}
+LARGE = b"x" * etf_decode.LARGE
+
+
+class TestRawStructsInLargeTerms:
+    """What is of a few terms is walked, and not searched."""
+
+    def found(self, term: object) -> list[Any]:
+        seen: list[Any] = []
+
+        def hook(struct: dict[Any, Any]) -> object:
+            seen.append(struct.get(Atom("field")))
+            return "made"
+
+        Decoder(struct_hook=hook, raw_structs=[RAW_NAME]).decode(Encoder().encode(term))
+        return seen
+
+    @pytest.mark.parametrize("many", [[], list(range(1000, 1000 + etf_decode.FEW))])
+    def test_they_are_found(self, many: list[int]) -> None:
+        raw = Term(Encoder().encode([1, b"a"]))
+        assert self.found({b"a": LARGE, b"b": [RAW], b"c": many}) == [raw]
+        assert self.found([RAW, {b"a": [RAW, LARGE, many]}]) == [raw, raw]
+
+    @pytest.mark.parametrize("many", [[], list(range(1000, 1000 + etf_decode.FEW))])
+    def test_where_there_are_none(self, many: list[int]) -> None:
+        assert self.found([LARGE, many, RAW_NAME.encode()]) == []
+        other = {Atom("__struct__"): Atom("Elixir.Other"), Atom("field"): 7}
+        assert self.found([LARGE, many, other]) == [7]
+
+    def test_what_is_cut_off(self) -> None:
+        decoder = Decoder(struct_hook=dict, raw_structs=[RAW_NAME])
+        data = Encoder().encode([LARGE, RAW])
+        for cut in (1, 10, len(data) - etf_decode.LARGE // 2):
+            with pytest.raises(DecodeError, match="truncated"):
+                decoder.decode(data[:-cut])
+        with pytest.raises(DecodeError, match="unknown tag 7"):
+            decoder.decode(data[:-1] + b"\x07")
+
+
 @pytest.fixture
 def collecting() -> Iterator[None]:
     """Garbage is collected, and is so again after the test."""
