@@ -61,7 +61,7 @@ typecheck: $(VENV)/.stamp-dev
 pytest: beside others
 
 beside: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSORS) --dist loadfile -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 others: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone and not beside' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
