@@ -188,7 +188,9 @@ async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leas
         lost = tasks.start(connection.wait_closed())
         ended = tasks.start(server.wait_ended())
         await _first_of(leash.let_go, lost, ended)
-        return leash.let_go.result() if leash.let_go.done() else 1
+        # Where the connection has ended, so has the leash, or will at once.
+        refused = connection.closed is not None and connection.closed.startswith("protocol error")
+        return leash.let_go.result() if leash.let_go.done() and not refused else 1
 
 
 def listen_host(name: str) -> str:

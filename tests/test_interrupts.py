@@ -172,6 +172,7 @@ class TestRun:
                 watched.interrupter.run(Deadline(0.05), lambda: encoder.encode(object()))
         finally:
             watched.close()
+            interrupts._boundaries.discard(asks.f_code)
         assert encoder.encode(1) == etf.Encoder().encode(1)
 
 

@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -137,9 +137,14 @@ class TestOthers:
     async def running(self, both: Pair) -> None:
         """There is a runtime."""
 
+    @pytest.fixture(autouse=True)
+    def outside(self) -> Iterator[None]:
+        token = VARIABLE.set("outside")
+        yield
+        VARIABLE.reset(token)
+
     def test_threads(self) -> None:
         assert here.get() is None
-        VARIABLE.set("outside")
         seen: list[Any] = []
         thread = threading.Thread(target=lambda: seen.append(VARIABLE.get()))
         thread.start()
@@ -148,7 +153,6 @@ class TestOthers:
         assert seen == ["outside" if inherits else "unset"]
 
     def test_pools(self) -> None:
-        VARIABLE.set("outside")
         with ThreadPoolExecutor(1) as pool:
             inherits = getattr(sys.flags, "thread_inherit_context", 0)
             assert pool.submit(VARIABLE.get).result() == ("outside" if inherits else "unset")

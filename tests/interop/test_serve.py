@@ -234,8 +234,8 @@ async def test_the_child_goes(beam: Beam, parent: Parent) -> None:
         "me = self()\nProcess.flag(:trap_exit, true)\n"
         + source
         + """
-    kill = "import os, signal; os.kill(child, signal.SIGKILL)"
-    {:ok, nil} = GenServer.call(env, {:eval, kill, %{child: child}})
+    kill = "import os, signal; os.kill(os_pid, signal.SIGKILL)"
+    {:ok, nil} = GenServer.call(env, {:eval, kill, %{os_pid: child}})
     receive do {:EXIT, ^pid, reason} -> reason after 10_000 -> :waits_yet end
     """
     )
