@@ -60,8 +60,9 @@ typecheck: $(VENV)/.stamp-dev
 
 pytest: beside others
 
+# They run whole commands, beside much else: a time limit there is for what hangs.
 beside: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest --numprocesses $(PROCESSORS) --dist loadfile -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
+	@$(BIN)/python -m pytest --timeout 300 --numprocesses $(PROCESSORS) --dist loadfile -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 others: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone and not beside' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)

@@ -320,7 +320,8 @@ class Plugin:
 
     def __init__(self, config: pytest.Config) -> None:
         self._output: dict[str, Any] | None = getattr(config, "workeroutput", None)
-        self._recorder = Recorder()
+        self._root = config.rootpath
+        self._recorder = Recorder(self._root)
         self._below: list[Share] = []
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -328,12 +329,12 @@ class Plugin:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         traced = (
-            item.path.is_relative_to(ROOT)
+            item.path.is_relative_to(self._root)
             and not item.get_closest_marker("untraced")
             and "uvloop" not in item.name  # where asyncio's own loop has its turn too
         )
         self._recorder.enter(
-            str(item.path.relative_to(ROOT)) if traced else None,
+            str(item.path.relative_to(self._root)) if traced else None,
             processes=item.get_closest_marker("traced_processes") is not None,
         )
         result = yield
@@ -354,7 +355,7 @@ class Plugin:
         if self._output is not None:
             self._output[_OUTPUT] = {module: sorted(ran) for module, ran in lines.items()}
         elif session.exitstatus == pytest.ExitCode.OK:  # tests that fail leave lines out
-            self._below = [share for share in shares(lines) if share.covered < ENOUGH]
+            self._below = [share for share in shares(lines, self._root) if share.covered < ENOUGH]
             if self._below:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
