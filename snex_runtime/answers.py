@@ -17,7 +17,7 @@ from snex_runtime import serde
 from snex_runtime.errors import Failure
 from snex_runtime.requests import Request
 
-__all__ = ["MAX_REPLY", "OK", "OK_", "OK_NIL", "PONG", "Answers", "failed"]
+__all__ = ["MAX_REPLY", "OK", "OK_", "OK_NIL", "PONG", "Answers", "error", "failed"]
 
 MAX_REPLY: Final = 1024 * 1024 * 1024
 """Longest reply, in bytes; a longer one is answered with an error. It is what a node of ours takes
@@ -69,7 +69,7 @@ class Answers:
         if caller is None:
             return
         if len(answer) > self._max_reply:
-            answer = failed(request, self._too_long(answer))
+            answer = self.bounded(request, answer)
         sender = request.process.pid
         if self._records and self._logs.hold(
             caller, partial(self._reply, caller, answer, sender=sender)
@@ -88,16 +88,30 @@ class Answers:
             else:
                 connection.send(message, b"h\x02" + caller.tag + answer, sender)
 
-    def _too_long(self, answer: bytes) -> Failure:
+    def hold(self, caller: From, release: Callable[[], None]) -> bool:
+        """Call ``release`` when what the request of ``caller`` logged has arrived; False where that
+        is nothing.
+        """
+        return bool(self._records) and self._logs.hold(caller, release)
+
+    def bounded(self, request: Request, answer: bytes) -> bytes:
+        """``answer``, or one that says that it is too long."""
+        if len(answer) <= self._max_reply:
+            return answer
         reason = (
             f"the result takes {len(answer)} bytes, and a reply has at most {self._max_reply}: "
             "return it in parts, or write it to a file"
         )
-        return Failure("python_runtime_error", reason)
+        return failed(request, Failure("python_runtime_error", reason))
 
 
 def failed(request: Request, failure: Failure) -> bytes:
     """The answer ``{:error, error}``; it is logged where nobody waits for one."""
     if request.caller is None:
         _log.error("a request without an answer failed: %s", failure.describe())
+    return error(failure)
+
+
+def error(failure: Failure) -> bytes:
+    """The answer ``{:error, error}``."""
     return _ERROR_ + serde.encoder.encode(failure.to_term())

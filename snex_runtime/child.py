@@ -21,9 +21,9 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
+from collections.abc import Callable
 from typing import IO, Any, Final
 
 from snex_node.epmd import EpmdError
@@ -31,60 +31,19 @@ from snex_node.errors import ConnectError, NodeStartError
 from snex_node.node import Node
 from snex_node.system import forks, tasks
 from snex_node.system.addresses import resolve
-from snex_node.wire.etf import Decoder, Encoder
-from snex_node.wire.terms import Atom, Pid
-from snex_runtime import ending, loops, search_path, serde, standard_files, watcher
+from snex_node.wire.etf import Encoder
+from snex_node.wire.terms import Atom
+from snex_runtime import ending, limits, loops, search_path, serde, standard_files, watcher
+from snex_runtime.configuration import Configuration, ForWorker
 from snex_runtime.logging import is_untold
 from snex_runtime.server import Server
 from snex_runtime.stderr import StderrHandler, log_to_stderr
+from snex_runtime.worker import Worker
 
 MARK: Final = b"\0snex "
 """What the line begins with that tells the BEAM how the start went; no output of users does."""
 
-_MAX_CONFIGURATION: Final = 1024 * 1024
 _CHUNK: Final = 256 * 1024
-
-
-class Configuration:
-    """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
-
-    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``. With
-    ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
-    ``interpreter`` is told there how the start went.
-    """
-
-    def __init__(self, term: dict[str, Any]) -> None:
-        self.name = str(term["name"])
-        self.cookie = str(term["cookie"])
-        self.epmd = term.get("epmd", "auto")
-        self.beam: str | None = term.get("beam")
-        self.interpreter: Pid | None = term.get("interpreter")
-        self.encoding = serde.merge_options(term.get("encoding_opts"))
-
-    @classmethod
-    def read(cls, file: int) -> Configuration:
-        """Read it from the descriptor ``file``. Raises ``EOFError``, ``ValueError``."""
-        (length,) = struct.unpack(">I", _read_exactly(file, 4))
-        if length > _MAX_CONFIGURATION:
-            raise ValueError(
-                f"the configuration has {length} bytes: `snex_runtime child` is started by the "
-                "Elixir client; by hand use `snex-node start`"
-            )
-        version = _read_exactly(file, 1)
-        term = Decoder(binary_as="str").decode(_read_exactly(file, length - 1))[0]
-        if version != b"\x83" or not isinstance(term, dict):
-            raise ValueError(f"the configuration is a map, not {type(term).__name__}")
-        return cls(term)
-
-
-def _read_exactly(file: int, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        part = os.read(file, length - len(data))
-        if not part:
-            raise EOFError("standard input ended before the configuration was complete")
-        data += part
-    return data
 
 
 def main() -> int:
@@ -114,30 +73,92 @@ async def run(*_: object) -> int:
     with contextlib.suppress(Exception):  # standard error may be none
         faulthandler.enable()
     given = _take_standard_input()
+    try:
+        limits.apply(configuration.limits)
+        _check_memory(configuration)
+    except limits.LimitError as error:
+        _tell_failure(configuration, error)
+        return 1
     _lead_group()
-    signals = watcher.start(leash=given, group=True)
+    worker = configuration.worker
+    ledger = -1 if worker is None else worker.ledger_file
+    killing = watcher.Limits(configuration.max_memory, ledger)
+    signals = watcher.start(leash=given, group=True, limits=killing)
     relay = None if configuration.beam is None else Relay(given, _take_standard_output())
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    _leave_logging_to_users()
+    if worker is None:
+        _leave_logging_to_users()
+    else:
+        logging.getLogger().setLevel(worker.log_level.upper())
     leash = Leash((given if relay is None else relay.leash).fileno(), signals)
     leash.start()
     try:
+        if worker is not None:
+            return await _serve_front(configuration, worker, leash)
         if relay is not None:
             return await _serve_relayed(configuration, relay, leash)
         return await _serve(configuration, leash)
-    except (NodeStartError, ConnectError, EpmdError, OSError) as error:
-        if relay is None:
-            # One that ends while it is asked may have a successor: that is worth another try.
-            epmd = isinstance(error, EpmdError) or isinstance(error.__cause__, EpmdError)
-            _tell_beam((Atom("unregistered" if epmd else "error"), str(error)))
-        else:
-            sys.stderr.write(f"snex: {error}\n")
+    except (NodeStartError, ConnectError, EpmdError, OSError, limits.LimitError) as error:
+        _tell_failure(configuration, error)
         return 1
     finally:
         await loops.end_tasks()
         leash.ending.over()
+
+
+def _check_memory(configuration: Configuration) -> None:
+    if configuration.max_memory:
+        limits.check_memory(configuration.max_memory, watcher.resident_memory(os.getpid()))
+
+
+def _tell_failure(configuration: Configuration, error: Exception) -> None:
+    """Tell whoever started this process why it ends."""
+    # An epmd that ends while it is asked may have a successor: that is worth another try.
+    epmd = isinstance(error, EpmdError) or isinstance(error.__cause__, EpmdError)
+    term = Atom("unregistered" if epmd else "error"), str(error)
+    if configuration.worker is not None:
+        configuration.worker.tell(term)
+    elif configuration.beam is None:
+        _tell_beam(term)
+    else:
+        sys.stderr.write(f"snex: {error}\n")
+
+
+async def _serve_front(configuration: Configuration, worker: ForWorker, leash: Leash) -> int:
+    node = Node(
+        configuration.name,
+        cookie=configuration.cookie,
+        listen=(worker.listen or listen_host(configuration.name), 0),
+        epmd=configuration.epmd,
+        net_ticktime=worker.net_ticktime,
+        max_frame=worker.max_frame,
+        decoder=serde.decoder(configuration.encoding),
+        encoder=serde.encoder,
+    )
+    async with node:
+        server = Worker(
+            node,
+            worker.front,
+            worker.ledger,
+            name=worker.register_as,
+            options=configuration.encoding,
+            killer=leash.signals.killer,
+            kill_after=configuration.kill_after,
+        )
+        leash.take_commands(server.command)
+        if worker.script is not None:
+            failure = await server.init(*worker.script, timeout=worker.script_timeout)
+            if failure is not None:
+                worker.tell((Atom("script"), failure.describe()))
+                return 1
+            _check_memory(configuration)
+        await node.connect(worker.front.node, address=worker.address)
+        worker.tell((Atom("ready"), node.name, server.pid))
+        ended = tasks.start(server.wait_ended())
+        await _first_of(leash.let_go, ended)
+        return leash.let_go.result() if leash.let_go.done() else 1
 
 
 async def _serve(configuration: Configuration, leash: Leash) -> int:
@@ -150,11 +171,20 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
         encoder=serde.encoder,
     )
     async with node:
-        server = Server(node, options=configuration.encoding)
+        server = _server(node, configuration, leash)
         _tell_beam((Atom("ready"), node.name, node.port, server.pid))
         ended = tasks.start(server.wait_ended())
         await _first_of(leash.let_go, ended)
         return leash.let_go.result() if leash.let_go.done() else 1
+
+
+def _server(node: Node, configuration: Configuration, leash: Leash) -> Server:
+    return Server(
+        node,
+        options=configuration.encoding,
+        killer=leash.signals.killer,
+        kill_after=configuration.kill_after,
+    )
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:
@@ -179,7 +209,7 @@ async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leas
         encoder=serde.encoder,
     )
     async with node:
-        server = Server(node, options=configuration.encoding)
+        server = _server(node, configuration, leash)
         relay.start()
         await node.connect(configuration.beam, address=relay.address)
         node.send(configuration.interpreter, (Atom("snex_ready"), server.pid))
@@ -253,6 +283,13 @@ def _lead_group() -> None:
         os.setsid()
 
 
+_LONGEST_COMMAND: Final = 64
+
+
+def _ignore(command: str) -> None:
+    """A command that means nothing here."""
+
+
 # --- the leash ----------------------------------------------------------------------------------
 
 
@@ -260,18 +297,24 @@ class Leash(threading.Thread):
     """Waits, on a thread of its own, for the end of ``file`` or the line ``stop``; or for SIGTERM.
 
     Then `let_go` gets the exit status, and `ending` sees to it that the process ends in time.
-    ``signals`` is where the watcher tells of SIGTERM.
+    ``signals`` is where the watcher tells of SIGTERM. Other lines are commands for whoever takes
+    them.
     """
 
     def __init__(self, file: int, signals: watcher.Signals) -> None:
         super().__init__(name="snex-leash", daemon=True)
         self._file = file
-        self._signals = signals
+        self.signals: Final = signals
+        self._command: Callable[[str], None] = _ignore
         self._loop = asyncio.get_running_loop()
         self.let_go: asyncio.Future[int] = self._loop.create_future()
         self.ending = ending.Ending(self._let_go)
         self._status = 0
         forks.set_handler(signal.SIGTERM, self._terminated)
+
+    def take_commands(self, function: Callable[[str], None]) -> None:
+        """Call ``function`` with each further line, on this thread."""
+        self._command = function
 
     def run(self) -> None:
         """Wait, and end this process."""
@@ -281,9 +324,9 @@ class Leash(threading.Thread):
     def _wait(self) -> None:
         commands = b""
         while True:
-            told = self._signals.fileno()
+            told = self.signals.fileno()
             if told in select.select([self._file, told], [], [])[0]:
-                if self._signals.terminated():
+                if self.signals.terminated():
                     self._status = 128 + signal.SIGTERM
                     return
                 continue
@@ -291,17 +334,19 @@ class Leash(threading.Thread):
                 data = os.read(self._file, 4096)
             except OSError:
                 return
-            commands += data
-            if not data or b"stop\n" in commands:
+            *lines, commands = (commands + data).split(b"\n")
+            if not data or b"stop" in lines:
                 return
-            commands = commands[-len(b"stop\n") :]
+            commands = commands[-_LONGEST_COMMAND:]
+            for line in lines:
+                self._command(line.decode("ascii", "replace"))
 
     def _let_go(self) -> None:
         if not self.let_go.done():
             self.let_go.set_result(self._status)
 
     def _terminated(self, number: int, frame: object) -> None:
-        self._signals.terminate()
+        self.signals.terminate()
 
 
 # --- distribution through standard input and output ---------------------------------------------

@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from snex_node import __version__, epmd
 from snex_node.cookie import CookieError, find_cookie
@@ -39,10 +39,13 @@ from snex_node.wire.describe import short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, loops, search_path, serde, standard_files, watcher
+from snex_runtime.crew import MAX_RESTARTS, Crew
+from snex_runtime.front import Front
 from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.standard_files import discard
 from snex_runtime.stderr import log_to_stderr
+from snex_runtime.workers import ScriptFailedError, WorkerStartError
 
 DEFAULT_NAME = "py@127.0.0.1"
 
@@ -59,6 +62,9 @@ until it sees that the time is over, and 1 s for ``finally`` blocks that do not 
 LEAVE = 0.5
 """Seconds that a command which is done waits for a thread that it cannot stop. A name server that
 does not answer keeps one for as long as the system asks it, 10 s and more."""
+
+MOST: Final = 2**62
+"""The largest whole number that an option takes."""
 
 LONGEST = 4_294_967.0
 """Seconds that an option may ask for: 49 days, the longest time limit of Erlang (2^32 ms)."""
@@ -216,6 +222,7 @@ async def _start(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> None:
     options = serde.merge_options(_pairs(args.encoding))
     name = full_name(args.name, args.sname)
+    _check_bounds(args)
     cookie = find_cookie(args.cookie_file)
     script = None if args.init_script is None else _read_script(Path(args.init_script))
     _empty_standard_input()
@@ -231,17 +238,89 @@ async def _serve(args: argparse.Namespace) -> None:
     )
     async with node:
         _tell_address(node)
+        if args.workers is not None:
+            await _serve_workers(node, cookie, script, args)
+            return
         server = Server(node, name=args.register_as, options=options)
         if script is not None:
             await _init(server, script, args.init_script, args.init_script_timeout)
-        for peer in args.connect:
-            node.keep_connected(peer)
-        _say(f"ready {node.name} {node.port}")
+        await _serve_until_ended(node, server.wait_ended(), args)
+
+
+async def _serve_until_ended(
+    node: Node, ended: Coroutine[object, object, object], args: argparse.Namespace
+) -> None:
+    for peer in args.connect:
+        node.keep_connected(peer)
+    _say(f"ready {node.name} {node.port}")
+    try:
+        reason = await ended
+    finally:
+        _log.info("%s stops", node.name)
+    raise CommandError(f"{node.name} ends: an exit signal ended its runtime ({reason})")
+
+
+async def _serve_workers(
+    node: Node, cookie: str, script: str | None, args: argparse.Namespace
+) -> None:
+    """Be the front of workers, until something ends that."""
+    front = Front(node, name=args.register_as, max_requests=args.max_requests)
+    crew = Crew(
+        node,
+        front,
+        args.workers,
+        _worker_configuration(node, cookie, script, args),
+        arguments=() if args.loop == "asyncio" else ("--loop", args.loop),
+        restarts=args.max_restarts,
+    )
+    try:
+        await crew.start()
+        serving = tasks.start(_serve_until_ended(node, front.wait_ended(), args))
         try:
-            reason = await server.wait_ended()
+            waiting: list[asyncio.Future[Any]] = [serving, crew.failed]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            _log.info("%s stops", node.name)
-        raise CommandError(f"{node.name} ends: an exit signal ended its runtime ({reason})")
+            serving.cancel()
+        if crew.failed.done():
+            raise CommandError(f"{node.name} ends: {crew.failed.result()}")
+        await serving
+    except ScriptFailedError as error:
+        raise CommandError(f"the init script {args.init_script} failed: {error}") from None
+    except WorkerStartError as error:
+        raise CommandError(f"a worker did not start: {error}") from None
+    finally:
+        await crew.stop()
+
+
+def _worker_configuration(
+    node: Node, cookie: str, script: str | None, args: argparse.Namespace
+) -> dict[str, object]:
+    configuration: dict[str, object] = {
+        "cookie": cookie,
+        "epmd": "auto" if args.epmd == "embedded" else args.epmd,
+        "encoding_opts": _pairs(args.encoding),
+        "address": node.address,
+        "register_as": args.register_as,
+        "script": None if script is None else (script, args.init_script),
+        "script_timeout": math.ceil(args.init_script_timeout * 1000),
+        "listen": None if args.listen is None else args.listen[0],
+        "net_ticktime": args.net_ticktime,
+        "max_frame": args.max_frame,
+        "log_level": args.log_level,
+    }
+    for name in BOUNDS:
+        if getattr(args, name) is not None:
+            configuration[name] = getattr(args, name)
+    return configuration
+
+
+def _check_bounds(args: argparse.Namespace) -> None:
+    """Raise `CommandError` for a bound that ends a worker where there are none."""
+    for name in (*BOUNDS, "max_requests"):
+        if args.workers is None and getattr(args, name) is not None:
+            raise CommandError(
+                f"--{name.replace('_', '-')} is for the processes of workers: add --workers N"
+            )
 
 
 def _tell_address(node: Node) -> None:
@@ -688,6 +767,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_place(start)
     _add_runtime(start)
     _add_limits(start)
+    _add_workers(start)
     start.add_argument(
         "--loop",
         choices=loops.CHOICES,
@@ -775,6 +855,73 @@ def _add_limits(start: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="longest frame accepted; a longer one closes its connection (default: %(default)s)",
     )
+
+
+def _add_workers(start: argparse.ArgumentParser) -> None:
+    """Processes that evaluate in the place of this one, and what they may have."""
+    start.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="evaluate in N processes, which are nodes of their own; this one sends requests on, "
+        "and starts others in the place of those that end",
+    )
+    start.add_argument(
+        "--max-restarts",
+        type=_rate,
+        default=MAX_RESTARTS,
+        metavar="N/SECONDS",
+        help="workers that may end by themselves in that time; one more ends the node "
+        f"(default: {MAX_RESTARTS[0]}/{MAX_RESTARTS[1]:.0f})",
+    )
+    start.add_argument(
+        "--max-requests",
+        type=_positive,
+        metavar="N",
+        help="requests after which a worker is replaced, when it has nothing to do and no "
+        "environments",
+    )
+    start.add_argument(
+        "--kill-after",
+        type=_positive,
+        metavar="MS",
+        help="time beyond the time limit of a request after which its worker is killed, whatever "
+        "runs there",
+    )
+    start.add_argument(
+        "--max-memory",
+        type=_positive,
+        metavar="BYTES",
+        help="resident memory of a worker; one with more is killed",
+    )
+    for name, what in (
+        ("as", "bytes of address space of a worker (RLIMIT_AS): MemoryError beyond it"),
+        ("cpu", "seconds of processor time of a worker (RLIMIT_CPU): it ends then"),
+        ("nofile", "open files of a worker (RLIMIT_NOFILE)"),
+    ):
+        start.add_argument(f"--rlimit-{name}", type=_positive, metavar="N", help=what)
+    start.add_argument(
+        "--cgroup", metavar="DIRECTORY", help="control group (cgroup v2) that workers join"
+    )
+
+
+BOUNDS: Final = (
+    *("kill_after", "max_memory", "rlimit_as", "rlimit_cpu", "rlimit_nofile", "cgroup"),
+)
+"""Options of `start` that a worker is told as they are."""
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 and more")
+    return int(text)
+
+
+def _rate(text: str) -> tuple[int, float]:
+    number, slash, seconds = text.partition("/")
+    if not slash or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not N/SECONDS, such as 10/60")
+    return int(number), _seconds(seconds)
 
 
 def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

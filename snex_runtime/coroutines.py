@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, Protocol
 
 from snex_node.errors import NodeError
@@ -74,6 +74,7 @@ class Work(Deadline):
         "awaited",
         "begun",
         "continues",
+        "disarm",
         "monitor",
         "request",
         "stopped",
@@ -87,6 +88,7 @@ class Work(Deadline):
         request: Request,
         awaited: Coroutine[Any, Any, object],
         options: EvalOptions = NO_OPTIONS,
+        disarm: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(options.timeout)
         request.let_go()
@@ -94,6 +96,8 @@ class Work(Deadline):
         self.awaited = awaited
         self.timeout = options.timeout
         self.continues = options.continues
+        self.disarm = disarm
+        """To be called when it is done: until then something is to happen at a certain time."""
         self.begun = False
         self.stopped: str | None = None
         self.task: asyncio.Task[None] | None = None
@@ -246,6 +250,8 @@ class Coroutines:
             self._interrupter.unwatch(work)
         if work.timer is not None:
             work.timer.cancel()
+        if work.disarm is not None:
+            work.disarm()
         if work.monitor is not None:
             del self._by_monitor[work.monitor]
             self._watcher.demonitor(work.monitor)

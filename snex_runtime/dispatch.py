@@ -89,9 +89,18 @@ class Dispatcher:
         self._coroutines.given_up(ref)
 
     def received(
-        self, process: Receiver, enter: Enter, data: bytes, offset: int, remote: Asker
+        self,
+        process: Receiver,
+        enter: Enter,
+        data: bytes,
+        offset: int,
+        remote: Asker,
+        make: Callable[..., Request] = make_request,
     ) -> None:
-        """A message to ``process``, whose requests run in the context of ``enter``."""
+        """A message to ``process``, whose requests run in the context of ``enter``.
+
+        ``make`` makes the request; it takes what `make_request` takes.
+        """
         call = parse_call(data, offset)
         if call is not None:
             caller, at = call
@@ -103,7 +112,7 @@ class Dispatcher:
         else:
             caller, at = None, parse_cast(data, offset) or offset
         self._origins.last_origin = remote.name
-        request = make_request(process, enter, caller, remote, data, at)
+        request = make(process, enter, caller, remote, data, at)
         outcome = self._standby.run(enter, self._handle, request)
         if isinstance(outcome, bytes):
             self._answers.send(request, outcome)

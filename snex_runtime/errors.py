@@ -68,6 +68,10 @@ ErrorCode: TypeAlias = Literal[
     "interpreter_exited",
     "bad_request",
     "cancelled",
+    "overloaded",
+    "worker_exited",
+    "killed",
+    "memory_limit",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from struct import Struct
@@ -28,6 +29,7 @@ from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
     NO_OPTIONS,
+    EvalOptions,
     Reader,
     Request,
     code_parts,
@@ -60,10 +62,33 @@ class Place(Protocol):
         """Calls functions in its context."""
 
 
-class Evaluator:
-    """Runs code, in the environment that a request went to or in copies of ``root``."""
+class Killer(Protocol):
+    """Kills this process at a time, whatever runs then."""
 
-    def __init__(self, root: Place, reader: Reader, interrupter: Interrupter) -> None:
+    def arm(self, seconds: float, culprit: int) -> int:
+        """Kill in so many seconds, because of the request ``culprit``; the token is to `disarm`."""
+
+    def disarm(self, token: int) -> None:
+        """The request is done in time."""
+
+
+class Evaluator:
+    """Runs code, in the environment that a request went to or in copies of ``root``.
+
+    ``killer`` is there where this process may be killed because of one request, and
+    ``kill_after`` are the seconds beyond its time limit that one has which does not say.
+    """
+
+    def __init__(
+        self,
+        root: Place,
+        reader: Reader,
+        interrupter: Interrupter,
+        killer: Killer | None = None,
+        kill_after: float | None = None,
+    ) -> None:
+        self._killer = killer
+        self._kill_after = kill_after
         self._root = root
         self._reader = reader
         self._decoder = reader.decoder
@@ -90,16 +115,41 @@ class Evaluator:
         elif here.get() is not variables:
             here.set(variables)
         if code is not None and code.is_async:
+            disarm = self._arm(request, options)
             work: Any = _run_with(code, variables, given) if given else code.run(variables)
-            return Work(request, work, options)
+            return Work(request, work, options, disarm)
         if given:
             variables.update(given)
         if code is None:
             return OK_NIL
-        if options.timeout is None:
+        if options.timeout is None and options.kill_after is None:
             return request.remote.encoder.encode(code.run(variables), OK_)
-        limit = Deadline(options.timeout)
-        return self._interrupter.run(limit, partial(_value, request, code, variables))
+        disarm = self._arm(request, options)
+        try:
+            limit = Deadline(options.timeout)
+            return self._interrupter.run(limit, partial(_value, request, code, variables))
+        finally:
+            if disarm is not None:
+                disarm()
+
+    def _arm(self, request: Request, options: EvalOptions) -> Callable[[], None] | None:
+        """Have this process killed at the last limit of ``request``, unless that is undone."""
+        if options.kill_after is not None:
+            if options.timeout is None:
+                raise BadRequest("kill_after: is the time beyond timeout:, which is missing")
+            if self._killer is None:
+                raise BadRequest(
+                    "kill_after: would end this whole node: start it with --workers, or through "
+                    "Snex.Interpreter"
+                )
+        elif options.timeout is None or self._kill_after is None:
+            return None
+        beyond = self._kill_after if options.kill_after is None else options.kill_after
+        if self._killer is None or beyond is None:
+            return None
+        culprit = getattr(request, "sequence", 0)
+        token = self._killer.arm(options.timeout + beyond, culprit)
+        return partial(self._killer.disarm, token)
 
     def init(self, request: Request) -> bytes | Work:
         """An eval that runs in the root environment, and so prepares all that are made later."""

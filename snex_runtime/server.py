@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import snex
@@ -28,7 +29,7 @@ from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.evaluation import Evaluator
 from snex_runtime.interrupts import Interrupter
 from snex_runtime.namespace import Variables
-from snex_runtime.requests import Asker, Reader, Request, typed
+from snex_runtime.requests import Asker, Reader, Receiver, Request, typed
 
 __all__ = ["Server"]
 
@@ -41,7 +42,8 @@ class Server(BaseProcess):
     """The runtime of a node.
 
     ``options`` are the encoding options of requests that bring none of their own; ``max_reply``
-    bounds the length of a reply, in bytes.
+    bounds the length of a reply, in bytes. ``killer`` kills this process where a request goes
+    beyond its last limit, ``kill_after`` seconds beyond its time limit if it does not say itself.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Server(BaseProcess):
         name: str = "snex",
         options: serde.Options = serde.DEFAULTS,
         max_reply: int = MAX_REPLY,
+        killer: evaluation.Killer | None = None,
+        kill_after: float | None = None,
     ) -> None:
         super().__init__(node)
         self.trap_exit = True  # without it the node would be there, and answer nobody
@@ -63,7 +67,7 @@ class Server(BaseProcess):
         self._interrupter = Interrupter(_BOUNDARIES)
         self.backend = interface.NodeBackend(node, self.pid, options)
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
-        answers = Answers(node, self.backend.logs, max_reply)
+        answers = self._make_answers(max_reply)
         self._coroutines = Coroutines(node, answers, self._interrupter, self)
         self._dispatcher = Dispatcher(node, answers, self._coroutines, self.backend)
         reader = Reader(options)
@@ -71,10 +75,13 @@ class Server(BaseProcess):
         """The variables of the root environment."""
         self.environments = Environments(self, self._dispatcher, reader, self.root)
         self._root = self.environments.root
-        self._evaluator = Evaluator(self._root, reader, self._interrupter)
+        self._evaluator = Evaluator(self._root, reader, self._interrupter, killer, kill_after)
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
+
+    def _make_answers(self, max_reply: int) -> Answers:
+        return Answers(self.node, self.backend.logs, max_reply)
 
     def _kinds(self) -> Kinds:
         """Every kind of request, and who handles it."""
@@ -119,6 +126,18 @@ class Server(BaseProcess):
     def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request."""
         self._dispatcher.received(self, self._root.new_context().run, data, offset, remote)
+
+    def _dispatch(
+        self,
+        process: Receiver,
+        data: bytes,
+        offset: int,
+        remote: Asker,
+        make: Callable[..., Request],
+    ) -> None:
+        """Take a request that ``make`` makes, as one to ``process``."""
+        enter = self._root.new_context().run
+        self._dispatcher.received(process, enter, data, offset, remote, make)
 
     def system_received(self, caller: From, request: object) -> None:
         """Answer a system message: ``GenServer.stop/1`` does not end the runtime."""

@@ -1,0 +1,105 @@
+"""What a process is told that a BEAM or a front has started: a map on its standard input."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any, Final
+
+from snex_node.system import forks
+from snex_node.wire.etf import Decoder, Encoder
+from snex_node.wire.terms import Pid
+from snex_runtime import serde
+from snex_runtime.forwarding import Ledger
+
+__all__ = ["Configuration", "ForWorker"]
+
+_MAX_CONFIGURATION: Final = 16 * 1024 * 1024
+"""Bytes; the init script of a worker is in it."""
+
+
+class Configuration:
+    """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
+
+    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``. With
+    ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
+    ``interpreter`` is told there how the start went.
+
+    Bounds: ``max_memory`` (bytes), ``kill_after`` (milliseconds), and those of `limits.apply`.
+    ``front`` is the pid of whom this process is a worker of, and `ForWorker` the rest of that.
+    """
+
+    def __init__(self, term: dict[str, Any]) -> None:
+        self.name = str(term["name"])
+        self.cookie = str(term["cookie"])
+        self.epmd = term.get("epmd", "auto")
+        self.beam: str | None = term.get("beam")
+        self.interpreter: Pid | None = term.get("interpreter")
+        self.encoding = serde.merge_options(term.get("encoding_opts"))
+        self.limits: dict[str, Any] = term
+        self.max_memory = _number(term, "max_memory") or 0
+        kill_after = _number(term, "kill_after")
+        self.kill_after = None if kill_after is None else kill_after / 1000
+        self.worker = ForWorker(term) if "front" in term else None
+
+    @classmethod
+    def read(cls, file: int) -> Configuration:
+        """Read it from the descriptor ``file``. Raises ``EOFError``, ``ValueError``."""
+        (length,) = struct.unpack(">I", _read_exactly(file, 4))
+        if length > _MAX_CONFIGURATION:
+            raise ValueError(
+                f"the configuration has {length} bytes: `snex_runtime child` is started by the "
+                "Elixir client; by hand use `snex-node start`"
+            )
+        version = _read_exactly(file, 1)
+        term = Decoder(binary_as="str").decode(_read_exactly(file, length - 1))[0]
+        if version != b"\x83" or not isinstance(term, dict):
+            raise ValueError(f"the configuration is a map, not {type(term).__name__}")
+        return cls(term)
+
+
+class ForWorker:
+    """What a worker is told besides: the ``front`` and its node's ``address``, the name that the
+    runtime is to ``register_as``, the descriptors of the ``ledger`` and of what is ``report``ed,
+    the ``script`` to begin with (source and file) and its ``script_timeout`` in milliseconds, and
+    as the front has them ``listen`` (a host), ``net_ticktime``, ``max_frame`` and ``log_level``.
+    """
+
+    def __init__(self, term: dict[str, Any]) -> None:
+        self.front: Pid = term["front"]
+        host, port = term["address"]
+        self.address: tuple[str, int] = host, port
+        self.register_as = str(term["register_as"])
+        self.ledger = Ledger(term["ledger"])
+        self.ledger_file: int = term["ledger"]
+        self._report = forks.OwnedDescriptor(term["report"])
+        for file in (self.ledger_file, self._report.fileno()):
+            os.set_inheritable(file, False)  # what is run by `os.system` is not to have them
+        self.script: tuple[str, str] | None = term.get("script")
+        self.script_timeout: float = term["script_timeout"] / 1000
+        self.listen: str | None = term.get("listen")
+        self.net_ticktime: float = term["net_ticktime"]
+        self.max_frame: int = term["max_frame"]
+        self.log_level = str(term["log_level"])
+
+    def tell(self, term: object) -> None:
+        """Tell the front how the start went: a 32-bit length, and the term."""
+        data = Encoder().encode(term)
+        os.write(self._report.fileno(), struct.pack(">I", len(data)) + data)
+
+
+def _number(term: dict[str, Any], name: str) -> int | None:
+    value = term.get(name)
+    if value is not None and (type(value) is not int or value <= 0):
+        raise ValueError(f"{name} is a positive integer, not {value!r}")
+    return value
+
+
+def _read_exactly(file: int, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = os.read(file, length - len(data))
+        if not part:
+            raise EOFError("standard input ended before the configuration was complete")
+        data += part
+    return data

@@ -1,0 +1,269 @@
+"""Keeps the workers of a front: starts them, starts others in their place, and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+from snex_node.node import Node
+from snex_node.wire.etf import DecodeError
+from snex_node.wire.gen import GEN_CALL
+from snex_node.wire.terms import Atom
+from snex_runtime import info, serde
+from snex_runtime.answers import OK_
+from snex_runtime.front import Front, Job, Lane
+from snex_runtime.requests import typed
+from snex_runtime.workers import (
+    ScriptFailedError,
+    WorkerProcess,
+    WorkerStartError,
+    describe_exit,
+)
+
+__all__ = ["MAX_RESTARTS", "Crew"]
+
+MAX_RESTARTS: Final = (10, 60.0)
+"""Workers that may end by themselves in so many seconds, where nothing else is given."""
+
+INFO_TIMEOUT: Final = 0.5
+"""Seconds in which a worker has to say how it is; of one that does not, the last is told."""
+
+_AGAIN: Final = 0.2  # seconds before another try at what has just failed
+_CLOSED: Final = 1.0  # seconds in which the connection to a process that has ended has to end
+_ENDED: Final = 1.0  # and the other way round
+
+_log = logging.getLogger(__name__)
+
+
+class Crew:
+    """``size`` workers for ``front``, each told the ``configuration`` (`child.Configuration`).
+
+    ``restarts`` are how many may end by themselves, in how many seconds: one more sets `failed`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        front: Front,
+        size: int,
+        configuration: Mapping[str, Any],
+        *,
+        arguments: tuple[str, ...] = (),
+        restarts: tuple[int, float] = MAX_RESTARTS,
+    ) -> None:
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set to what is to be said when too many workers have ended."""
+        self.restarts = 0
+        """Workers started in the place of others that had ended by themselves."""
+        self._node = node
+        self._front = front
+        self._size = size
+        self._configuration = {**configuration, "front": front.pid}
+        self._arguments = arguments
+        self._most, self._within = restarts
+        self._ends: deque[float] = deque()
+        self._processes: dict[str, WorkerProcess] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[str, dict[str, Any]] = {}
+        self._stopping = False
+        self._started = time.monotonic()
+        front.retired = self._retired
+        front.info = self._info_requested
+
+    def __len__(self) -> int:
+        """How many processes there are."""
+        return len(self._processes)
+
+    async def start(self) -> None:
+        """Start all of them. Raises `WorkerStartError`; then none is left."""
+        starts = [asyncio.ensure_future(self._launch()) for _ in range(self._size)]
+        try:
+            await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End all of them, as programs end."""
+        self._stopping = True
+        for process in self._processes.values():
+            process.stop()
+        await asyncio.gather(*(each.ended() for each in list(self._processes.values())))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- one of them ----------------------------------------------------------------------------
+
+    async def _launch(self) -> None:
+        name = self._free_name()
+        process = self._processes[name] = WorkerProcess(name)
+        try:
+            await process.start(self._configuration, self._arguments)
+        except BaseException:
+            del self._processes[name]
+            raise
+        lane = Lane(process, self._front.pid)
+        self._run(self._look_after(lane))
+        self._front.add(lane)
+
+    def _free_name(self) -> str:
+        """The first name that no process has: those of nodes are remembered by every BEAM."""
+        alive, _, host = str(self._node.name).partition("@")
+        number = 1
+        while f"{alive}-{number}@{host}" in self._processes:
+            number += 1
+        return f"{alive}-{number}@{host}"
+
+    async def _look_after(self, lane: Lane) -> None:
+        """Wait for the end of a worker, and see to what it leaves."""
+        process = lane.process
+        status = await self._end_of(process)
+        self._told.pop(process.name, None)
+        del self._processes[process.name]
+        self._front.lost(lane, status)
+        if self._stopping or (lane.retiring and status == 0):
+            return
+        _log.warning("the worker %s has ended %s", process.name, describe_exit(status))
+        if not lane.retiring:  # else there is another one already
+            await self._replace()
+
+    async def _end_of(self, process: WorkerProcess) -> int:
+        """Its exit status, when all has been heard that it said."""
+        connection = self._node.remote(process.name).connection
+        if connection is None:
+            process.kill()
+            return await process.exited
+        closed = asyncio.ensure_future(connection.wait_closed())
+        try:
+            waiting: set[asyncio.Future[Any]] = {closed, process.exited}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not process.exited.done():
+                await asyncio.wait([process.exited], timeout=_ENDED)
+                process.kill()
+            elif not closed.done():
+                await asyncio.wait([closed], timeout=_CLOSED)
+                self._node.disconnect(process.name)
+        finally:
+            closed.cancel()
+        return await process.exited
+
+    async def _replace(self) -> None:
+        """Start another worker in the place of one, as often as may be."""
+        while not self._stopping:
+            now = time.monotonic()
+            while self._ends and now - self._ends[0] > self._within:
+                self._ends.popleft()
+            if len(self._ends) >= self._most:
+                self._give_up()
+                return
+            self._ends.append(now)
+            self.restarts += 1
+            if await self._try_to_launch():
+                return
+            await asyncio.sleep(_AGAIN)
+
+    async def _try_to_launch(self) -> bool:
+        try:
+            await self._launch()
+        except ScriptFailedError as error:
+            _log.error("the init script failed in a worker: %s", error)
+        except WorkerStartError as error:
+            _log.error("a worker did not start: %s", error)
+        else:
+            return True
+        return False
+
+    def _give_up(self) -> None:
+        if not self.failed.done():
+            self.failed.set_result(
+                f"more than {self._most} workers have ended within {self._within:g} s: see what "
+                "the log says of each (--max-restarts N/SECONDS allows more)"
+            )
+
+    def _retired(self, lane: Lane) -> None:
+        """``lane`` gets nothing more to do, and ends when it has nothing left."""
+        _log.info("the worker %s has had its %d requests", lane.process.name, lane.requests)
+        self._run(self._relieve(lane))
+
+    async def _relieve(self, lane: Lane) -> None:
+        if not await self._try_to_launch():
+            await self._replace()
+        while lane in self._front.lanes:
+            await self._ask(lane)  # its environments end without a word
+            self._front.end_if_idle(lane)
+            await asyncio.sleep(INFO_TIMEOUT)
+
+    # --- what there is --------------------------------------------------------------------------
+
+    def _info_requested(self, job: Job) -> None:
+        self._run(self._tell(job))
+
+    async def _tell(self, job: Job) -> None:
+        front = self._front
+        lanes = list(front.lanes)
+        await asyncio.gather(*(self._ask(lane) for lane in lanes))
+        told = [self._told.get(lane.process.name, {}) for lane in lanes]
+        map_ = info.about(
+            self._node,
+            uptime=time.monotonic() - self._started,
+            environments=sum(lane.environments for lane in lanes),
+            requests_running=front.running,
+        )
+        for name in ("bytes_in", "bytes_out"):
+            own: Any = map_[Atom(name)]
+            map_[Atom(name)] = own + sum(each.get(name, 0) for each in told)
+        map_[Atom("requests_queued")] = front.queued
+        map_[Atom("worker_restarts")] = self.restarts
+        map_[Atom("workers")] = [_of_worker(lane) for lane in lanes]
+        front.answer(job, OK_ + serde.encoder.encode(map_))
+
+    async def _ask(self, lane: Lane) -> None:
+        """Ask a worker that nothing blocks how it is."""
+        if lane.current is not None:
+            return
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def take(data: bytes) -> None:
+            if not answer.done():
+                answer.set_result(data)
+
+        reference = self._node.make_ref()
+        message = (GEN_CALL, (self._front.pid, reference), Atom("info"))
+        data = self._node.encoder.encode(message)
+        origin = self._node.encoder.encode(Atom(self._node.name))
+        self._front.submit(Job(None, data, origin, take), lane)
+        try:
+            raw, _ = typed.decode(await asyncio.wait_for(answer, INFO_TIMEOUT))
+        except (asyncio.TimeoutError, DecodeError):
+            return
+        if isinstance(raw, tuple) and raw[0] == "ok":
+            told = self._told[lane.process.name] = {str(k): v for k, v in raw[1].items()}
+            lane.environments = told["environments"]
+
+
+def _of_worker(lane: Lane) -> dict[Atom, object]:
+    now = time.monotonic()
+    return {
+        Atom("node"): Atom(lane.process.name),
+        Atom("os_pid"): lane.process.process,
+        Atom("state"): Atom(
+            "retiring" if lane.retiring else "free" if lane.current is None else "busy"
+        ),
+        Atom("busy_ms"): 0 if lane.current is None else int((now - lane.current.since) * 1000),
+        Atom("environments"): lane.environments,
+        Atom("requests"): lane.requests,
+        Atom("requests_running"): sum(1 for _ in lane.jobs()),
+    }

@@ -1,0 +1,676 @@
+"""The process registered as ``snex`` where workers evaluate: it sends requests on, and runs none.
+
+A worker has one request at a time that may block it: the next goes to it when that is done or
+awaits something. So code that blocks, or ends its process, is nobody else's fate, and a queue here
+holds what no worker is free for. Workers answer callers themselves; what became of a request they
+tell the front, which answers in the place of a worker that has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from snex_node.errors import NodeError
+from snex_node.node import Node
+from snex_node.processes.process import DOWN, EXIT, BaseProcess
+from snex_node.wire import control
+from snex_node.wire.control import DemonitorP, MonitorP, SendSender
+from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.gen import SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
+from snex_node.wire.terms import Atom, Pid, Reference
+from snex_runtime.answers import OK, PONG, error
+from snex_runtime.coroutines import WATCH_AFTER
+from snex_runtime.errors import BadRequest, Failure, bad_request
+from snex_runtime.forwarding import Forward, Note, NoteKind, Verdict
+from snex_runtime.requests import Asker, typed
+from snex_runtime.workers import WorkerProcess, exit_term
+
+__all__ = ["MAX_QUEUE", "MAX_QUEUED_BYTES", "RECALL_AFTER", "Front", "Lane"]
+
+RECALL_AFTER: Final = 0.05
+"""Seconds after which a request that a worker has said nothing of is asked back, if another worker
+is free: something that did not come this way may block the one that has it."""
+
+UNANSWERED: Final = 1.0
+"""Seconds after which a worker that does not even say that it has begun is looked at: one that a
+signal has stopped is ended, so that others get what waits for it."""
+
+MAX_QUEUE: Final = 10_000
+"""Requests that wait for a worker, where no other number is given."""
+
+MAX_QUEUED_BYTES: Final = 1024 * 1024 * 1024
+"""Bytes of them."""
+
+_encode: Final = Encoder().encode
+_bytes: Final = Decoder()
+_log = logging.getLogger(__name__)
+
+
+class Job:
+    """One request, from when it came to its end.
+
+    ``data`` is the message, from ``{'$gen_call', ...}`` on; ``take`` takes the answer where that is
+    for the front itself.
+    """
+
+    __slots__ = (
+        "caller",
+        "data",
+        "lane",
+        "makes",
+        "monitor",
+        "origin",
+        "over",
+        "queued",
+        "sequence",
+        "since",
+        "take",
+    )
+
+    def __init__(
+        self,
+        caller: From | None,
+        data: bytes,
+        origin: bytes,
+        take: Callable[[bytes], None] | None = None,
+        *,
+        makes: bool = False,
+    ) -> None:
+        self.caller = caller
+        self.data = data
+        self.origin = origin
+        """The node that it came from: its name as an atom in external form."""
+        self.take = take
+        self.makes = makes
+        """Whether it makes an environment."""
+        self.lane: Lane | None = None
+        self.sequence = 0
+        self.since = 0.0
+        """When it began to wait, and then when it was sent to its worker."""
+        self.monitor: Reference | None = None
+        self.queued = False
+        """Whether it waits for whichever worker is free."""
+        self.over = False
+
+
+class Lane:
+    """One worker: what it has to do, and what is known of it."""
+
+    def __init__(self, process: WorkerProcess, front: Pid) -> None:
+        assert process.pid is not None
+        self.process: Final = process
+        self.pid: Final = process.pid
+        self.head: Final = control.encode(SendSender(front, process.pid))
+        self.current: Job | None = None
+        """What it runs, or is about to."""
+        self.waiting: dict[int, Job] = {}
+        """What awaits something there."""
+        self.queue: deque[Job] = deque()
+        """What only this worker can do."""
+        self.sequence = 0
+        self.environments = 0
+        self.requests = 0
+        self.recalled_at = 0.0
+        self.retiring = False
+
+    def jobs(self) -> Iterator[Job]:
+        """All that it has begun, or is about to."""
+        if self.current is not None:
+            yield self.current
+        yield from self.waiting.values()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do, and holds nothing of anybody."""
+        return not (self.current or self.waiting or self.queue or self.environments)
+
+
+class Front(BaseProcess):
+    """Sends requests on to workers.
+
+    At most ``max_queue`` requests wait for one, each for ``queue_timeout`` seconds; None is no
+    limit of time. ``lane_wanted`` is called when a worker is to be replaced, because it has had
+    ``max_requests``.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        name: str = "snex",
+        max_queue: int | None = None,
+        queue_timeout: float | None = None,
+        max_requests: int | None = None,
+    ) -> None:
+        super().__init__(node)
+        self.trap_exit = True
+        self.lanes: list[Lane] = []
+        self.inits: list[Job] = []
+        """What is to be run in the root environment of every worker."""
+        self.info: Callable[[Job], None] = self._no_info
+        """Answers ``:info``."""
+        self._node = node
+        self._max_queue = MAX_QUEUE if max_queue is None else max_queue
+        self._queue_timeout = queue_timeout
+        self._max_requests = max_requests
+        self.retired: Callable[[Lane], None] = _ignore
+        """Called when a worker gets no more requests, because it has had enough of them."""
+        self._by_process: dict[str, Lane] = {}
+        self._queue: deque[Job] = deque()
+        self._queued_bytes = 0
+        self._queued = 0
+        self._by_ref: dict[bytes, Job] = {}
+        self._by_monitor: dict[Reference, Job] = {}
+        self._unwatched: dict[Job, None] = {}
+        self._origins: dict[str, bytes] = {}
+        self._loop = asyncio.get_running_loop()
+        self._will_watch = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._ended = asyncio.Event()
+        self._kinds: Final = {
+            b"ping": self._ping_requested,
+            b"info": self._info_requested,
+            b"init": self._init_requested,
+            b"make_env": self._make_env_requested,
+            b"destroy_env": self._destroy_env_requested,
+        }
+        self.register(name)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
+        """Take a request, or a note of a worker."""
+        lane = self._by_process.get(remote.name)
+        if lane is not None:
+            note = Note.read(data, offset)
+            if note is not None:
+                self._noted(lane, note, data)
+                return
+        call = parse_call(data, offset)
+        if call is not None:
+            caller, at = call
+        elif data.startswith(SYSTEM_HEAD, offset):
+            system = parse_system(typed.decode(data, offset)[0])
+            if system is not None:
+                self._system_received(*system)
+            return
+        else:
+            caller, at = None, parse_cast(data, offset) or offset
+        message = data[offset:] if offset else data
+        job = Job(caller, message, self._origin(remote.name))
+        handler = self._kinds.get(_kind_of(data, at))
+        if handler is None:
+            self.submit(job)
+            return
+        try:
+            handler(job, data, at)
+        except BadRequest as wrong:
+            self.answer(job, error(bad_request(str(wrong))))
+        except DecodeError as wrong:
+            self.answer(job, error(bad_request(f"the request cannot be decoded: {wrong}")))
+        except Failure as failure:
+            self.answer(job, error(failure))
+
+    def _origin(self, name: str) -> bytes:
+        known = self._origins.get(name)
+        if known is None:
+            if len(self._origins) >= _ORIGINS:
+                self._origins.clear()
+            known = self._origins[name] = _encode(Atom(name))
+        return known
+
+    def _system_received(self, caller: From, request: object) -> None:
+        stop = isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate"
+        why = Atom("not_allowed" if stop else "unknown_system_msg")
+        self.node.reply(caller, (Atom("error"), why), sender=self.pid)
+
+    def message_received(self, message: object) -> None:
+        """Take a message from this node: the end of a caller, an exit signal."""
+        if isinstance(message, tuple) and len(message) == 3 and message[0] == EXIT:
+            _log.warning("an exit signal of %s does not end the runtime", message[1])
+        elif isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
+            job = self._by_monitor.pop(message[1], None)
+            if job is not None:
+                job.monitor = None
+                self._given_up(job)
+
+    def demonitored(self, ref: bytes) -> None:
+        """Whoever called with ``ref`` waits no more."""
+        job = self._by_ref.get(ref)
+        if job is not None:
+            self._given_up(job)
+
+    # --- the way of a request -------------------------------------------------------------------
+
+    def submit(self, job: Job, lane: Lane | None = None) -> None:
+        """Have ``job`` done by a worker, or by the one of ``lane``, as soon as it is free."""
+        caller = job.caller
+        if caller is not None and caller.ref is not None:
+            self._by_ref[caller.ref] = job
+        job.since = time.monotonic()
+        if lane is not None:
+            if lane.current is None:
+                self._dispatch(lane, job)
+            else:
+                lane.queue.append(job)
+        else:
+            free = self._free(job)
+            if free is not None:
+                self._dispatch(free, job)
+            elif not self._enqueue(job):
+                return
+        if caller is not None and not job.over:
+            self._unwatched[job] = None
+            if not self._will_watch:
+                self._will_watch = True
+                self._loop.call_later(WATCH_AFTER, self._watch_callers)
+
+    def _free(self, job: Job) -> Lane | None:
+        """The worker that has least to do, of those that nothing may block."""
+        found: Lane | None = None
+        least = 0
+        for lane in self.lanes:
+            if lane.current is None and not lane.retiring:
+                load = lane.environments if job.makes else len(lane.waiting)
+                if found is None or load < least:
+                    found, least = lane, load
+        return found
+
+    def _enqueue(self, job: Job) -> bool:
+        size = len(job.data)
+        if self._queued >= self._max_queue or self._queued_bytes + size > MAX_QUEUED_BYTES:
+            self.answer(job, error(_overloaded(f"{self._queued} requests wait for a worker")))
+            return False
+        self._queue.append(job)
+        self._count(job)
+        self._look_soon()
+        return True
+
+    def _count(self, job: Job) -> None:
+        job.queued = True
+        self._queued += 1
+        self._queued_bytes += len(job.data)
+
+    def _uncount(self, job: Job) -> None:
+        if job.queued:
+            job.queued = False
+            self._queued -= 1
+            self._queued_bytes -= len(job.data)
+
+    def _dispatch(self, lane: Lane, job: Job) -> None:
+        lane.current = job
+        lane.sequence = job.sequence = lane.sequence + 1
+        lane.requests += 1
+        lane.environments += job.makes
+        lane.recalled_at = 0.0
+        job.lane = lane
+        job.since = time.monotonic()
+        head = Forward.head(job.sequence, _by_front(job), job.origin)
+        connection = self._node.remote(lane.process.name).connection
+        if connection is not None:  # else it has just gone: then its jobs are looked after
+            data = job.data
+            if len(data) < _SMALL:
+                connection.send(lane.head, head + data, self.pid)
+            else:
+                connection.send(lane.head, data, self.pid, head)
+        self._look_soon()
+        if self._max_requests is not None and lane.requests >= self._max_requests:
+            self._retire(lane)
+
+    def _noted(self, lane: Lane, note: Note, data: bytes) -> None:
+        kind, sequence, lane.environments, at = note
+        current = lane.current
+        if current is not None and current.sequence == sequence:
+            if kind == NoteKind.STARTED:
+                return
+            lane.current = None
+            job: Job | None = current
+            if kind == NoteKind.WAITS:
+                lane.waiting[sequence] = current
+                job = None
+        else:
+            job = lane.waiting.pop(sequence, None)
+        if job is None or kind == NoteKind.RECALLED:
+            if job is not None:
+                self._again(job)
+        elif kind == NoteKind.ANSWERED:
+            self.answer(job, data[at:])
+        else:
+            self._finish(job)
+        if lane.current is None:
+            self._next(lane)
+
+    def _next(self, lane: Lane) -> None:
+        """Give a worker that is free something to do."""
+        while lane.queue:
+            own = lane.queue.popleft()
+            if not own.over:
+                self._dispatch(lane, own)
+                return
+        if lane.retiring:
+            self.end_if_idle(lane)
+            return
+        job = self._take_queued()
+        if job is not None:
+            self._dispatch(lane, job)
+
+    def _take_queued(self) -> Job | None:
+        while self._queue:
+            job = self._queue.popleft()
+            if not job.over:
+                self._uncount(job)
+                return job
+        return None
+
+    def _again(self, job: Job) -> None:
+        """A request that has not begun where it was sent to: another worker has it next."""
+        job.lane = None
+        if job.over:
+            return
+        free = self._free(job)
+        if free is not None:
+            self._dispatch(free, job)
+        else:
+            self._queue.appendleft(job)
+            self._count(job)
+
+    def answer(self, job: Job, answer: bytes) -> None:
+        """Give ``job`` its answer here."""
+        if job.over:
+            return
+        self._finish(job)
+        if job.take is not None:
+            job.take(answer)
+        elif job.caller is not None:
+            self.node.reply_encoded(job.caller, answer, sender=self.pid)
+
+    def _finish(self, job: Job) -> None:
+        self._uncount(job)
+        job.over = True
+        job.data = b""
+        self._unwatched.pop(job, None)
+        if job.monitor is not None:
+            self._by_monitor.pop(job.monitor, None)
+            self.demonitor(job.monitor)
+        caller = job.caller
+        if caller is not None and caller.ref is not None:
+            self._by_ref.pop(caller.ref, None)
+
+    # --- callers --------------------------------------------------------------------------------
+
+    def _watch_callers(self) -> None:
+        """See `coroutines.Coroutines`: callers that do not monitor this process are monitored."""
+        self._will_watch = False
+        waiting, self._unwatched = self._unwatched, {}
+        for job in waiting:
+            caller = job.caller
+            if caller is None or caller.ref is None or self.is_monitored_with(caller.ref):
+                continue
+            with contextlib.suppress(NodeError):  # too much waits for its node
+                job.monitor = self.monitor(caller.pid)
+                self._by_monitor[job.monitor] = job
+
+    def _given_up(self, job: Job) -> None:
+        lane = job.lane
+        if lane is None:
+            self._finish(job)
+            return
+        # To the worker it is as if the caller had monitored it, and had taken that back.
+        caller = job.caller
+        if caller is not None and caller.ref is not None:
+            ref, _ = _bytes.decode(caller.ref)
+            remote = self._node.remote(lane.process.name)
+            if isinstance(ref, Reference) and remote.connection is not None:
+                remote.send(MonitorP(self.pid, lane.pid, ref))
+                remote.send(DemonitorP(self.pid, lane.pid, ref))
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def add(self, lane: Lane) -> None:
+        """A worker is ready: it gets what was asked of all, and then its share."""
+        self.lanes.append(lane)
+        self._by_process[lane.process.name] = lane
+        for init in self.inits:
+            lane.queue.append(Job(None, init.data, init.origin))
+        self._next(lane)
+
+    def lost(self, lane: Lane, status: int) -> None:
+        """A worker has ended, and all that it has said has been heard."""
+        self.lanes.remove(lane)
+        del self._by_process[lane.process.name]
+        started = lane.process.ledger.started
+        verdict, culprit = lane.process.ledger.verdict
+        blamed = _blamed(lane, verdict, culprit)
+        for job in list(lane.jobs()):
+            if job is lane.current and job.sequence > started:
+                self._again(job)
+            else:
+                self.answer(job, error(_exit_failure(status, verdict if job in blamed else None)))
+        for job in lane.queue:
+            job.lane = None
+            if _kind_of_message(job.data) == b"make_env":
+                self.answer(job, error(Failure("env_not_found", "its worker has ended")))
+            else:
+                self.answer(job, error(_exit_failure(status, None)))
+        lane.process.close()
+
+    def _retire(self, lane: Lane) -> None:
+        if not lane.retiring:
+            lane.retiring = True
+            self.retired(lane)
+
+    def end_if_idle(self, lane: Lane) -> None:
+        """End a worker that is to go, if it has nothing left to do."""
+        if lane.idle:
+            lane.process.stop()
+
+    # --- looking after what takes long ----------------------------------------------------------
+
+    def _look_soon(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(RECALL_AFTER, self._look)
+
+    def _look(self) -> None:
+        """Ask back what may be stuck, and end what has waited too long."""
+        self._looking = None
+        now = time.monotonic()
+        self._end_waiting(now)
+        busy = False
+        for lane in self.lanes:
+            job = lane.current
+            if job is not None:
+                busy = True
+                if now - job.since >= RECALL_AFTER:
+                    self._look_at(lane, job, now)
+        if busy or self._queued:
+            self._look_soon()
+
+    def _look_at(self, lane: Lane, job: Job, now: float) -> None:
+        if job.sequence <= lane.process.ledger.started:
+            return  # it runs
+        if not lane.recalled_at:
+            if self._free(job) is not None or self._queued:
+                lane.recalled_at = now
+                lane.process.recall(job.sequence)
+        elif now - lane.recalled_at >= UNANSWERED and lane.process.is_stopped():
+            _log.error("%s has been stopped by a signal: it is ended", lane.process.name)
+            lane.process.kill()
+
+    def _end_waiting(self, now: float) -> None:
+        limit = self._queue_timeout
+        while limit is not None and self._queue:
+            job = self._queue[0]
+            if not job.over and now - job.since < limit:
+                return
+            self._queue.popleft()
+            if not job.over:
+                self.answer(job, error(_overloaded(f"no worker was free within {limit:g} s")))
+
+    # --- requests that are more than one worker's -----------------------------------------------
+
+    def _ping_requested(self, job: Job, data: bytes, at: int) -> None:
+        self.answer(job, PONG)
+
+    def _info_requested(self, job: Job, data: bytes, at: int) -> None:
+        self.info(job)
+
+    def _no_info(self, job: Job) -> None:
+        raise BadRequest("unknown request: :info")
+
+    def _init_requested(self, job: Job, data: bytes, at: int) -> None:
+        """Have every worker do it, and every later one; the answer is the first that is an error,
+        or that of one of them.
+        """
+        if len(self.inits) >= _INITS:
+            raise Failure("overloaded", f"more than {_INITS} init requests: start the node anew")
+        kept = Job(None, job.data, job.origin)
+        self.inits.append(kept)
+        answers: list[bytes] = []
+        parts = len(self.lanes)
+
+        def take(answer: bytes) -> None:
+            answers.append(answer)
+            if len(answers) == parts:
+                self._init_done(job, kept, answers)
+
+        if not parts:
+            raise Failure("worker_exited", "no worker is there: they are being started")
+        for lane in list(self.lanes):
+            self.submit(Job(None, job.data, job.origin, take), lane)
+
+    def _init_done(self, job: Job, kept: Job, answers: list[bytes]) -> None:
+        failed = [answer for answer in answers if not answer.startswith(_OK)]
+        if failed and kept in self.inits:
+            self.inits.remove(kept)
+        self.answer(job, failed[0] if failed else answers[0])
+
+    def _make_env_requested(self, job: Job, data: bytes, at: int) -> None:
+        """On the worker of the environments that it copies from."""
+        job.makes = True
+        self.submit(job, self._lane_of_sources(data, at))
+
+    def _lane_of_sources(self, data: bytes, at: int) -> Lane | None:
+        if data[at + 1] != 3 or data.find(b"from", at) < 0:
+            return None
+        first = typed.skip(data, at + 2)
+        where = first if data[first : first + 1] in (b"l", b"j") else typed.skip(data, first)
+        raw, _ = typed.decode(data, where)
+        pairs = list(raw.items()) if isinstance(raw, dict) else raw
+        if not isinstance(pairs, list):
+            return None
+        names = {pid.node for pair in pairs if _is_from(pair) for pid in _pids_in(pair[1])}
+        if len(names) > 1:
+            raise BadRequest(
+                "from: names environments of several workers: copy from those of one, or give "
+                "what the others hold as variables"
+            )
+        return self._by_process.get(names.pop()) if names else None
+
+    def _destroy_env_requested(self, job: Job, data: bytes, at: int) -> None:
+        if data[at + 1] == 2:
+            pid, _ = typed.decode(data, typed.skip(data, at + 2))
+            if isinstance(pid, Pid):
+                lane = self._by_process.get(pid.node)
+                if lane is None:
+                    self.answer(job, OK)
+                else:
+                    self.submit(job, lane)
+                return
+        self.submit(job)  # a worker says what is wrong with it
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def wait_ended(self) -> object:
+        """Wait until this process has ended, and return why: somebody has killed it."""
+        await self._ended.wait()
+        return self.exit_reason
+
+    def exited(self, reason: object) -> None:
+        """Nothing is sent on any more."""
+        self._ended.set()
+        if self._looking is not None:
+            self._looking.cancel()
+        self._unwatched.clear()
+
+    @property
+    def running(self) -> int:
+        """Requests that workers have begun."""
+        return sum(1 for lane in self.lanes for _ in lane.jobs())
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return self._queued + sum(len(lane.queue) for lane in self.lanes)
+
+
+_ORIGINS: Final = 4096
+_INITS: Final = 1000
+_SMALL: Final = 16 * 1024
+_OK: Final = b"h\x02w\x02ok"
+
+
+def _ignore(lane: Lane) -> None:
+    pass
+
+
+def _by_front(job: Job) -> bool:
+    """Whether the answer comes by way of the front: where it is for that, or where nothing would
+    drop a second one, should the worker end just after it has answered.
+    """
+    return job.take is not None or (job.caller is not None and job.caller.alias is None)
+
+
+def _kind_of_message(data: bytes) -> bytes:
+    call = parse_call(data, 0)
+    return _kind_of(data, call[1] if call is not None else parse_cast(data, 0) or 0)
+
+
+def _kind_of(data: bytes, at: int) -> bytes:
+    """The atom that a request is, or begins with."""
+    if len(data) > at + 3 and data[at] == _TUPLE:
+        at += 2
+    if len(data) > at + 1 and data[at] == _ATOM:
+        return data[at + 2 : at + 2 + data[at + 1]]
+    return b""
+
+
+_TUPLE: Final = 104
+_ATOM: Final = 119
+
+
+def _is_from(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and pair[0] == "from"
+
+
+def _pids_in(value: object) -> Iterator[Pid]:
+    for each in value if isinstance(value, list) else [value]:
+        pid = each[0] if isinstance(each, tuple) and each else each
+        if isinstance(pid, Pid):
+            yield pid
+
+
+def _overloaded(what: str) -> Failure:
+    return Failure("overloaded", f"{what}: ask less at a time, or start more workers")
+
+
+def _blamed(lane: Lane, verdict: Verdict, culprit: int) -> list[Job]:
+    """Whose request it was that a worker was killed for."""
+    if verdict is Verdict.OVERTIME:
+        return [job for job in lane.jobs() if job.sequence == culprit]
+    if verdict is Verdict.MEMORY:
+        return [lane.current] if lane.current is not None else list(lane.jobs())
+    return []
+
+
+def _exit_failure(status: int, verdict: Verdict | None) -> Failure:
+    if verdict is Verdict.OVERTIME:
+        return Failure("killed", "it went on beyond timeout: and kill_after:, so its worker ended")
+    if verdict is Verdict.MEMORY:
+        return Failure("memory_limit", "its worker had more memory than --max-memory allows")
+    return Failure("worker_exited", exit_term(status))

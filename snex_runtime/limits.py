@@ -1,0 +1,64 @@
+"""What a process that evaluates may have of its machine: limits that the system holds it to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+__all__ = ["LimitError", "apply", "check_memory"]
+
+RESOURCES: Final = {
+    "rlimit_as": "RLIMIT_AS",
+    "rlimit_cpu": "RLIMIT_CPU",
+    "rlimit_nofile": "RLIMIT_NOFILE",
+}
+"""Resources that can be limited, by the names of the options. Address space is in bytes, processor
+time in seconds; both limits of `resource.setrlimit` are set."""
+
+
+class LimitError(ValueError):
+    """A limit cannot be set, or is less than what Python needs; the message says what would do."""
+
+
+def apply(limits: Mapping[str, Any]) -> None:
+    """Put this process into the control group ``cgroup`` (a directory of cgroup v2), and limit its
+    resources; others than `RESOURCES` and that are ignored. Raises `LimitError`.
+    """
+    if limits.get("cgroup") is not None:
+        _join(str(limits["cgroup"]))
+    for name, of_system in RESOURCES.items():
+        if limits.get(name) is not None:
+            _limit(name, of_system, int(limits[name]))
+
+
+def _join(directory: str) -> None:
+    try:
+        with open(os.path.join(directory, "cgroup.procs"), "w") as file:
+            file.write(str(os.getpid()))
+    except OSError as error:
+        raise LimitError(
+            f"cannot join the control group {directory}: {error.strerror}. It has to be a "
+            "directory of cgroup v2 that this user may write to"
+        ) from None
+
+
+def _limit(name: str, of_system: str, value: int) -> None:
+    try:
+        import resource  # noqa: PLC0415 - most processes have no limits, and Windows has no module
+
+        resource.setrlimit(getattr(resource, of_system), (value, value))
+    except (ImportError, AttributeError):
+        raise LimitError(f"{name} is not known to this system") from None
+    except (ValueError, OSError) as error:
+        raise LimitError(f"{name} cannot be {value}: {error}") from None
+
+
+def check_memory(most: int, have: int) -> None:
+    """Raise `LimitError` unless a process that has ``have`` bytes may go on with ``most``."""
+    if most and not have:
+        raise LimitError("max_memory needs a system that tells of memory in /proc")
+    if most and have >= most:
+        raise LimitError(
+            f"max_memory is {most} bytes, and Python with its init script takes {have} already"
+        )
