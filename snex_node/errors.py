@@ -74,8 +74,22 @@ class UndefinedFunctionError(LookupError):
     """There is no such module, or no such function in it: Erlang's ``undef``."""
 
 
-def error_reason(error: BaseException) -> tuple[Atom, str, str]:
+class PassedOnError(Exception):
+    """What a function raised in another process, as that told it: a term, and a stack trace.
+
+    Raised by a function that other nodes call here, it is told to them unchanged.
+    """
+
+    def __init__(self, reason: object, stack: list[object]) -> None:
+        super().__init__(inspect(reason, MAX_REASON))
+        self.reason = reason
+        self.stack = stack
+
+
+def error_reason(error: BaseException) -> object:
     """A Python exception as an Erlang reason: ``{python_error, <<"Type">>, <<"text">>}``."""
+    if isinstance(error, PassedOnError):
+        return error.reason
     return Atom("python_error"), _utf8(type_name(type(error))), _utf8(text_of(error)[:MAX_TEXT])
 
 
@@ -89,6 +103,8 @@ def error_stack(error: BaseException) -> list[object]:
 
     Frames of this package are left out: they are the same in every trace.
     """
+    if isinstance(error, PassedOnError):
+        return error.stack
     stack: list[object] = []
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         code = frame.f_code

@@ -33,6 +33,7 @@ from snex_node.errors import (
     ProcessExitError,
 )
 from snex_node.node import Node
+from snex_node.services import import_function
 from snex_node.system import forks, tasks
 from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import short
@@ -226,6 +227,12 @@ async def _serve(args: argparse.Namespace) -> None:
     cookie = find_cookie(args.cookie_file)
     script = None if args.init_script is None else _read_script(Path(args.init_script))
     _empty_standard_input()
+    fronts: list[Front] = []
+
+    def resolve(module: str, function: str) -> Callable[..., object]:
+        """Find what other nodes call here; of a front, what a worker calls."""
+        return fronts[0].resolve(module, function) if fronts else import_function(module, function)
+
     node = Node(
         name,
         cookie=cookie,
@@ -235,11 +242,13 @@ async def _serve(args: argparse.Namespace) -> None:
         max_frame=args.max_frame,
         decoder=serde.decoder(options),
         encoder=serde.encoder,
+        resolver=resolve,
     )
     async with node:
         _tell_address(node)
         if args.workers is not None:
-            await _serve_workers(node, cookie, script, args)
+            fronts.append(Front(node, name=args.register_as, max_requests=args.max_requests))
+            await _serve_workers(fronts[0], cookie, script, args)
             return
         server = Server(node, name=args.register_as, options=options)
         if script is not None:
@@ -261,12 +270,11 @@ async def _serve_until_ended(
 
 
 async def _serve_workers(
-    node: Node, cookie: str, script: str | None, args: argparse.Namespace
+    front: Front, cookie: str, script: str | None, args: argparse.Namespace
 ) -> None:
     """Be the front of workers, until something ends that."""
-    front = Front(node, name=args.register_as, max_requests=args.max_requests)
+    node = front.owner
     crew = Crew(
-        node,
         front,
         args.workers,
         _worker_configuration(node, cookie, script, args),

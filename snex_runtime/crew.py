@@ -9,9 +9,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from snex_node.node import Node
-from snex_node.wire.etf import DecodeError
-from snex_node.wire.gen import GEN_CALL
 from snex_node.wire.terms import Atom
 from snex_runtime import info, serde
 from snex_runtime.answers import OK_
@@ -47,7 +44,6 @@ class Crew:
 
     def __init__(
         self,
-        node: Node,
         front: Front,
         size: int,
         configuration: Mapping[str, Any],
@@ -59,7 +55,7 @@ class Crew:
         """Set to what is to be said when too many workers have ended."""
         self.restarts = 0
         """Workers started in the place of others that had ended by themselves."""
-        self._node = node
+        self._node = front.owner
         self._front = front
         self._size = size
         self._configuration = {**configuration, "front": front.pid}
@@ -234,21 +230,11 @@ class Crew:
         """Ask a worker that nothing blocks how it is."""
         if lane.current is not None:
             return
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-        def take(data: bytes) -> None:
-            if not answer.done():
-                answer.set_result(data)
-
-        reference = self._node.make_ref()
-        message = (GEN_CALL, (self._front.pid, reference), Atom("info"))
-        data = self._node.encoder.encode(message)
-        origin = self._node.encoder.encode(Atom(self._node.name))
-        self._front.submit(Job(None, data, origin, take), lane)
         try:
-            raw, _ = typed.decode(await asyncio.wait_for(answer, INFO_TIMEOUT))
-        except (asyncio.TimeoutError, DecodeError):
+            answer = await asyncio.wait_for(self._front.ask(Atom("info"), lane), INFO_TIMEOUT)
+        except asyncio.TimeoutError:
             return
+        raw, _ = typed.decode(answer)
         if isinstance(raw, tuple) and raw[0] == "ok":
             told = self._told[lane.process.name] = {str(k): v for k, v in raw[1].items()}
             lane.environments = told["environments"]

@@ -13,16 +13,17 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Final
 
-from snex_node.errors import NodeError
+from snex_node.errors import NodeError, PassedOnError
 from snex_node.node import Node
 from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.wire import control
 from snex_node.wire.control import DemonitorP, MonitorP, SendSender
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
-from snex_node.wire.gen import SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
+from snex_node.wire.gen import GEN_CALL, SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime.answers import OK, PONG, error
 from snex_runtime.coroutines import WATCH_AFTER
@@ -155,7 +156,8 @@ class Front(BaseProcess):
         """What is to be run in the root environment of every worker."""
         self.info: Callable[[Job], None] = self._no_info
         """Answers ``:info``."""
-        self._node = node
+        self.owner: Final = node
+        """The node that it is on."""
         self._max_queue = MAX_QUEUE if max_queue is None else max_queue
         self._queue_timeout = queue_timeout
         self._max_requests = max_requests
@@ -312,7 +314,7 @@ class Front(BaseProcess):
         job.lane = lane
         job.since = time.monotonic()
         head = Forward.head(job.sequence, _by_front(job), job.origin)
-        connection = self._node.remote(lane.process.name).connection
+        connection = self.owner.remote(lane.process.name).connection
         if connection is not None:  # else it has just gone: then its jobs are looked after
             data = job.data
             if len(data) < _SMALL:
@@ -412,6 +414,8 @@ class Front(BaseProcess):
             caller = job.caller
             if caller is None or caller.ref is None or self.is_monitored_with(caller.ref):
                 continue
+            if caller.pid == self.pid:
+                continue
             with contextlib.suppress(NodeError):  # too much waits for its node
                 job.monitor = self.monitor(caller.pid)
                 self._by_monitor[job.monitor] = job
@@ -425,7 +429,7 @@ class Front(BaseProcess):
         caller = job.caller
         if caller is not None and caller.ref is not None:
             ref, _ = _bytes.decode(caller.ref)
-            remote = self._node.remote(lane.process.name)
+            remote = self.owner.remote(lane.process.name)
             if isinstance(ref, Reference) and remote.connection is not None:
                 remote.send(MonitorP(self.pid, lane.pid, ref))
                 remote.send(DemonitorP(self.pid, lane.pid, ref))
@@ -583,6 +587,44 @@ class Front(BaseProcess):
                     self.submit(job, lane)
                 return
         self.submit(job)  # a worker says what is wrong with it
+
+    async def ask(self, request: object, lane: Lane | None = None) -> bytes:
+        """Have a worker answer ``request``, the one of ``lane`` or any; what it answers, encoded.
+
+        When this is cancelled, so is the work.
+        """
+        answered: asyncio.Future[bytes] = self._loop.create_future()
+
+        def take(answer: bytes) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        ref = self.node.make_ref()
+        message = self.owner.encoder.encode((GEN_CALL, (self.pid, ref), request))
+        caller = From(self.pid, ref.external, None)
+        job = Job(caller, message, self._origin(str(self.owner.name)), take)
+        self.submit(job, lane)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            self._given_up(job)
+            raise
+
+    def resolve(self, module: str, function: str) -> Callable[..., Awaitable[object]]:
+        """What other nodes call here by ``:erpc`` and the like: a worker calls it."""
+        return partial(self._call_function, module, function)
+
+    async def _call_function(self, module: str, function: str, *args: object) -> object:
+        request = (Atom("rpc"), Atom(module), Atom(function), list(args))
+        answer, _ = self.owner.decoder.decode(await self.ask(request))
+        match answer:
+            case ("ok", ("return", value)):
+                return value
+            case ("ok", ("raised", reason, list() as stack)):
+                raise PassedOnError(reason, stack)
+            case (_, failure):
+                raise PassedOnError(failure, [])
+        raise PassedOnError(answer, [])
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -12,17 +12,24 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
+from inspect import isawaitable
 from typing import Any, Final
 
-from snex_node.errors import ConnectError
+from snex_node.errors import ConnectError, UndefinedFunctionError, error_reason, error_stack
 from snex_node.node import Node
+from snex_node.services import import_function
 from snex_node.system import tasks
 from snex_node.wire import control
 from snex_node.wire.control import SendSender
+from snex_node.wire.etf import EncodeError
 from snex_node.wire.gen import From
-from snex_node.wire.terms import Pid
-from snex_runtime.answers import Answers
+from snex_node.wire.terms import Atom, Pid
+from snex_runtime import serde
+from snex_runtime.answers import OK_, Answers
 from snex_runtime.contexts import Enter
+from snex_runtime.coroutines import Work
+from snex_runtime.dispatch import Kinds
+from snex_runtime.errors import BadRequest
 from snex_runtime.forwarding import Forward, Ledger, Note, NoteKind
 from snex_runtime.requests import Asker, Receiver, Request, make_request
 from snex_runtime.server import Server
@@ -32,6 +39,8 @@ __all__ = ["CONNECT_AGAIN", "Worker"]
 CONNECT_AGAIN: Final = 30.0
 """Seconds after which a node that could not be connected to is tried again."""
 
+_RETURN: Final = Atom("return")
+_RAISED: Final = Atom("raised")
 _KNOWN: Final = 1024
 """Requests of which it is known that they have begun, or were asked back."""
 
@@ -119,6 +128,33 @@ class Worker(Server):
         self._jobs[sequence] = request
         return request
 
+    def _kinds(self) -> Kinds:
+        kinds = super()._kinds()
+        return kinds._replace(tuples={**kinds.tuples, b"rpc": self._rpc_requested})
+
+    def _rpc_requested(self, request: Request) -> bytes | Work:
+        """``{:rpc, module, function, args}``: somebody has called that on the front's node."""
+        if not isinstance(request, _Forwarded) or request.arity != 4:
+            raise BadRequest("unknown request: rpc")
+        decoder = self.node.decoder
+        module, function, args = (request.read(decoder) for _ in range(3))
+        try:
+            value = import_function(str(module), str(function))(*args)
+        except UndefinedFunctionError:
+            stack: list[object] = [(Atom(module), Atom(function), args, [])]
+            return self._encoded((_RAISED, Atom("undef"), stack))
+        except Exception as error:
+            return self._encoded(_raised(error))
+        if isawaitable(value):
+            return Work(request, _awaited(value))
+        return self._encoded((_RETURN, value))
+
+    def _encoded(self, outcome: object) -> bytes:
+        try:
+            return serde.encoder.encode(outcome, OK_)
+        except EncodeError as error:
+            return serde.encoder.encode(_raised(error), OK_)
+
     def _tell_waiting(self, sequence: int) -> None:
         if sequence in self._jobs:
             self._note(NoteKind.WAITS, sequence)
@@ -183,6 +219,19 @@ class Worker(Server):
         for task in self._connects:
             task.cancel()
         super().exited(reason)
+
+
+def _raised(error: BaseException) -> tuple[object, ...]:
+    return _RAISED, error_reason(error), error_stack(error)
+
+
+async def _awaited(value: Any) -> object:
+    try:
+        return _RETURN, await value
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        return _raised(error)
 
 
 class _Answers(Answers):

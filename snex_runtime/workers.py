@@ -21,6 +21,7 @@ from typing import Any, Final
 from snex_node.wire.describe import short
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.terms import Atom, Pid
+from snex_runtime import watcher
 from snex_runtime.ending import LAST
 from snex_runtime.forwarding import Ledger
 
@@ -212,4 +213,8 @@ def describe_exit(status: int) -> str:
     """A status of `subprocess` in words."""
     if status >= 0:
         return f"with status {status}"
+    if -status == watcher.OVERTIME != signal.SIGKILL:
+        return "by its watcher: a request went on beyond timeout: and kill_after:"
+    if -status == watcher.MEMORY != signal.SIGKILL:
+        return "by its watcher: it had more memory than --max-memory allows"
     return f"by {exit_term(status)[1]}"
