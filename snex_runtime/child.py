@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any, Final
 
 from snex_node.epmd import EpmdError
@@ -35,6 +36,7 @@ from snex_node.wire.etf import Encoder
 from snex_node.wire.terms import Atom
 from snex_runtime import ending, limits, loops, search_path, serde, standard_files, watcher
 from snex_runtime.configuration import Configuration, ForWorker
+from snex_runtime.forwarding import Line
 from snex_runtime.logging import is_untold
 from snex_runtime.server import Server
 from snex_runtime.stderr import StderrHandler, log_to_stderr
@@ -140,7 +142,6 @@ async def _serve_front(configuration: Configuration, worker: ForWorker, leash: L
     async with node:
         server = Worker(
             node,
-            worker.front,
             worker.ledger,
             name=worker.register_as,
             options=configuration.encoding,
@@ -154,10 +155,11 @@ async def _serve_front(configuration: Configuration, worker: ForWorker, leash: L
                 worker.tell((Atom("script"), failure.describe()))
                 return 1
             _check_memory(configuration)
-        await node.connect(worker.front.node, address=worker.address)
+        gone = asyncio.get_running_loop().create_future()
+        server.open(partial(Line, worker.line), lambda: gone.set_result(None))
         worker.tell((Atom("ready"), node.name, server.pid))
         ended = tasks.start(server.wait_ended())
-        await _first_of(leash.let_go, ended)
+        await _first_of(leash.let_go, gone, ended)
         return leash.let_go.result() if leash.let_go.done() else 1
 
 

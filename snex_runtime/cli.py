@@ -307,7 +307,6 @@ def _worker_configuration(
         "cookie": cookie,
         "epmd": "auto" if args.epmd == "embedded" else args.epmd,
         "encoding_opts": _pairs(args.encoding),
-        "address": node.address,
         "register_as": args.register_as,
         "script": None if script is None else (script, args.init_script),
         "script_timeout": math.ceil(args.init_script_timeout * 1000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ class Configuration:
     ``interpreter`` is told there how the start went.
 
     Bounds: ``max_memory`` (bytes), ``kill_after`` (milliseconds), and those of `limits.apply`.
-    ``front`` is the pid of whom this process is a worker of, and `ForWorker` the rest of that.
+    With ``line`` this process is a worker: `ForWorker` has the rest of that.
     """
 
     def __init__(self, term: dict[str, Any]) -> None:
@@ -40,7 +41,7 @@ class Configuration:
         self.max_memory = _number(term, "max_memory") or 0
         kill_after = _number(term, "kill_after")
         self.kill_after = None if kill_after is None else kill_after / 1000
-        self.worker = ForWorker(term) if "front" in term else None
+        self.worker = ForWorker(term) if "line" in term else None
 
     @classmethod
     def read(cls, file: int) -> Configuration:
@@ -59,21 +60,19 @@ class Configuration:
 
 
 class ForWorker:
-    """What a worker is told besides: the ``front`` and its node's ``address``, the name that the
-    runtime is to ``register_as``, the descriptors of the ``ledger`` and of what is ``report``ed,
-    the ``script`` to begin with (source and file) and its ``script_timeout`` in milliseconds, and
-    as the front has them ``listen`` (a host), ``net_ticktime``, ``max_frame`` and ``log_level``.
+    """What a worker is told besides: the name that its runtime is to ``register_as``, the
+    descriptors of its ``line`` to the front, of the ``ledger`` and of what is ``report``ed, the
+    ``script`` to begin with (source and file) and its ``script_timeout`` in milliseconds, and as
+    the front has them ``listen`` (a host), ``net_ticktime``, ``max_frame`` and ``log_level``.
     """
 
     def __init__(self, term: dict[str, Any]) -> None:
-        self.front: Pid = term["front"]
-        host, port = term["address"]
-        self.address: tuple[str, int] = host, port
+        self.line = socket.socket(fileno=term["line"])
         self.register_as = str(term["register_as"])
         self.ledger = Ledger(term["ledger"])
         self.ledger_file: int = term["ledger"]
         self._report = forks.OwnedDescriptor(term["report"])
-        for file in (self.ledger_file, self._report.fileno()):
+        for file in (self.line.fileno(), self.ledger_file, self._report.fileno()):
             os.set_inheritable(file, False)  # what is run by `os.system` is not to have them
         self.script: tuple[str, str] | None = term.get("script")
         self.script_timeout: float = term["script_timeout"] / 1000

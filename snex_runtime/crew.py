@@ -30,8 +30,6 @@ INFO_TIMEOUT: Final = 0.5
 """Seconds in which a worker has to say how it is; of one that does not, the last is told."""
 
 _AGAIN: Final = 0.2  # seconds before another try at what has just failed
-_CLOSED: Final = 1.0  # seconds in which the connection to a process that has ended has to end
-_ENDED: Final = 1.0  # and the other way round
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class Crew:
         self._node = front.owner
         self._front = front
         self._size = size
-        self._configuration = {**configuration, "front": front.pid}
+        self._configuration = configuration
         self._arguments = arguments
         self._most, self._within = restarts
         self._ends: deque[float] = deque()
@@ -111,7 +109,7 @@ class Crew:
         except BaseException:
             del self._processes[name]
             raise
-        lane = Lane(process, self._front.pid)
+        lane = Lane(process)
         self._run(self._look_after(lane))
         self._front.add(lane)
 
@@ -126,7 +124,7 @@ class Crew:
     async def _look_after(self, lane: Lane) -> None:
         """Wait for the end of a worker, and see to what it leaves."""
         process = lane.process
-        status = await self._end_of(process)
+        status = await process.exited
         self._told.pop(process.name, None)
         del self._processes[process.name]
         self._front.lost(lane, status)
@@ -135,26 +133,6 @@ class Crew:
         _log.warning("the worker %s has ended %s", process.name, describe_exit(status))
         if not lane.retiring:  # else there is another one already
             await self._replace()
-
-    async def _end_of(self, process: WorkerProcess) -> int:
-        """Its exit status, when all has been heard that it said."""
-        connection = self._node.remote(process.name).connection
-        if connection is None:
-            process.kill()
-            return await process.exited
-        closed = asyncio.ensure_future(connection.wait_closed())
-        try:
-            waiting: set[asyncio.Future[Any]] = {closed, process.exited}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not process.exited.done():
-                await asyncio.wait([process.exited], timeout=_ENDED)
-                process.kill()
-            elif not closed.done():
-                await asyncio.wait([closed], timeout=_CLOSED)
-                self._node.disconnect(process.name)
-        finally:
-            closed.cancel()
-        return await process.exited
 
     async def _replace(self) -> None:
         """Start another worker in the place of one, as often as may be."""
@@ -228,7 +206,7 @@ class Crew:
 
     async def _ask(self, lane: Lane) -> None:
         """Ask a worker that nothing blocks how it is."""
-        if lane.current is not None:
+        if not lane.has_room:
             return
         try:
             answer = await asyncio.wait_for(self._front.ask(Atom("info"), lane), INFO_TIMEOUT)
@@ -241,14 +219,12 @@ class Crew:
 
 
 def _of_worker(lane: Lane) -> dict[Atom, object]:
-    now = time.monotonic()
+    busy = 0.0 if not lane.sent else time.monotonic() - lane.progress
     return {
         Atom("node"): Atom(lane.process.name),
         Atom("os_pid"): lane.process.process,
-        Atom("state"): Atom(
-            "retiring" if lane.retiring else "free" if lane.current is None else "busy"
-        ),
-        Atom("busy_ms"): 0 if lane.current is None else int((now - lane.current.since) * 1000),
+        Atom("state"): Atom("retiring" if lane.retiring else "busy" if lane.sent else "free"),
+        Atom("busy_ms"): int(busy * 1000),
         Atom("environments"): lane.environments,
         Atom("requests"): lane.requests,
         Atom("requests_running"): sum(1 for _ in lane.jobs()),

@@ -1,120 +1,251 @@
-"""What a front and its workers say to each other: bytes in, bytes out.
+"""What a front and a worker have between them: a line of frames, and a page of shared memory.
 
-The front sends requests on as they came, behind a head that it puts there::
-
-    {'$snex', Sequence, ByFront, Node, Message}
-
-``Message`` is what a caller on ``Node`` sent, ``{'$gen_call', From, Request}`` most often. With
-``ByFront`` the answer goes to the front instead of the caller. A worker tells what became of it::
-
-    {'$snex_note', Kind, Sequence, Environments, Answer}
-
-where ``Environments`` is how many it has, and ``Answer`` is empty but for an answer by the front.
+On the line requests go to the worker as they came, behind a head, and notes come back. What can be
+said without a message is in the page, the `Ledger`: which request has begun, what became of it,
+and whether those that have not begun are to be. So a call costs the front nothing when it is over,
+and what a worker did is known exactly when it is dead.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import mmap
+import socket
+from collections.abc import Callable
 from struct import Struct
-from struct import error as StructError  # noqa: N812 - its own name says too little
 from typing import Final, NamedTuple
 
-from snex_node.wire.etf import DecodeError
+from snex_node.system import forks
 
-__all__ = ["Forward", "Ledger", "Note", "NoteKind", "Verdict"]
+__all__ = ["Frame", "Ledger", "Line", "Note", "Request", "Status", "Verdict"]
 
-_FORWARD: Final = b"h\x05w\x05$snexn\x08\x00"
-_NOTE: Final = b"h\x05w\x0a$snex_notea"
-_sequence: Final = Struct("<Q")
-_note: Final = Struct(">B3sQ5s")
-_environments: Final = Struct(">i")
-_NOTHING: Final = b"j"
-_BIG: Final = b"n\x08\x00"
+_READ: Final = 256 * 1024
+_LENGTH: Final = Struct("<I")
+_request: Final = Struct("<IQBB")
+_note: Final = Struct("<IBQI")
 
-
-class NoteKind(enum.IntEnum):
-    """What a worker tells of a request."""
-
-    DONE = 0
-    """It is done, and whoever waited for it has the answer."""
-
-    ANSWERED = 1
-    """It is done, and this is the answer, for the front to hand on."""
-
-    WAITS = 2
-    """It awaits something: another one can run meanwhile."""
-
-    STARTED = 3
-    """It was asked for back, and has been started already."""
-
-    RECALLED = 4
-    """It was asked for back, and is never started here."""
+Frame = bytes
+"""One frame, with its length, which takes four bytes."""
 
 
-class Forward(NamedTuple):
-    """The head of a request that the front sends on; the message begins at ``at``."""
+class Request(NamedTuple):
+    """A request on its way to a worker; the message begins at ``data[at]``.
+
+    With ``by_front`` the answer is for the front, else for the caller on ``node``.
+    """
 
     sequence: int
     by_front: bool
-    node: str
+    node: bytes
+    data: Frame
     at: int
 
     @staticmethod
-    def head(sequence: int, by_front: bool, node: bytes) -> bytes:
-        """What to put before the message; ``node`` is the name of the caller's as an atom."""
-        flag = b"a\x01" if by_front else b"a\x00"
-        return _FORWARD + _sequence.pack(sequence) + flag + node
+    def head(sequence: int, by_front: bool, node: bytes, size: int) -> bytes:
+        """What comes before a message of ``size`` bytes."""
+        length = _request.size - _LENGTH.size + len(node) + size
+        return _request.pack(length, sequence, by_front, len(node)) + node
 
     @classmethod
-    def read(cls, data: bytes, offset: int) -> Forward | None:
-        """Read a head at ``offset``; None where there is none. Raises `DecodeError`."""
-        if not data.startswith(_FORWARD, offset):
-            return None
-        at = offset + len(_FORWARD)
-        try:
-            (sequence,) = _sequence.unpack_from(data, at)
-            start = at + 12
-            end = start + data[start - 1]
-            if data[start - 2] != _ATOM or end > len(data):
-                raise DecodeError("a forwarded request without the name of a node", start - 2)
-            return cls(sequence, data[at + 9] == 1, data[start:end].decode(), end)
-        except (StructError, IndexError, UnicodeDecodeError):
-            raise DecodeError("the head of a forwarded request is cut off", offset) from None
+    def read(cls, frame: Frame) -> Request:
+        """Take a frame apart."""
+        _, sequence, by_front, size = _request.unpack_from(frame)
+        end = _request.size + size
+        return cls(sequence, bool(by_front), frame[_request.size : end], frame, end)
 
 
-_ATOM: Final = 119
+class NoteKind(enum.IntEnum):
+    """What a worker says."""
+
+    WAKE = 0
+    """It has done something since, and the front wanted to know."""
+
+    DONE = 1
+    """A request that awaited something is done, and its caller has the answer."""
+
+    ANSWERED = 2
+    """The same, and this is the answer, for the front to hand on."""
 
 
 class Note(NamedTuple):
-    """What a worker tells of a request, and how many environments it has; ``at`` is the answer."""
+    """What a worker says of a request, and how many environments it has."""
 
     kind: int
     sequence: int
     environments: int
-    at: int
+    answer: bytes
 
     @staticmethod
-    def write(kind: NoteKind, sequence: int, environments: int, answer: bytes = _NOTHING) -> bytes:
-        """The whole note, as a bare term."""
-        numbers = _BIG + _sequence.pack(sequence) + b"b" + _environments.pack(environments)
-        return _NOTE + bytes((kind,)) + numbers + answer
+    def write(kind: NoteKind, sequence: int, environments: int, answer: bytes = b"") -> Frame:
+        """The whole frame."""
+        length = _note.size - _LENGTH.size + len(answer)
+        return _note.pack(length, kind, sequence, environments) + answer
 
     @classmethod
-    def read(cls, data: bytes, offset: int) -> Note | None:
-        """Read a note at ``offset``; None where there is none. Raises `DecodeError`."""
-        if not data.startswith(_NOTE, offset):
-            return None
-        at = offset + len(_NOTE)
+    def read(cls, frame: Frame) -> Note:
+        """Take a frame apart."""
+        _, kind, sequence, environments = _note.unpack_from(frame)
+        return cls(kind, sequence, environments, frame[_note.size :])
+
+
+# --- the line -----------------------------------------------------------------------------------
+
+
+class Line:
+    """One end of it, on the event loop. ``received`` is called with the frames of each read,
+    ``closed`` when the other end has closed.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        received: Callable[[list[Frame]], None],
+        closed: Callable[[], None],
+    ) -> None:
+        sock.setblocking(False)
+        forks.keep_from_children(sock)
+        self._sock = sock
+        self._received = received
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._unread = bytearray()
+        self._need = 0
+        self._unwritten: list[bytes | memoryview] = []
+        self._reading = False
+        self.resume()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._reading and self._sock.fileno() >= 0:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._on_readable)
+
+    def pause(self) -> None:
+        """Read nothing until `resume`."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def _on_readable(self) -> None:
+        if not self._read():
+            self.close()
+            self._closed()
+
+    def _read(self) -> bool:
+        """Read once; False at the end."""
         try:
-            (sequence,) = _sequence.unpack_from(data, at + 4)
-            (environments,) = _environments.unpack_from(data, at + 13)
-            return cls(data[at], sequence, environments, at + 17)
-        except (StructError, IndexError):
-            raise DecodeError("a worker's note is cut off", offset) from None
+            data = self._sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        frames = self._split(data)
+        if frames:
+            self._received(frames)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take what has come already, up to the end."""
+        while self._sock.fileno() >= 0:
+            try:
+                data = self._sock.recv(_READ)
+            except OSError:
+                return
+            if not data:
+                return
+            frames = self._split(data)
+            if frames:
+                self._received(frames)
+
+    def _split(self, data: bytes) -> list[Frame]:
+        """The frames that are complete with ``data``."""
+        if self._unread:
+            self._unread += data
+            if len(self._unread) < self._need:
+                return []
+            data = bytes(self._unread)
+            self._unread.clear()
+        frames = []
+        position, size = 0, len(data)
+        while size - position >= _LENGTH.size:
+            end = position + _LENGTH.size + _LENGTH.unpack_from(data, position)[0]
+            if end > size:
+                break
+            frames.append(data[position:end])
+            position = end
+        if position < size:
+            self._unread += data[position:]
+            left = size - position
+            known = left >= _LENGTH.size
+            self._need = _LENGTH.size + (_LENGTH.unpack_from(data, position)[0] if known else 0)
+        return frames
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def send(self, *parts: bytes) -> None:
+        """Write a frame, given in parts; what there is no room for is written later."""
+        if self._unwritten:
+            self._unwritten += parts
+            return
+        try:
+            sent = self._sock.sendmsg(parts) if len(parts) > 1 else self._sock.send(parts[0])
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            return  # the other process has ended: its end is noticed by whoever waits for it
+        if sent < sum(map(len, parts)):
+            self._keep(parts, sent)
+            self._loop.add_writer(self._sock, self._on_writable)
+
+    def _keep(self, parts: tuple[bytes | memoryview, ...], sent: int) -> None:
+        for part in parts:
+            if sent < len(part):
+                self._unwritten.append(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
+
+    def _on_writable(self) -> None:
+        parts, self._unwritten = self._unwritten[:_PARTS], self._unwritten[_PARTS:]
+        try:
+            sent = self._sock.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._unwritten.clear()
+            self._loop.remove_writer(self._sock)
+            return
+        rest, self._unwritten = self._unwritten, []
+        self._keep(tuple(parts), sent)
+        self._unwritten += rest
+        if not self._unwritten:
+            self._loop.remove_writer(self._sock)
+
+    def close(self) -> None:
+        """Close this end; again: nothing."""
+        if self._sock.fileno() >= 0:
+            self.pause()
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
 
 
-# --- what outlives a worker ---------------------------------------------------------------------
+_PARTS: Final = 256
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+class Status(enum.IntEnum):
+    """What became of a request."""
+
+    UNKNOWN = 0
+    DONE = 1
+    WAITS = 2
+    """It awaits something, or its answer is on the line: a note comes."""
+
+    REVOKED = 3
+    """It was revoked, and has never begun."""
 
 
 class Verdict(enum.IntEnum):
@@ -131,37 +262,91 @@ class Verdict(enum.IntEnum):
 class Ledger:
     """A page of memory that a front, a worker and the worker's watcher share.
 
-    What is written there is known when the worker is dead: ``started``, the last request that it
-    began, and the ``verdict`` of the watcher, with the ``culprit``, the request that it is about.
+    Requests are numbered from 1 on and begin in that order. Each word has one writer. To revoke
+    requests the front writes, waits for `SETTLED`, and reads ``started``; the worker writes that
+    and then reads what is revoked. So either the front sees that a request has begun, or the
+    worker that it must not begin it, or both; and then the worker says that it has not.
     """
 
     SIZE: Final = mmap.PAGESIZE
     """Bytes of the file that is given as a descriptor."""
 
+    RING: Final = 1024
+    """Requests of which the status is kept."""
+
+    SETTLED: Final = 0.002
+    """Seconds after which what one processor wrote is seen by all others, many times over."""
+
     def __init__(self, number: int) -> None:
         self._map = mmap.mmap(number, self.SIZE)
-        self._words = memoryview(self._map).cast("Q")
+        page = memoryview(self._map)
+        self._words = page[: 8 * _WORDS].cast("Q")
+        self._statuses = page[8 * _WORDS : 8 * _WORDS + self.RING]
+        self._page = page
 
     def close(self) -> None:
         """Give the memory back."""
-        self._words.release()
+        for view in (self._words, self._statuses, self._page):
+            view.release()
         self._map.close()
+
+    # --- written by the worker ------------------------------------------------------------------
 
     @property
     def started(self) -> int:
         """The last request that was begun; 0: none was."""
-        return self._words[0]
+        return self._words[_STARTED]
 
-    def start(self, sequence: int) -> None:
-        """Note that a request begins."""
-        self._words[0] = sequence
+    def start(self, sequence: int) -> bool:
+        """Begin a request; False when it was revoked."""
+        words = self._words
+        words[_STARTED] = sequence
+        return sequence > words[_REVOKED]
+
+    def status(self, sequence: int) -> int:
+        """What became of a request, a `Status`."""
+        return self._statuses[sequence % self.RING]
+
+    def set_status(self, sequence: int, status: int) -> None:
+        """Note what became of a request; the front makes it `Status.UNKNOWN` to begin with."""
+        self._statuses[sequence % self.RING] = status
+
+    @property
+    def pace(self) -> int:
+        """Microseconds that requests take, the last ones above all."""
+        return self._words[_PACE]
+
+    @pace.setter
+    def pace(self, microseconds: int) -> None:
+        self._words[_PACE] = microseconds
+
+    # --- written by the front -------------------------------------------------------------------
+
+    def revoke(self, sequence: int) -> None:
+        """No request up to this one is begun any more."""
+        self._words[_REVOKED] = sequence
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the front wants to be woken when something is done."""
+        return bool(self._words[_WANTED])
+
+    @wanted.setter
+    def wanted(self, value: bool) -> None:
+        self._words[_WANTED] = value
+
+    # --- written by the watcher -----------------------------------------------------------------
 
     @property
     def verdict(self) -> tuple[Verdict, int]:
         """Why the worker was killed, and because of which request (0: of none of the front's)."""
-        return Verdict(self._words[1]), self._words[2]
+        return Verdict(self._words[_VERDICT]), self._words[_CULPRIT]
 
     def judge(self, verdict: Verdict, culprit: int) -> None:
         """Note why the worker is killed."""
-        self._words[2] = culprit
-        self._words[1] = verdict
+        self._words[_CULPRIT] = culprit
+        self._words[_VERDICT] = verdict
+
+
+_STARTED, _REVOKED, _PACE, _WANTED, _VERDICT, _CULPRIT = range(6)
+_WORDS: Final = 8

@@ -20,27 +20,31 @@ from typing import Final
 from snex_node.errors import NodeError, PassedOnError
 from snex_node.node import Node
 from snex_node.processes.process import DOWN, EXIT, BaseProcess
-from snex_node.wire import control
-from snex_node.wire.control import DemonitorP, MonitorP, SendSender
-from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.etf import DecodeError
 from snex_node.wire.gen import GEN_CALL, SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime.answers import OK, PONG, error
 from snex_runtime.coroutines import WATCH_AFTER
 from snex_runtime.errors import BadRequest, Failure, bad_request
-from snex_runtime.forwarding import Forward, Note, NoteKind, Verdict
+from snex_runtime.forwarding import Frame, Ledger, Line, Note, NoteKind, Request, Status, Verdict
 from snex_runtime.requests import Asker, typed
 from snex_runtime.workers import WorkerProcess, exit_term
 
-__all__ = ["MAX_QUEUE", "MAX_QUEUED_BYTES", "RECALL_AFTER", "Front", "Lane"]
+__all__ = ["MAX_QUEUE", "MAX_QUEUED_BYTES", "REVOKE_AFTER", "Front", "Job", "Lane"]
 
-RECALL_AFTER: Final = 0.05
-"""Seconds after which a request that a worker has said nothing of is asked back, if another worker
-is free: something that did not come this way may block the one that has it."""
+REVOKE_AFTER: Final = 0.02
+"""Seconds without progress after which a worker gets what it has begun only: what it has not is
+sent to others."""
 
-UNANSWERED: Final = 1.0
-"""Seconds after which a worker that does not even say that it has begun is looked at: one that a
-signal has stopped is ended, so that others get what waits for it."""
+AHEAD: Final = 1500
+"""Microseconds of work that a worker is sent ahead, as far as can be told from what it did last."""
+
+MOST_AHEAD: Final = 16
+"""Requests that it is sent ahead, at most."""
+
+STOPPED: Final = 1.0
+"""Seconds without progress after which a worker is looked at: if a signal has stopped it, and
+others wait, it is ended."""
 
 MAX_QUEUE: Final = 10_000
 """Requests that wait for a worker, where no other number is given."""
@@ -48,8 +52,6 @@ MAX_QUEUE: Final = 10_000
 MAX_QUEUED_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of them."""
 
-_encode: Final = Encoder().encode
-_bytes: Final = Decoder()
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +88,7 @@ class Job:
         self.caller = caller
         self.data = data
         self.origin = origin
-        """The node that it came from: its name as an atom in external form."""
+        """The name of the node that it came from."""
         self.take = take
         self.makes = makes
         """Whether it makes an environment."""
@@ -103,13 +105,13 @@ class Job:
 class Lane:
     """One worker: what it has to do, and what is known of it."""
 
-    def __init__(self, process: WorkerProcess, front: Pid) -> None:
-        assert process.pid is not None
+    def __init__(self, process: WorkerProcess) -> None:
         self.process: Final = process
-        self.pid: Final = process.pid
-        self.head: Final = control.encode(SendSender(front, process.pid))
-        self.current: Job | None = None
-        """What it runs, or is about to."""
+        self.ledger: Final = process.ledger
+        self.line: Line
+        """Set by `Front.add`."""
+        self.sent: deque[Job] = deque()
+        """What it runs, and what is to run next; all of that may be blocked by what runs."""
         self.waiting: dict[int, Job] = {}
         """What awaits something there."""
         self.queue: deque[Job] = deque()
@@ -117,19 +119,31 @@ class Lane:
         self.sequence = 0
         self.environments = 0
         self.requests = 0
-        self.recalled_at = 0.0
+        self.progress = 0.0
+        """When it was seen last that something had been done, or there was nothing to do."""
+        self.seen = 0
+        self.revoked = False
+        """Whether what has not begun has been taken from it, until something is done."""
         self.retiring = False
 
     def jobs(self) -> Iterator[Job]:
         """All that it has begun, or is about to."""
-        if self.current is not None:
-            yield self.current
+        yield from self.sent
         yield from self.waiting.values()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be sent a request: it has none, or it takes many in little time."""
+        sent = len(self.sent)
+        return not sent or (not self.revoked and sent < min(MOST_AHEAD, AHEAD // self._pace()))
+
+    def _pace(self) -> int:
+        return max(1, self.ledger.pace)
 
     @property
     def idle(self) -> bool:
         """Whether it has nothing to do, and holds nothing of anybody."""
-        return not (self.current or self.waiting or self.queue or self.environments)
+        return not (self.sent or self.waiting or self.queue or self.environments)
 
 
 class Front(BaseProcess):
@@ -163,14 +177,13 @@ class Front(BaseProcess):
         self._max_requests = max_requests
         self.retired: Callable[[Lane], None] = _ignore
         """Called when a worker gets no more requests, because it has had enough of them."""
-        self._by_process: dict[str, Lane] = {}
+        self._by_name: dict[str, Lane] = {}
         self._queue: deque[Job] = deque()
         self._queued_bytes = 0
         self._queued = 0
         self._by_ref: dict[bytes, Job] = {}
         self._by_monitor: dict[Reference, Job] = {}
         self._unwatched: dict[Job, None] = {}
-        self._origins: dict[str, bytes] = {}
         self._loop = asyncio.get_running_loop()
         self._will_watch = False
         self._looking: asyncio.TimerHandle | None = None
@@ -187,13 +200,7 @@ class Front(BaseProcess):
     # --- messages -------------------------------------------------------------------------------
 
     def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
-        """Take a request, or a note of a worker."""
-        lane = self._by_process.get(remote.name)
-        if lane is not None:
-            note = Note.read(data, offset)
-            if note is not None:
-                self._noted(lane, note, data)
-                return
+        """Take a request."""
         call = parse_call(data, offset)
         if call is not None:
             caller, at = call
@@ -205,7 +212,7 @@ class Front(BaseProcess):
         else:
             caller, at = None, parse_cast(data, offset) or offset
         message = data[offset:] if offset else data
-        job = Job(caller, message, self._origin(remote.name))
+        job = Job(caller, message, remote.name.encode())
         handler = self._kinds.get(_kind_of(data, at))
         if handler is None:
             self.submit(job)
@@ -218,14 +225,6 @@ class Front(BaseProcess):
             self.answer(job, error(bad_request(f"the request cannot be decoded: {wrong}")))
         except Failure as failure:
             self.answer(job, error(failure))
-
-    def _origin(self, name: str) -> bytes:
-        known = self._origins.get(name)
-        if known is None:
-            if len(self._origins) >= _ORIGINS:
-                self._origins.clear()
-            known = self._origins[name] = _encode(Atom(name))
-        return known
 
     def _system_received(self, caller: From, request: object) -> None:
         stop = isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate"
@@ -251,37 +250,46 @@ class Front(BaseProcess):
     # --- the way of a request -------------------------------------------------------------------
 
     def submit(self, job: Job, lane: Lane | None = None) -> None:
-        """Have ``job`` done by a worker, or by the one of ``lane``, as soon as it is free."""
+        """Have ``job`` done by a worker, or by the one of ``lane``, as soon as it has room."""
         caller = job.caller
         if caller is not None and caller.ref is not None:
             self._by_ref[caller.ref] = job
         job.since = time.monotonic()
         if lane is not None:
-            if lane.current is None:
+            self._refresh(lane)
+            if lane.has_room:
                 self._dispatch(lane, job)
             else:
                 lane.queue.append(job)
+                lane.ledger.wanted = True
         else:
-            free = self._free(job)
+            free = None if self._queued else self._free(job)
             if free is not None:
                 self._dispatch(free, job)
             elif not self._enqueue(job):
                 return
-        if caller is not None and not job.over:
+            else:
+                self._fill_all()
+        if caller is not None:
             self._unwatched[job] = None
             if not self._will_watch:
                 self._will_watch = True
                 self._loop.call_later(WATCH_AFTER, self._watch_callers)
 
     def _free(self, job: Job) -> Lane | None:
-        """The worker that has least to do, of those that nothing may block."""
+        """The worker that has least to do, of those that have room."""
         found: Lane | None = None
         least = 0
         for lane in self.lanes:
-            if lane.current is None and not lane.retiring:
-                load = lane.environments if job.makes else len(lane.waiting)
-                if found is None or load < least:
-                    found, least = lane, load
+            if lane.sent:
+                self._refresh(lane)
+            if lane.retiring or not lane.has_room:
+                continue
+            load = len(lane.sent) * _BLOCKS + len(lane.waiting)
+            if job.makes:
+                load = lane.environments
+            if found is None or load < least:
+                found, least = lane, load
         return found
 
     def _enqueue(self, job: Job) -> bool:
@@ -291,6 +299,8 @@ class Front(BaseProcess):
             return False
         self._queue.append(job)
         self._count(job)
+        for lane in self.lanes:
+            lane.ledger.wanted = True
         self._look_soon()
         return True
 
@@ -306,81 +316,95 @@ class Front(BaseProcess):
             self._queued_bytes -= len(job.data)
 
     def _dispatch(self, lane: Lane, job: Job) -> None:
-        lane.current = job
-        lane.sequence = job.sequence = lane.sequence + 1
+        if not lane.sent:
+            lane.progress = time.monotonic()
+        lane.sequence = sequence = lane.sequence + 1
         lane.requests += 1
         lane.environments += job.makes
-        lane.recalled_at = 0.0
-        job.lane = lane
-        job.since = time.monotonic()
-        head = Forward.head(job.sequence, _by_front(job), job.origin)
-        connection = self.owner.remote(lane.process.name).connection
-        if connection is not None:  # else it has just gone: then its jobs are looked after
-            data = job.data
-            if len(data) < _SMALL:
-                connection.send(lane.head, head + data, self.pid)
-            else:
-                connection.send(lane.head, data, self.pid, head)
+        lane.sent.append(job)
+        job.lane, job.sequence = lane, sequence
+        lane.ledger.set_status(sequence, Status.UNKNOWN)
+        data = job.data
+        lane.line.send(Request.head(sequence, _by_front(job), job.origin, len(data)), data)
         self._look_soon()
         if self._max_requests is not None and lane.requests >= self._max_requests:
             self._retire(lane)
 
-    def _noted(self, lane: Lane, note: Note, data: bytes) -> None:
-        kind, sequence, lane.environments, at = note
-        current = lane.current
-        if current is not None and current.sequence == sequence:
-            if kind == NoteKind.STARTED:
-                return
-            lane.current = None
-            job: Job | None = current
-            if kind == NoteKind.WAITS:
-                lane.waiting[sequence] = current
-                job = None
-        else:
-            job = lane.waiting.pop(sequence, None)
-        if job is None or kind == NoteKind.RECALLED:
-            if job is not None:
+    def _refresh(self, lane: Lane) -> None:
+        """See what has become of what a worker was sent."""
+        sent, status_of = lane.sent, lane.ledger.status
+        done = False
+        while sent:
+            job = sent[0]
+            status = status_of(job.sequence)
+            if status == Status.UNKNOWN:
+                break
+            done = True
+            sent.popleft()
+            if status == Status.DONE:
+                self._finish(job)
+            elif status == Status.WAITS:
+                lane.waiting[job.sequence] = job
+            else:
                 self._again(job)
-        elif kind == NoteKind.ANSWERED:
-            self.answer(job, data[at:])
-        else:
-            self._finish(job)
-        if lane.current is None:
-            self._next(lane)
+        if done or not sent:
+            lane.progress = time.monotonic()
+            lane.revoked = False
 
-    def _next(self, lane: Lane) -> None:
-        """Give a worker that is free something to do."""
-        while lane.queue:
-            own = lane.queue.popleft()
-            if not own.over:
-                self._dispatch(lane, own)
-                return
+    def _noted(self, lane: Lane, frames: list[Frame]) -> None:
+        """A worker has said something."""
+        for frame in frames:
+            kind, sequence, lane.environments, answer = Note.read(frame)
+            if kind == NoteKind.WAKE:
+                continue
+            if sequence not in lane.waiting:
+                self._refresh(lane)
+            job = lane.waiting.pop(sequence, None)
+            if job is None:
+                continue
+            if kind == NoteKind.ANSWERED:
+                self.answer(job, answer)
+            else:
+                self._finish(job)
+        self._fill(lane)
+
+    def _fill(self, lane: Lane) -> None:
+        """Give a worker that has room something to do."""
+        self._refresh(lane)
+        while lane.has_room:
+            job = self._next(lane)
+            if job is None:
+                break
+            self._dispatch(lane, job)
+        lane.ledger.wanted = bool(self._queued or lane.queue or lane.retiring)
         if lane.retiring:
             self.end_if_idle(lane)
-            return
-        job = self._take_queued()
-        if job is not None:
-            self._dispatch(lane, job)
 
-    def _take_queued(self) -> Job | None:
-        while self._queue:
-            job = self._queue.popleft()
-            if not job.over:
-                self._uncount(job)
-                return job
+    def _next(self, lane: Lane) -> Job | None:
+        queues = (lane.queue,) if lane.retiring else (lane.queue, self._queue)
+        for queue in queues:
+            while queue:
+                job = queue.popleft()
+                if not job.over:
+                    self._uncount(job)
+                    return job
         return None
 
     def _again(self, job: Job) -> None:
-        """A request that has not begun where it was sent to: another worker has it next."""
-        job.lane = None
+        """A request that has not begun where it was sent to, and never will: it waits again."""
+        lane, job.lane = job.lane, None
         if job.over:
             return
-        free = self._free(job)
-        if free is not None:
-            self._dispatch(free, job)
-        else:
-            self._queue.appendleft(job)
-            self._count(job)
+        if lane is not None:
+            lane.environments -= job.makes
+        self._queue.appendleft(job)
+        self._count(job)
+        for each in self.lanes:
+            each.ledger.wanted = True
+
+    def _fill_all(self) -> None:
+        for lane in list(self.lanes):
+            self._fill(lane)
 
     def answer(self, job: Job, answer: bytes) -> None:
         """Give ``job`` its answer here."""
@@ -409,6 +433,8 @@ class Front(BaseProcess):
     def _watch_callers(self) -> None:
         """See `coroutines.Coroutines`: callers that do not monitor this process are monitored."""
         self._will_watch = False
+        for lane in self.lanes:
+            self._refresh(lane)
         waiting, self._unwatched = self._unwatched, {}
         for job in waiting:
             caller = job.caller
@@ -421,48 +447,42 @@ class Front(BaseProcess):
                 self._by_monitor[job.monitor] = job
 
     def _given_up(self, job: Job) -> None:
-        lane = job.lane
-        if lane is None:
+        if job.lane is None:
             self._finish(job)
-            return
-        # To the worker it is as if the caller had monitored it, and had taken that back.
-        caller = job.caller
-        if caller is not None and caller.ref is not None:
-            ref, _ = _bytes.decode(caller.ref)
-            remote = self.owner.remote(lane.process.name)
-            if isinstance(ref, Reference) and remote.connection is not None:
-                remote.send(MonitorP(self.pid, lane.pid, ref))
-                remote.send(DemonitorP(self.pid, lane.pid, ref))
+        else:
+            job.lane.process.stop_request(job.sequence)
 
     # --- workers --------------------------------------------------------------------------------
 
     def add(self, lane: Lane) -> None:
         """A worker is ready: it gets what was asked of all, and then its share."""
+        lane.line = Line(lane.process.socket, partial(self._noted, lane), _ignore)
         self.lanes.append(lane)
-        self._by_process[lane.process.name] = lane
+        self._by_name[lane.process.name] = lane
         for init in self.inits:
             lane.queue.append(Job(None, init.data, init.origin))
-        self._next(lane)
+        self._fill(lane)
 
     def lost(self, lane: Lane, status: int) -> None:
-        """A worker has ended, and all that it has said has been heard."""
+        """A worker has ended."""
+        lane.line.drain()
+        lane.line.close()
+        self._refresh(lane)
         self.lanes.remove(lane)
-        del self._by_process[lane.process.name]
-        started = lane.process.ledger.started
-        verdict, culprit = lane.process.ledger.verdict
-        blamed = _blamed(lane, verdict, culprit)
-        for job in list(lane.jobs()):
-            if job is lane.current and job.sequence > started:
+        del self._by_name[lane.process.name]
+        started = lane.ledger.started
+        verdict, culprit = lane.ledger.verdict
+        blamed = _blamed(lane, started, verdict, culprit)
+        for job in reversed(lane.sent):
+            if job.sequence > started:
                 self._again(job)
-            else:
+        for job in list(lane.jobs()):
+            if job.lane is lane:
                 self.answer(job, error(_exit_failure(status, verdict if job in blamed else None)))
         for job in lane.queue:
-            job.lane = None
-            if _kind_of_message(job.data) == b"make_env":
-                self.answer(job, error(Failure("env_not_found", "its worker has ended")))
-            else:
-                self.answer(job, error(_exit_failure(status, None)))
+            self.answer(job, error(_exit_failure(status, None)))
         lane.process.close()
+        self._fill_all()
 
     def _retire(self, lane: Lane) -> None:
         if not lane.retiring:
@@ -478,33 +498,46 @@ class Front(BaseProcess):
 
     def _look_soon(self) -> None:
         if self._looking is None:
-            self._looking = self._loop.call_later(RECALL_AFTER, self._look)
+            self._looking = self._loop.call_later(REVOKE_AFTER, self._look)
 
     def _look(self) -> None:
-        """Ask back what may be stuck, and end what has waited too long."""
+        """Take back what may be stuck, and end what has waited too long."""
         self._looking = None
         now = time.monotonic()
         self._end_waiting(now)
-        busy = False
-        for lane in self.lanes:
-            job = lane.current
-            if job is not None:
-                busy = True
-                if now - job.since >= RECALL_AFTER:
-                    self._look_at(lane, job, now)
-        if busy or self._queued:
+        for lane in list(self.lanes):
+            self._refresh(lane)
+            if lane.sent and now - lane.progress >= REVOKE_AFTER:
+                self._look_at(lane, now)
+        self._fill_all()
+        if self._queued or any(lane.sent for lane in self.lanes):
             self._look_soon()
 
-    def _look_at(self, lane: Lane, job: Job, now: float) -> None:
-        if job.sequence <= lane.process.ledger.started:
-            return  # it runs
-        if not lane.recalled_at:
-            if self._free(job) is not None or self._queued:
-                lane.recalled_at = now
-                lane.process.recall(job.sequence)
-        elif now - lane.recalled_at >= UNANSWERED and lane.process.is_stopped():
+    def _look_at(self, lane: Lane, now: float) -> None:
+        begun = lane.ledger.started
+        if lane.sent[-1].sequence > begun and not lane.revoked:
+            lane.revoked = True
+            lane.ledger.revoke(lane.sequence)
+            self._loop.call_later(Ledger.SETTLED, self._take_back, lane, lane.sequence)
+        elif (
+            now - lane.progress >= STOPPED
+            and (self._queued or lane.queue)
+            and lane.process.is_stopped()
+        ):
             _log.error("%s has been stopped by a signal: it is ended", lane.process.name)
             lane.process.kill()
+
+    def _take_back(self, lane: Lane, last: int) -> None:
+        """What it has not begun by now, of requests up to ``last``, is never begun there."""
+        if lane not in self.lanes:
+            return
+        self._refresh(lane)
+        started = lane.ledger.started
+        taken = [job for job in lane.sent if started < job.sequence <= last]
+        for job in reversed(taken):
+            lane.sent.remove(job)
+            self._again(job)
+        self._fill_all()
 
     def _end_waiting(self, now: float) -> None:
         limit = self._queue_timeout
@@ -574,13 +607,13 @@ class Front(BaseProcess):
                 "from: names environments of several workers: copy from those of one, or give "
                 "what the others hold as variables"
             )
-        return self._by_process.get(names.pop()) if names else None
+        return self._by_name.get(names.pop()) if names else None
 
     def _destroy_env_requested(self, job: Job, data: bytes, at: int) -> None:
         if data[at + 1] == 2:
             pid, _ = typed.decode(data, typed.skip(data, at + 2))
             if isinstance(pid, Pid):
-                lane = self._by_process.get(pid.node)
+                lane = self._by_name.get(pid.node)
                 if lane is None:
                     self.answer(job, OK)
                 else:
@@ -602,7 +635,7 @@ class Front(BaseProcess):
         ref = self.node.make_ref()
         message = self.owner.encoder.encode((GEN_CALL, (self.pid, ref), request))
         caller = From(self.pid, ref.external, None)
-        job = Job(caller, message, self._origin(str(self.owner.name)), take)
+        job = Job(caller, message, self.owner.name.encode(), take)
         self.submit(job, lane)
         try:
             return await answered
@@ -642,7 +675,9 @@ class Front(BaseProcess):
 
     @property
     def running(self) -> int:
-        """Requests that workers have begun."""
+        """Requests that workers have."""
+        for lane in self.lanes:
+            self._refresh(lane)
         return sum(1 for lane in self.lanes for _ in lane.jobs())
 
     @property
@@ -651,13 +686,12 @@ class Front(BaseProcess):
         return self._queued + sum(len(lane.queue) for lane in self.lanes)
 
 
-_ORIGINS: Final = 4096
 _INITS: Final = 1000
-_SMALL: Final = 16 * 1024
+_BLOCKS: Final = 1000  # how much worse a request is that may block, than one that awaits
 _OK: Final = b"h\x02w\x02ok"
 
 
-def _ignore(lane: Lane) -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
@@ -666,11 +700,6 @@ def _by_front(job: Job) -> bool:
     drop a second one, should the worker end just after it has answered.
     """
     return job.take is not None or (job.caller is not None and job.caller.alias is None)
-
-
-def _kind_of_message(data: bytes) -> bytes:
-    call = parse_call(data, 0)
-    return _kind_of(data, call[1] if call is not None else parse_cast(data, 0) or 0)
 
 
 def _kind_of(data: bytes, at: int) -> bytes:
@@ -701,12 +730,13 @@ def _overloaded(what: str) -> Failure:
     return Failure("overloaded", f"{what}: ask less at a time, or start more workers")
 
 
-def _blamed(lane: Lane, verdict: Verdict, culprit: int) -> list[Job]:
+def _blamed(lane: Lane, started: int, verdict: Verdict, culprit: int) -> list[Job]:
     """Whose request it was that a worker was killed for."""
     if verdict is Verdict.OVERTIME:
         return [job for job in lane.jobs() if job.sequence == culprit]
     if verdict is Verdict.MEMORY:
-        return [lane.current] if lane.current is not None else list(lane.jobs())
+        running = [job for job in lane.sent if job.sequence == started]
+        return running or list(lane.waiting.values())
     return []
 
 

@@ -3,34 +3,35 @@
 To callers it is as any other: what is sent to it or to its environments directly is handled as
 usual. What the front sends on is answered to the caller, over a connection that this node makes to
 the caller's; until there is one, and where there can be none, by way of the front. Each request is
-begun at most once: what the front has asked back before is passed over.
+begun at most once, and none that the front has revoked before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
+from snex_node.cluster.connection import TURN
 from snex_node.errors import ConnectError, UndefinedFunctionError, error_reason, error_stack
 from snex_node.node import Node
 from snex_node.services import import_function
 from snex_node.system import tasks
-from snex_node.wire import control
-from snex_node.wire.control import SendSender
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.gen import From
-from snex_node.wire.terms import Atom, Pid
+from snex_node.wire.terms import Atom
 from snex_runtime import serde
 from snex_runtime.answers import OK_, Answers
 from snex_runtime.contexts import Enter
 from snex_runtime.coroutines import Work
 from snex_runtime.dispatch import Kinds
 from snex_runtime.errors import BadRequest
-from snex_runtime.forwarding import Forward, Ledger, Note, NoteKind
+from snex_runtime.forwarding import Frame, Ledger, Line, Note, NoteKind, Status
+from snex_runtime.forwarding import Request as Sent
 from snex_runtime.requests import Asker, Receiver, Request, make_request
 from snex_runtime.server import Server
 
@@ -41,17 +42,17 @@ CONNECT_AGAIN: Final = 30.0
 
 _RETURN: Final = Atom("return")
 _RAISED: Final = Atom("raised")
-_KNOWN: Final = 1024
-"""Requests of which it is known that they have begun, or were asked back."""
 
 
 class _Forwarded(Request):
     """A request that the front has sent on."""
 
-    __slots__ = ("by_front", "sequence")
+    __slots__ = ("by_front", "sequence", "waits")
 
     sequence: int
     by_front: bool
+    waits: bool
+    """Whether it has given the loop a turn."""
 
 
 class _Door:
@@ -73,43 +74,64 @@ class _Door:
 
 
 class Worker(Server):
-    """The runtime of a worker. ``front`` is the process that sends requests on."""
+    """The runtime of a worker. `open` it to have it take what the front sends."""
 
-    def __init__(self, node: Node, front: Pid, ledger: Ledger, **options: Any) -> None:
-        self._front = front
-        self._front_node = str(front.node)
+    def __init__(self, node: Node, ledger: Ledger, **options: Any) -> None:
         self._ledger = ledger
+        self._line: Line | None = None
+        self._unhandled: deque[Frame] = deque()
         # Under way, by their numbers.
         self._jobs: dict[int, _Forwarded] = {}
-        # True: it has begun; False: it was asked back. Who sets it first, on whatever thread, wins.
-        self._claims: dict[int, bool] = {}
         # Nodes that are being connected to, or could not be: until when.
         self._connecting: dict[str, float] = {}
         self._connects: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
         super().__init__(node, **options)
         self._door = _Door(self)
-        self._to_front = control.encode(SendSender(self.pid, front))
+
+    def open(self, make: Callable[..., Line], gone: Callable[[], None]) -> None:
+        """Take requests from a line, which ``make`` makes; call ``gone`` when it ends."""
+        self._line = make(self._received, gone)
 
     def _make_answers(self, max_reply: int) -> Answers:
         return _Answers(self, self.node, self.backend.logs, max_reply)
 
-    def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
-        """Take a request, of the front or of anybody else."""
-        forward = Forward.read(data, offset) if remote.name == self._front_node else None
-        if forward is None:
-            super().external_received(data, offset, remote)
+    # --- requests -------------------------------------------------------------------------------
+
+    def _received(self, frames: list[Frame]) -> None:
+        self._unhandled.extend(frames)
+        self._handle()
+
+    def _handle(self) -> None:
+        """Handle what has come; when that takes long, leave the rest for a later turn."""
+        line, frames, ledger = self._line, self._unhandled, self._ledger
+        assert line is not None
+        began = before = time.monotonic()
+        while frames:
+            self._begin(Sent.read(frames.popleft()))
+            now = time.monotonic()
+            ledger.pace += (int((now - before) * 1_000_000) - ledger.pace) // 4
+            before = now
+            if frames and now - began >= TURN:
+                line.pause()
+                self._loop.call_soon(self._handle)
+                break
+        else:
+            line.resume()
+        if ledger.wanted:
+            line.send(Note.write(NoteKind.WAKE, 0, len(self.environments)))
+
+    def _begin(self, sent: Sent) -> None:
+        sequence = sent.sequence
+        if not self._ledger.start(sequence):
+            self._ledger.set_status(sequence, Status.REVOKED)
             return
-        sequence, by_front, node, at = forward
-        claims = self._claims
-        if not claims.setdefault(sequence, True):
-            return
-        claims.pop(sequence - _KNOWN, None)
-        self._ledger.start(sequence)
-        make = partial(self._make, sequence, by_front)
-        self._dispatch(self._door, data, at, self.node.remote(node), make)
+        make = partial(self._make, sequence, sent.by_front)
+        remote = self.node.remote(sent.node.decode())
+        self._dispatch(self._door, sent.data, sent.at, remote, make)
         if sequence in self._jobs:
             # It has its first turn before this (from Python 3.12 on it has had it).
-            asyncio.get_running_loop().call_soon(self._tell_waiting, sequence)
+            self._loop.call_soon(self._waits, sequence)
 
     def _make(
         self,
@@ -125,8 +147,30 @@ class Worker(Server):
         request = make_request(process, enter, caller, remote, data, at, _Forwarded)
         request.sequence = sequence
         request.by_front = by_front
+        request.waits = False
         self._jobs[sequence] = request
         return request
+
+    def _waits(self, sequence: int) -> None:
+        request = self._jobs.get(sequence)
+        if request is not None and not request.waits:
+            request.waits = True
+            self._ledger.set_status(sequence, Status.WAITS)
+            if self._ledger.wanted:
+                self._note(NoteKind.WAKE, sequence)
+
+    def command(self, line: str) -> None:
+        """Take ``stop SEQUENCE``: the caller of that request waits no more. From any thread."""
+        name, _, number = line.partition(" ")
+        if name == "stop":
+            self._loop.call_soon_threadsafe(self._stop, int(number))
+
+    def _stop(self, sequence: int) -> None:
+        request = self._jobs.get(sequence)
+        if request is not None and request.caller is not None and request.caller.ref is not None:
+            self.demonitored(request.caller.ref)
+
+    # --- what other nodes call on the front's ---------------------------------------------------
 
     def _kinds(self) -> Kinds:
         kinds = super()._kinds()
@@ -155,46 +199,31 @@ class Worker(Server):
         except EncodeError as error:
             return serde.encoder.encode(_raised(error), OK_)
 
-    def _tell_waiting(self, sequence: int) -> None:
-        if sequence in self._jobs:
-            self._note(NoteKind.WAITS, sequence)
-
-    def command(self, line: str) -> None:
-        """Take ``recall SEQUENCE``: the front wants a request back. From any thread.
-
-        It is told whether that has begun; if not, it never will.
-        """
-        name, _, number = line.partition(" ")
-        if name != "recall":
-            return
-        sequence = int(number)
-        begun = self._claims.setdefault(sequence, False)
-        self._note(NoteKind.STARTED if begun else NoteKind.RECALLED, sequence)
-
     # --- answers --------------------------------------------------------------------------------
 
     def answered(self, request: _Forwarded, answer: bytes) -> None:
         """Send the answer of a request that the front sent on."""
-        self._jobs.pop(request.sequence, None)
+        sequence = request.sequence
+        self._jobs.pop(sequence, None)
         caller = request.caller
-        if caller is None:
-            self._note(NoteKind.DONE, request.sequence)
-            return
         by_front = request.by_front
-        if not by_front and request.remote.connection is None:
+        if caller is not None and not by_front and request.remote.connection is None:
             by_front = True
             self._connect(request.remote.name)
         if by_front:
-            self._note(NoteKind.ANSWERED, request.sequence, answer)
-        else:
+            self._ledger.set_status(sequence, Status.WAITS)
+            self._note(NoteKind.ANSWERED, sequence, answer)
+            return
+        if caller is not None:
             self.node.reply_encoded(caller, answer, sender=self.pid)
-            self._note(NoteKind.DONE, request.sequence)
+        if request.waits:
+            self._note(NoteKind.DONE, sequence)
+        else:
+            self._ledger.set_status(sequence, Status.DONE)
 
-    def _note(self, kind: NoteKind, sequence: int, *answer: bytes) -> None:
-        connection = self.node.remote(self._front_node).connection
-        if connection is not None:  # else the front has gone, and this process goes as well
-            note = Note.write(kind, sequence, len(self.environments), *answer)
-            connection.send(self._to_front, note, self.pid)
+    def _note(self, kind: NoteKind, sequence: int, answer: bytes = b"") -> None:
+        if self._line is not None:
+            self._line.send(Note.write(kind, sequence, len(self.environments), answer))
 
     def _connect(self, name: str) -> None:
         """Connect to the node of a caller, for the answers to come."""
@@ -218,11 +247,15 @@ class Worker(Server):
         """Stop everything."""
         for task in self._connects:
             task.cancel()
+        if self._line is not None:
+            self._line.close()
         super().exited(reason)
 
 
 def _raised(error: BaseException) -> tuple[object, ...]:
-    return _RAISED, error_reason(error), error_stack(error)
+    traceback = error.__traceback__
+    shown = error.with_traceback(None if traceback is None else traceback.tb_next)
+    return _RAISED, error_reason(shown), error_stack(shown)
 
 
 async def _awaited(value: Any) -> object:

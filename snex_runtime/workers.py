@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -57,6 +58,8 @@ class WorkerProcess:
         self._file = tempfile.TemporaryFile(prefix="snex-ledger-")  # noqa: SIM115 - closed by `_reap`
         self._file.truncate(Ledger.SIZE)
         self.ledger: Final = Ledger(self._file.fileno())
+        self.socket, self._other_end = socket.socketpair()
+        """The front's end of the line to it."""
         self._child: asyncio.subprocess.Process | None = None
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Its status as `subprocess` has it: negative is the number of a signal."""
@@ -69,21 +72,27 @@ class WorkerProcess:
         nothing is left running.
         """
         told, tells = os.pipe()
+        files = {
+            "line": self._other_end.fileno(),
+            "ledger": self._file.fileno(),
+            "report": tells,
+        }
         try:
             try:
                 self._child = child = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", "snex_runtime", "child", *arguments),
                     stdin=subprocess.PIPE,
-                    pass_fds=(tells, self._file.fileno()),
+                    pass_fds=tuple(files.values()),
                 )
             except OSError as error:
                 raise WorkerStartError(f"cannot start {sys.executable}: {error}") from None
             finally:
                 os.close(tells)
+                self._other_end.close()
             self.process = child.pid
             self._reaping = asyncio.ensure_future(self._reap(child))
-            self._write(self._encoded(configuration, tells))
+            self._write(self._encoded(configuration, files))
             wait = START_TIMEOUT + configuration["script_timeout"] / 1000
             await self._take(await _report(told, wait, self.exited))
         except BaseException:
@@ -92,9 +101,9 @@ class WorkerProcess:
         finally:
             os.close(told)
 
-    def _encoded(self, configuration: Mapping[str, Any], report: int) -> bytes:
-        files = {"ledger": self._file.fileno(), "report": report, "name": self.name}
-        term = {Atom(name): value for name, value in {**configuration, **files}.items()}
+    def _encoded(self, configuration: Mapping[str, Any], files: Mapping[str, int]) -> bytes:
+        whole = {**configuration, **files, "name": self.name}
+        term = {Atom(name): value for name, value in whole.items()}
         data = b"\x83" + Encoder().encode(term)
         return _LENGTH.pack(len(data)) + data
 
@@ -125,9 +134,9 @@ class WorkerProcess:
         if stdin is not None and not stdin.is_closing():
             stdin.write(data)
 
-    def recall(self, sequence: int) -> None:
-        """Ask for a request back, unless it has begun."""
-        self._write(b"recall %d\n" % sequence)
+    def stop_request(self, sequence: int) -> None:
+        """Have it stop what works for a caller that waits no more."""
+        self._write(b"stop %d\n" % sequence)
 
     def stop(self) -> None:
         """Have it end as programs end, within `LAST` seconds: its watcher sees to that."""
@@ -162,6 +171,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Forget what it has left."""
         self.ledger.close()
+        self.socket.close()
 
 
 async def _report(file: int, seconds: float, exited: asyncio.Future[int]) -> object:
