@@ -43,8 +43,8 @@ MOST_AHEAD: Final = 16
 """Requests that it is sent ahead, at most."""
 
 STOPPED: Final = 1.0
-"""Seconds without progress after which a worker is looked at: if a signal has stopped it, and
-others wait, it is ended."""
+"""Seconds without progress after which a worker that others were sent to in vain is looked at: if a
+signal has stopped it, it is ended."""
 
 MAX_QUEUE: Final = 10_000
 """Requests that wait for a worker, where no other number is given."""
@@ -123,7 +123,7 @@ class Lane:
         """When it was seen last that something had been done, or there was nothing to do."""
         self.seen = 0
         self.revoked = False
-        """Whether what has not begun has been taken from it, until something is done."""
+        """Whether what had not begun was taken from it, and it has not come as far since."""
         self.retiring = False
 
     def jobs(self) -> Iterator[Job]:
@@ -135,7 +135,7 @@ class Lane:
     def has_room(self) -> bool:
         """Whether it may be sent a request: it has none, or it takes many in little time."""
         sent = len(self.sent)
-        return not sent or (not self.revoked and sent < min(MOST_AHEAD, AHEAD // self._pace()))
+        return not self.revoked and (not sent or sent < min(MOST_AHEAD, AHEAD // self._pace()))
 
     def _pace(self) -> int:
         return max(1, self.ledger.pace)
@@ -347,8 +347,9 @@ class Front(BaseProcess):
                 lane.waiting[job.sequence] = job
             else:
                 self._again(job)
-        if done or not sent:
+        if done:
             lane.progress = time.monotonic()
+        if lane.revoked and lane.ledger.started >= lane.sequence:
             lane.revoked = False
 
     def _noted(self, lane: Lane, frames: list[Frame]) -> None:
@@ -376,7 +377,8 @@ class Front(BaseProcess):
             if job is None:
                 break
             self._dispatch(lane, job)
-        lane.ledger.wanted = bool(self._queued or lane.queue or lane.retiring)
+        waits = self._queued or lane.queue or lane.retiring or lane.revoked
+        lane.ledger.wanted = bool(waits)
         if lane.retiring:
             self.end_if_idle(lane)
 
@@ -507,23 +509,19 @@ class Front(BaseProcess):
         self._end_waiting(now)
         for lane in list(self.lanes):
             self._refresh(lane)
-            if lane.sent and now - lane.progress >= REVOKE_AFTER:
+            if (lane.sent or lane.revoked) and now - lane.progress >= REVOKE_AFTER:
                 self._look_at(lane, now)
         self._fill_all()
-        if self._queued or any(lane.sent for lane in self.lanes):
+        if self._queued or any(lane.sent or lane.revoked for lane in self.lanes):
             self._look_soon()
 
     def _look_at(self, lane: Lane, now: float) -> None:
-        begun = lane.ledger.started
-        if lane.sent[-1].sequence > begun and not lane.revoked:
-            lane.revoked = True
-            lane.ledger.revoke(lane.sequence)
-            self._loop.call_later(Ledger.SETTLED, self._take_back, lane, lane.sequence)
-        elif (
-            now - lane.progress >= STOPPED
-            and (self._queued or lane.queue)
-            and lane.process.is_stopped()
-        ):
+        if not lane.revoked:
+            if lane.sent[-1].sequence > lane.ledger.started:
+                lane.revoked = lane.ledger.wanted = True
+                lane.ledger.revoke(lane.sequence)
+                self._loop.call_later(Ledger.SETTLED, self._take_back, lane, lane.sequence)
+        elif now - lane.progress >= STOPPED and lane.process.is_stopped():
             _log.error("%s has been stopped by a signal: it is ended", lane.process.name)
             lane.process.kill()
 

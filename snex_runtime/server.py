@@ -172,7 +172,7 @@ class Server(BaseProcess):
             self.node.remote(name).encoder = serde.encoder_v2 if old else serde.encoder
 
     def _info_requested(self, request: Request) -> bytes:
-        if request.process is not self:
+        if request.variables is not None:  # it came to an environment
             raise BadRequest("unknown request: :info")
         return serde.encoder.encode(self.info(), OK_)
 
