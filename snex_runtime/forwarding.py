@@ -190,13 +190,14 @@ class Line:
         if self._unwritten:
             self._unwritten += parts
             return
+        one = len(parts) == 1
         try:
-            sent = self._sock.sendmsg(parts) if len(parts) > 1 else self._sock.send(parts[0])
+            sent = self._sock.send(parts[0]) if one else self._sock.sendmsg(parts)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             return  # the other process has ended: its end is noticed by whoever waits for it
-        if sent < sum(map(len, parts)):
+        if sent < (len(parts[0]) if one else sum(map(len, parts))):
             self._keep(parts, sent)
             self._loop.add_writer(self._sock, self._on_writable)
 

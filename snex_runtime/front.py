@@ -134,8 +134,10 @@ class Lane:
     @property
     def has_room(self) -> bool:
         """Whether it may be sent a request: it has none, or it takes many in little time."""
+        if self.revoked:
+            return False
         sent = len(self.sent)
-        return not self.revoked and (not sent or sent < min(MOST_AHEAD, AHEAD // self._pace()))
+        return not sent or sent < min(MOST_AHEAD, AHEAD // self._pace())
 
     def _pace(self) -> int:
         return max(1, self.ledger.pace)
@@ -213,7 +215,9 @@ class Front(BaseProcess):
             caller, at = None, parse_cast(data, offset) or offset
         message = data[offset:] if offset else data
         job = Job(caller, message, remote.name.encode())
-        handler = self._kinds.get(_kind_of(data, at))
+        handler = None
+        if data[at : at + _HEAD] not in _USUAL:
+            handler = self._kinds.get(_kind_of(data, at))
         if handler is None:
             self.submit(job)
             return
@@ -325,8 +329,13 @@ class Front(BaseProcess):
         job.lane, job.sequence = lane, sequence
         lane.ledger.set_status(sequence, Status.UNKNOWN)
         data = job.data
-        lane.line.send(Request.head(sequence, _by_front(job), job.origin, len(data)), data)
-        self._look_soon()
+        head = Request.head(sequence, _by_front(job), job.origin, len(data))
+        if len(data) < _SMALL:
+            lane.line.send(head + data)
+        else:
+            lane.line.send(head, data)
+        if self._looking is None:
+            self._look_soon()
         if self._max_requests is not None and lane.requests >= self._max_requests:
             self._retire(lane)
 
@@ -685,6 +694,7 @@ class Front(BaseProcess):
 
 
 _INITS: Final = 1000
+_SMALL: Final = 4096  # bytes that cost less to be copied than to be written from two places
 _BLOCKS: Final = 1000  # how much worse a request is that may block, than one that awaits
 _OK: Final = b"h\x02w\x02ok"
 
@@ -709,6 +719,12 @@ def _kind_of(data: bytes, at: int) -> bytes:
     return b""
 
 
+_USUAL: Final = frozenset(
+    bytes((104, arity, 119, 4)) + name for arity in (3, 4, 5) for name in (b"eval", b"call")
+)
+"""How requests begin that any worker can do, and nearly all are."""
+
+_HEAD: Final = 8
 _TUPLE: Final = 104
 _ATOM: Final = 119
 
