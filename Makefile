@@ -16,13 +16,14 @@ ALONE_PROCESSES ?= $(shell expr 2 \* $(PROCESSORS))
 NONE_CHOSEN = { [ $$? -eq 5 ] && [ -n "$(PYTEST_ARGS)" ]; }
 COMPAT_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 # A run of some of the tests cannot cover every module.
 COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
 # Each of the hundreds of Pythons that tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test static lint format typecheck pytest beside others elixir compat bench bench-quick dist clean system-packages
+.PHONY: help demo test static lint format typecheck pytest beside others elixir compat bench bench-quick soak dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
@@ -31,6 +32,7 @@ help:
 	@echo "make elixir   the tests of the Elixir client"
 	@echo "make compat   every test on other OTP, Elixir and Python releases (root, Debian)"
 	@echo "make bench    what calls, data and environments cost, in six minutes (bench-quick: in one)"
+	@echo "make soak     everything that can befall workers, at random, for ten minutes"
 	@echo "make dist     source distribution and wheel, in dist/"
 	@echo "make clean    remove what these commands made"
 
@@ -85,6 +87,9 @@ bench: system-packages $(VENV)/.stamp-charts
 
 bench-quick: system-packages $(VENV)/.stamp-dev
 	@$(BIN)/python -m benchmarks run --quick $(BENCH_ARGS)
+
+soak: system-packages $(VENV)/.stamp-dev
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 dist: $(VENV)/.stamp-dev
 	@$(BIN)/python -m build
