@@ -131,7 +131,7 @@ async def _processes(parent: int, seen: set[int]) -> None:
     """Note every child of ``parent``, until cancelled."""
     children = Path(f"/proc/{parent}/task/{parent}/children")
     while True:
-        seen.update(map(int, children.read_text().split()))
+        seen.update(map(int, (await asyncio.to_thread(children.read_text)).split()))
         await asyncio.sleep(0.05)
 
 
