@@ -46,6 +46,10 @@ STOPPED: Final = 1.0
 """Seconds without progress after which a worker that others were sent to in vain is looked at: if a
 signal has stopped it, it is ended."""
 
+STOP_AFTER: Final = 0.005
+"""Seconds after which work stops whose caller has given up. The caller may have its answer, which
+the worker has not noted yet."""
+
 MAX_QUEUE: Final = 10_000
 """Requests that wait for a worker, where no other number is given."""
 
@@ -186,6 +190,8 @@ class Front(BaseProcess):
         self._by_ref: dict[bytes, Job] = {}
         self._by_monitor: dict[Reference, Job] = {}
         self._unwatched: dict[Job, None] = {}
+        self._left: list[Job] = []
+        """Whose callers have taken their monitors back: most have their answers."""
         self._loop = asyncio.get_running_loop()
         self._will_watch = False
         self._looking: asyncio.TimerHandle | None = None
@@ -458,10 +464,27 @@ class Front(BaseProcess):
                 self._by_monitor[job.monitor] = job
 
     def _given_up(self, job: Job) -> None:
-        if job.lane is None:
+        lane = job.lane
+        if lane is None:
             self._finish(job)
-        else:
-            job.lane.process.stop_request(job.sequence)
+            return
+        # Nearly always it has its answer, and that is why it waits no more.
+        self._refresh(lane)
+        if not job.over:
+            if not self._left:
+                self._loop.call_later(STOP_AFTER, self._stop_left)
+            self._left.append(job)
+
+    def _stop_left(self) -> None:
+        left, self._left = self._left, []
+        for job in left:
+            lane = job.lane
+            if lane is not None:
+                self._refresh(lane)
+            if not job.over and lane is not None:
+                lane.process.stop_request(job.sequence)
+            elif lane is None:
+                self._finish(job)
 
     # --- workers --------------------------------------------------------------------------------
 
