@@ -26,9 +26,12 @@ def core(role: int) -> int | None:
 
 
 @contextlib.contextmanager
-def pinned(role: int) -> Iterator[None]:
-    """Have processes that are started meanwhile, by this thread, run on the core of a role."""
-    chosen = core(role)
+def pinned(role: int | None) -> Iterator[None]:
+    """Have processes that are started meanwhile, by this thread, run on the core of a role.
+
+    None: they run on all.
+    """
+    chosen = None if role is None else core(role)
     if chosen is None:
         yield
         return

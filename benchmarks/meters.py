@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, nodes, stage
@@ -64,9 +65,11 @@ def opened(on: Stage, row: Row, note: Callable[[str], None]) -> Iterator[Meters]
 
 
 @contextlib.contextmanager
-def _of_caller(on: Stage, row: Row, caller: Beam, kind: str, node: str) -> Iterator[Meter]:
+def _of_caller(
+    on: Stage, row: Row, caller: Beam, kind: str, node: str, instrument: str = ""
+) -> Iterator[Meter]:
     source = "Benchmark.Meter.open(instrument, kind, node, options)"
-    names = {"instrument": row.instrument, "kind": kind, "node": node}
+    names = {"instrument": instrument or row.instrument, "kind": kind, "node": node}
     bindings = {name: value.encode() for name, value in names.items()}
     meter = stage.ask(caller, source, options=_options(on, row), **bindings)
 
@@ -213,6 +216,33 @@ def _resident(pid: int) -> int:
     return found
 
 
+# Nodes with workers, which have all cores
+
+
+@contextlib.contextmanager
+def _of_node(on: Stage, row: Row, tree: Path, *flags: str) -> Iterator[Meter]:
+    """A meter of a node that is started for it, with these options, and runs on all cores."""
+    with (
+        nodes.started(tree, on.cluster, *flags, role=None) as node,
+        _of_caller(on, row, on.caller, "python", node.name, "requests") as meter,
+    ):
+        yield meter
+
+
+def _two_workers(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
+    if not (side.tree / "snex_runtime" / "front.py").is_file():
+        raise MissingError(f"{side.name} has no workers")
+    return _of_node(on, row, side.tree, "--workers", "2")
+
+
+def _one_worker(on: Stage, row: Row) -> AbstractContextManager[Meter]:
+    return _of_node(on, row, on.sides[0].tree, "--workers", "1")
+
+
+def _one_process(on: Stage, row: Row) -> AbstractContextManager[Meter]:
+    return _of_node(on, row, on.sides[0].tree)
+
+
 _ON_WIRE = Instrument(_python, {"beam": _beam})
 
 INSTRUMENTS = {
@@ -222,6 +252,8 @@ INSTRUMENTS = {
     "snex.call": _ON_WIRE,
     "snex.send": _ON_WIRE,
     "interpreter": _ON_WIRE,
+    "workers": Instrument(_two_workers, {"one process": _one_process}),
+    "one worker": Instrument(_two_workers, {"one worker": _one_worker}),
     "codec": Instrument(_codec, {name: _codec_of(name) for name in ("erlang-py", "pickle")}),
     "start": Instrument(_start, {"import asyncio": _import_asyncio}),
     "idle": Instrument(_idle, {"beam": _idle_beam}),

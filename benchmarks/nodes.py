@@ -66,11 +66,14 @@ def environment(tree: Path, **more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(tree: Path, cluster: Cluster) -> Iterator[PythonNode]:
-    """A node with the code of a tree, on the core of those who are called."""
+def started(
+    tree: Path, cluster: Cluster, *flags: str, role: int | None = CALLED
+) -> Iterator[PythonNode]:
+    """A node with the code of a tree, on the core of those who are called; None: on any."""
     name = f"py{secrets.token_hex(4)}@127.0.0.1"
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        process = _start(tree, cluster, name, Path(folder))
+        with pinned(role):
+            process = _start(tree, cluster, name, Path(folder), flags)
         try:
             _wait_ready(process, Path(folder) / "log")
             yield PythonNode(name, process.pid)
@@ -95,14 +98,16 @@ def time_to_import_asyncio(tree: Path) -> int:
         return time.perf_counter_ns() - start
 
 
-def _start(tree: Path, cluster: Cluster, name: str, home: Path) -> subprocess.Popen[bytes]:
+def _start(
+    tree: Path, cluster: Cluster, name: str, home: Path, flags: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
     script = home / "init.py"
     script.write_text(INIT_SCRIPT)
     options = ["--name", name, "--epmd", "external", "--init-script", str(script)]
     access = {"SNEX_COOKIE": cluster.cookie, "ERL_EPMD_PORT": str(cluster.epmd_port)}
-    with pinned(CALLED), (home / "log").open("wb") as log:
+    with (home / "log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "snex_runtime", "start", *options],
+            [sys.executable, "-m", "snex_runtime", "start", *options, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

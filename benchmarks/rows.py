@@ -124,7 +124,7 @@ QUICK = Scale("quick", rounds=4, least=1, seconds=0.1, calls=0.3)
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
-    return [*_calls(), *_callers(), *_data(), *_codec(), *_from_python(), *_life()]
+    return [*_calls(), *_callers(), *_data(), *_codec(), *_from_python(), *_workers(), *_life()]
 
 
 def _calls() -> Iterator[Row]:
@@ -201,6 +201,27 @@ def _from_python() -> Iterator[Row]:
         )
     what = "messages from Python to a process of the BEAM"
     yield Row("snex.send", what, group, "snex.send", "snex.send", Unit.RATE, calls=5_000)
+
+
+def _workers() -> Iterator[Row]:
+    for name, what, request, callers, calls in (
+        ("eval by a front", "the request goes by way of a front", "eval", 1, 500),
+        ("eval by a front, 50 callers", "the same, 50 at a time", "eval", 50, 3_000),
+        ("eval in a worker", "in an environment, which is a worker's", "env eval", 1, 500),
+        ("20 ms of Python, 8 callers", "code that computes, 8 at a time", "compute", 8, 40),
+    ):
+        computes = request == "compute"
+        yield Row(
+            name,
+            what,
+            "Two workers",
+            "Workers",
+            "one worker" if computes else "workers",
+            Unit.TIME if callers == 1 else Unit.RATE,
+            {"request": request, "callers": callers},
+            calls,
+            costly=computes,
+        )
 
 
 def _life() -> Iterator[Row]:

@@ -22,6 +22,9 @@ defmodule Benchmark.Peer do
   def request(peer, "eval"), do: evaluation(server(peer), Requests.multiply(), [])
   def request(peer, "async eval"), do: evaluation(server(peer), Requests.await(), [])
 
+  def request(peer, "env eval"), do: evaluation(env(peer), Requests.multiply(), [])
+  def request(peer, "compute"), do: evaluation(server(peer), Requests.compute(), [])
+
   def request({:python, _} = peer, "Snex.pyeval") do
     env = client_env(peer)
     code = Requests.multiply()

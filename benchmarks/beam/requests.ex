@@ -13,6 +13,15 @@ defmodule Benchmark.Requests do
   @doc "Suspends once before it answers; the init script has imported asyncio."
   def await, do: "await asyncio.sleep(0)\nreturn 6 * x"
 
+  @doc "Takes 20 ms of a processor; the init script has imported time."
+  def compute do
+    """
+    end = time.thread_time() + 0.020
+    while time.thread_time() < end: pass
+    return 6 * x
+    """
+  end
+
   @doc "Gives back what `store` was sent with."
   def fetch, do: "return data"
 
