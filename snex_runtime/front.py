@@ -99,7 +99,7 @@ class Job:
         self.lane: Lane | None = None
         self.sequence = 0
         self.since = 0.0
-        """When it began to wait, and then when it was sent to its worker."""
+        """When it began to wait for whichever worker is free."""
         self.monitor: Reference | None = None
         self.queued = False
         """Whether it waits for whichever worker is free."""
@@ -147,6 +147,13 @@ class Lane:
         return max(1, self.ledger.pace)
 
     @property
+    def has_nothing(self) -> bool:
+        """Whether all that it was sent is done, as far as can be told at once."""
+        if self.waiting or self.revoked or self.retiring:
+            return False
+        return not self.sent or self.ledger.status(self.sequence) == Status.DONE
+
+    @property
     def idle(self) -> bool:
         """Whether it has nothing to do, and holds nothing of anybody."""
         return not (self.sent or self.waiting or self.queue or self.environments)
@@ -190,6 +197,8 @@ class Front(BaseProcess):
         self._by_ref: dict[bytes, Job] = {}
         self._by_monitor: dict[Reference, Job] = {}
         self._unwatched: dict[Job, None] = {}
+        self._last: Lane | None = None
+        """Who got the last request: when it has nothing else it gets the next one, being awake."""
         self._left: list[Job] = []
         """Whose callers have taken their monitors back: most have their answers."""
         self._loop = asyncio.get_running_loop()
@@ -221,9 +230,10 @@ class Front(BaseProcess):
             caller, at = None, parse_cast(data, offset) or offset
         message = data[offset:] if offset else data
         job = Job(caller, message, remote.name.encode())
-        handler = None
-        if data[at : at + _HEAD] not in _USUAL:
-            handler = self._kinds.get(_kind_of(data, at))
+        if data[at : at + _HEAD] in _USUAL:
+            self.submit(job)
+            return
+        handler = self._kinds.get(_kind_of(data, at))
         if handler is None:
             self.submit(job)
             return
@@ -262,9 +272,10 @@ class Front(BaseProcess):
     def submit(self, job: Job, lane: Lane | None = None) -> None:
         """Have ``job`` done by a worker, or by the one of ``lane``, as soon as it has room."""
         caller = job.caller
-        if caller is not None and caller.ref is not None:
-            self._by_ref[caller.ref] = job
-        job.since = time.monotonic()
+        if caller is not None:
+            ref = caller.ref
+            if ref is not None:
+                self._by_ref[ref] = job
         if lane is not None:
             self._refresh(lane)
             if lane.has_room:
@@ -288,6 +299,9 @@ class Front(BaseProcess):
 
     def _free(self, job: Job) -> Lane | None:
         """The worker that has least to do, of those that have room."""
+        last = self._last
+        if last is not None and not job.makes and last.has_nothing:
+            return last
         found: Lane | None = None
         least = 0
         for lane in self.lanes:
@@ -300,6 +314,7 @@ class Front(BaseProcess):
                 load = lane.environments
             if found is None or load < least:
                 found, least = lane, load
+        self._last = found
         return found
 
     def _enqueue(self, job: Job) -> bool:
@@ -307,6 +322,7 @@ class Front(BaseProcess):
         if self._queued >= self._max_queue or self._queued_bytes + size > MAX_QUEUED_BYTES:
             self.answer(job, error(_overloaded(f"{self._queued} requests wait for a worker")))
             return False
+        job.since = time.monotonic()
         self._queue.append(job)
         self._count(job)
         for lane in self.lanes:
@@ -326,12 +342,7 @@ class Front(BaseProcess):
             self._queued_bytes -= len(job.data)
 
     def _dispatch(self, lane: Lane, job: Job) -> None:
-        if not lane.sent:
-            lane.progress = time.monotonic()
         lane.sequence = sequence = lane.sequence + 1
-        lane.requests += 1
-        lane.environments += job.makes
-        lane.sent.append(job)
         job.lane, job.sequence = lane, sequence
         lane.ledger.set_status(sequence, Status.UNKNOWN)
         data = job.data
@@ -340,6 +351,14 @@ class Front(BaseProcess):
             lane.line.send(head + data)
         else:
             lane.line.send(head, data)
+        # It is on its way; the rest has time.
+        if lane.sent:
+            self._refresh(lane)
+        if not lane.sent:
+            lane.progress = time.monotonic()
+        lane.sent.append(job)
+        lane.requests += 1
+        lane.environments += job.makes
         if self._looking is None:
             self._look_soon()
         if self._max_requests is not None and lane.requests >= self._max_requests:
@@ -502,6 +521,7 @@ class Front(BaseProcess):
         lane.line.drain()
         lane.line.close()
         self._refresh(lane)
+        self._last = None
         self.lanes.remove(lane)
         del self._by_name[lane.process.name]
         started = lane.ledger.started

@@ -80,6 +80,9 @@ class Worker(Server):
         self._ledger = ledger
         self._line: Line | None = None
         self._unhandled: deque[Frame] = deque()
+        # The number of the request that is being read, and whether its answer is the front's.
+        self._next = 0, False
+        self._make_next = self._make
         # Under way, by their numbers.
         self._jobs: dict[int, _Forwarded] = {}
         # Nodes that are being connected to, or could not be: until when.
@@ -108,7 +111,7 @@ class Worker(Server):
         assert line is not None
         began = before = time.monotonic()
         while frames:
-            self._begin(Sent.read(frames.popleft()))
+            self._begin(frames.popleft())
             now = time.monotonic()
             ledger.pace += (int((now - before) * 1_000_000) - ledger.pace) // 4
             before = now
@@ -121,22 +124,19 @@ class Worker(Server):
         if ledger.wanted:
             line.send(Note.write(NoteKind.WAKE, 0, len(self.environments)))
 
-    def _begin(self, sent: Sent) -> None:
-        sequence = sent.sequence
+    def _begin(self, frame: Frame) -> None:
+        sequence, by_front, node, data, at = Sent.read(frame)
         if not self._ledger.start(sequence):
             self._ledger.set_status(sequence, Status.REVOKED)
             return
-        make = partial(self._make, sequence, sent.by_front)
-        remote = self.node.remote(sent.node.decode())
-        self._dispatch(self._door, sent.data, sent.at, remote, make)
+        self._next = sequence, by_front
+        self._dispatch(self._door, data, at, self.node.remote(node.decode()), self._make_next)
         if sequence in self._jobs:
             # It has its first turn before this (from Python 3.12 on it has had it).
             self._loop.call_soon(self._waits, sequence)
 
     def _make(
         self,
-        sequence: int,
-        by_front: bool,
         process: Receiver,
         enter: Enter,
         caller: From | None,
@@ -145,10 +145,9 @@ class Worker(Server):
         at: int,
     ) -> Request:
         request = make_request(process, enter, caller, remote, data, at, _Forwarded)
-        request.sequence = sequence
-        request.by_front = by_front
+        request.sequence, request.by_front = self._next
         request.waits = False
-        self._jobs[sequence] = request
+        self._jobs[request.sequence] = request
         return request
 
     def _waits(self, sequence: int) -> None:
