@@ -187,7 +187,7 @@ class Crew:
 
     async def _tell(self, job: Job) -> None:
         front = self._front
-        lanes = list(front.lanes)
+        lanes = sorted(front.lanes, key=lambda lane: lane.process.name)
         await asyncio.gather(*(self._ask(lane) for lane in lanes))
         told = [self._told.get(lane.process.name, {}) for lane in lanes]
         map_ = info.about(
