@@ -174,7 +174,7 @@ class Worker(Server):
 
     def _kinds(self) -> Kinds:
         kinds = super()._kinds()
-        return kinds._replace(tuples={**kinds.tuples, b"rpc": self._rpc_requested})
+        return Kinds({**kinds.tuples, b"rpc": self._rpc_requested}, kinds.atoms)
 
     def _rpc_requested(self, request: Request) -> bytes | Work:
         """``{:rpc, module, function, args}``: somebody has called that on the front's node."""
