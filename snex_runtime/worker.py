@@ -82,6 +82,8 @@ class Worker(Server):
         self._unhandled: deque[Frame] = deque()
         # Under way, by their numbers.
         self._jobs: dict[int, _Forwarded] = {}
+        # To be stopped as soon as they have begun.
+        self._stopped: set[int] = set()
         # Nodes that are being connected to, or could not be: until when.
         self._connecting: dict[str, float] = {}
         self._connects: set[asyncio.Task[None]] = set()
@@ -124,6 +126,7 @@ class Worker(Server):
     def _begin(self, sent: Sent) -> None:
         sequence = sent.sequence
         if not self._ledger.start(sequence):
+            self._stopped.discard(sequence)
             self._ledger.set_status(sequence, Status.REVOKED)
             return
         make = partial(self._make, sequence, sent.by_front)
@@ -132,6 +135,9 @@ class Worker(Server):
         if sequence in self._jobs:
             # It has its first turn before this (from Python 3.12 on it has had it).
             self._loop.call_soon(self._waits, sequence)
+        if sequence in self._stopped:
+            self._stopped.discard(sequence)
+            self._stop(sequence)
 
     def _make(
         self,
@@ -166,6 +172,9 @@ class Worker(Server):
             self._loop.call_soon_threadsafe(self._stop, int(number))
 
     def _stop(self, sequence: int) -> None:
+        if sequence > self._ledger.started:
+            self._stopped.add(sequence)
+            return
         request = self._jobs.get(sequence)
         if request is not None and request.caller is not None and request.caller.ref is not None:
             self.demonitored(request.caller.ref)

@@ -396,6 +396,16 @@ class TestStop:
         assert await call.answered() == ("ok", "went")
         await waits.note(NoteKind.DONE, cast)
 
+    async def test_what_has_not_begun_yet(self, waits: Held) -> None:
+        """It begins, and ends as it would have, had its caller given up then."""
+        waits.worker.command(f"stop {waits.sequence + 1}")
+        await asyncio.sleep(0)
+        sequence, call = waits.eval(WAIT)
+        assert await call.answered() == ("error", "cancelled")
+        other, _ = waits.eval(WAIT)
+        await waits.status(other, Status.WAITS)
+        assert sequence < other
+
 
 class TestRevoked:
     async def test_it_never_begins(self, held: Held) -> None:
