@@ -191,12 +191,14 @@ class Worker(Server):
             raise BadRequest("unknown request: rpc")
         decoder = self.node.decoder
         module, function, args = (request.read(decoder) for _ in range(3))
+        called: Callable[..., object] | None = None
         try:
-            value = import_function(str(module), str(function))(*args)
-        except UndefinedFunctionError:
-            stack: list[object] = [(Atom(module), Atom(function), args, [])]
-            return self._encoded((_RAISED, Atom("undef"), stack))
+            called = import_function(str(module), str(function))
+            value = called(*args)
         except Exception as error:
+            if called is None and isinstance(error, UndefinedFunctionError):
+                stack: list[object] = [(Atom(module), Atom(function), args, [])]
+                return self._encoded((_RAISED, Atom("undef"), stack))
             return self._encoded(_raised(error))
         if isawaitable(value):
             return Work(request, _awaited(value))

@@ -623,6 +623,11 @@ class TestRpc:
         assert (ok, raised, reason) == ("ok", "raised", "undef")
         assert stack == [(__name__, "no_such", [1, 2], [])]
 
+    async def test_one_that_misses_another_is_there_itself(self, held: Held) -> None:
+        ok, (raised, reason, _) = await self.rpc(held, "look_up")
+        assert (ok, raised) == ("ok", "raised")
+        assert reason[2] == "something that it looked for itself"
+
     async def test_arguments_that_do_not_fit(self, held: Held) -> None:
         _, (raised, reason, _) = await self.rpc(held, "double")
         assert (raised, reason[1]) == ("raised", "TypeError")
