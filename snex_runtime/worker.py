@@ -239,7 +239,7 @@ class Worker(Server):
     def _connect(self, name: str) -> None:
         """Connect to the node of a caller, for the answers to come."""
         now = time.monotonic()
-        if self._connecting.get(name, 0.0) > now:
+        if not self.alive or self._connecting.get(name, 0.0) > now:
             return
         self._connecting = {each: until for each, until in self._connecting.items() if until > now}
         self._connecting[name] = now + CONNECT_AGAIN

@@ -697,6 +697,17 @@ class TestEnd:
         await until(lambda: held.notes[-1][0] == -1)
         assert held.gone == 0
 
+    async def test_nobody_is_connected_to_any_more(self, start: Start) -> None:
+        """Work that is cancelled with the runtime has answers too."""
+        held = await start(connected=False)
+        began = asyncio.Event()
+        held.worker.provide(began=began, go=asyncio.Event())
+        held.eval(WAIT)
+        await began.wait()
+        await held.node.stop()
+        await until(lambda: not held.worker._jobs)
+        assert held.worker._connects == set()
+
     async def test_system_messages_do_not_end_it(self, held: Held) -> None:
         ref = held.caller.node.make_ref()
         answer = held.caller.node.router.expect(ref)
