@@ -40,7 +40,7 @@ from snex_node.wire.describe import short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, loops, search_path, serde, standard_files, watcher
-from snex_runtime.crew import MAX_RESTARTS, Crew
+from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.front import Front
 from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
@@ -876,10 +876,10 @@ def _add_workers(start: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--max-restarts",
         type=_rate,
-        default=MAX_RESTARTS,
+        default=RESTARTS,
         metavar="N/SECONDS",
         help="workers that may end by themselves in that time; one more ends the node "
-        f"(default: {MAX_RESTARTS[0]}/{MAX_RESTARTS[1]:.0f})",
+        f"(default: {RESTARTS[0]}/{RESTARTS[1]:.0f})",
     )
     start.add_argument(
         "--max-requests",

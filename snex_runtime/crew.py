@@ -21,9 +21,9 @@ from snex_runtime.workers import (
     describe_exit,
 )
 
-__all__ = ["MAX_RESTARTS", "Crew"]
+__all__ = ["RESTARTS", "Crew"]
 
-MAX_RESTARTS: Final = (10, 60.0)
+RESTARTS: Final = (10, 60.0)
 """Workers that may end by themselves in so many seconds, where nothing else is given."""
 
 INFO_TIMEOUT: Final = 0.5
@@ -47,7 +47,7 @@ class Crew:
         configuration: Mapping[str, Any],
         *,
         arguments: tuple[str, ...] = (),
-        restarts: tuple[int, float] = MAX_RESTARTS,
+        restarts: tuple[int, float] = RESTARTS,
     ) -> None:
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set to what is to be said when too many workers have ended."""

@@ -29,7 +29,7 @@ def apply(limits: Mapping[str, Any]) -> None:
         _join(str(limits["cgroup"]))
     for name, of_system in RESOURCES.items():
         if limits.get(name) is not None:
-            _limit(name, of_system, int(limits[name]))
+            _limit(name, of_system, limits[name])
 
 
 def _join(directory: str) -> None:
@@ -43,14 +43,16 @@ def _join(directory: str) -> None:
         ) from None
 
 
-def _limit(name: str, of_system: str, value: int) -> None:
+def _limit(name: str, of_system: str, value: object) -> None:
+    if type(value) is not int or value <= 0:
+        raise LimitError(f"{name} is a positive integer, not {value!r}")
     try:
         import resource  # noqa: PLC0415 - most processes have no limits, and Windows has no module
 
         resource.setrlimit(getattr(resource, of_system), (value, value))
     except (ImportError, AttributeError):
         raise LimitError(f"{name} is not known to this system") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise LimitError(f"{name} cannot be {value}: {error}") from None
 
 

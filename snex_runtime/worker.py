@@ -85,6 +85,8 @@ class Worker(Server):
         self._make_next = self._make
         # Under way, by their numbers.
         self._jobs: dict[int, _Forwarded] = {}
+        # To be stopped as soon as they have begun.
+        self._stopped: set[int] = set()
         # Nodes that are being connected to, or could not be: until when.
         self._connecting: dict[str, float] = {}
         self._connects: set[asyncio.Task[None]] = set()
@@ -127,6 +129,7 @@ class Worker(Server):
     def _begin(self, frame: Frame) -> None:
         sequence, by_front, node, data, at = Sent.read(frame)
         if not self._ledger.start(sequence):
+            self._stopped.discard(sequence)
             self._ledger.set_status(sequence, Status.REVOKED)
             return
         self._next = sequence, by_front
@@ -134,6 +137,9 @@ class Worker(Server):
         if sequence in self._jobs:
             # It has its first turn before this (from Python 3.12 on it has had it).
             self._loop.call_soon(self._waits, sequence)
+        if sequence in self._stopped:
+            self._stopped.discard(sequence)
+            self._stop(sequence)
 
     def _make(
         self,
@@ -165,6 +171,9 @@ class Worker(Server):
             self._loop.call_soon_threadsafe(self._stop, int(number))
 
     def _stop(self, sequence: int) -> None:
+        if sequence > self._ledger.started:
+            self._stopped.add(sequence)
+            return
         request = self._jobs.get(sequence)
         if request is not None and request.caller is not None and request.caller.ref is not None:
             self.demonitored(request.caller.ref)
@@ -173,7 +182,7 @@ class Worker(Server):
 
     def _kinds(self) -> Kinds:
         kinds = super()._kinds()
-        return kinds._replace(tuples={**kinds.tuples, b"rpc": self._rpc_requested})
+        return Kinds({**kinds.tuples, b"rpc": self._rpc_requested}, kinds.atoms)
 
     def _rpc_requested(self, request: Request) -> bytes | Work:
         """``{:rpc, module, function, args}``: somebody has called that on the front's node."""
@@ -181,12 +190,14 @@ class Worker(Server):
             raise BadRequest("unknown request: rpc")
         decoder = self.node.decoder
         module, function, args = (request.read(decoder) for _ in range(3))
+        called: Callable[..., object] | None = None
         try:
-            value = import_function(str(module), str(function))(*args)
-        except UndefinedFunctionError:
-            stack: list[object] = [(Atom(module), Atom(function), args, [])]
-            return self._encoded((_RAISED, Atom("undef"), stack))
+            called = import_function(str(module), str(function))
+            value = called(*args)
         except Exception as error:
+            if called is None and isinstance(error, UndefinedFunctionError):
+                stack: list[object] = [(Atom(module), Atom(function), args, [])]
+                return self._encoded((_RAISED, Atom("undef"), stack))
             return self._encoded(_raised(error))
         if isawaitable(value):
             return Work(request, _awaited(value))
@@ -227,7 +238,7 @@ class Worker(Server):
     def _connect(self, name: str) -> None:
         """Connect to the node of a caller, for the answers to come."""
         now = time.monotonic()
-        if self._connecting.get(name, 0.0) > now:
+        if not self.alive or self._connecting.get(name, 0.0) > now:
             return
         self._connecting = {each: until for each, until in self._connecting.items() if until > now}
         self._connecting[name] = now + CONNECT_AGAIN

@@ -69,7 +69,7 @@ class WorkerProcess:
         """Start it, and wait until it is ready. Raises `WorkerStartError`.
 
         ``arguments`` are further ones of the command ``child``. When this is cancelled or fails,
-        nothing is left running.
+        nothing is left of it.
         """
         told, tells = os.pipe()
         files = {
@@ -97,6 +97,9 @@ class WorkerProcess:
             await self._take(await _report(told, wait, self.exited))
         except BaseException:
             self.kill()
+            if self._reaping is not None:
+                await asyncio.wait([self._reaping])
+            self.close()
             raise
         finally:
             os.close(told)
@@ -116,8 +119,11 @@ class WorkerProcess:
             case (_, str() as text):
                 raise WorkerStartError(text)
             case None:
-                status = await asyncio.wait_for(self.exited, LAST)
-                raise WorkerStartError(f"it ended before it was ready ({describe_exit(status)})")
+                await asyncio.wait([self.exited], timeout=LAST)
+                if not self.exited.done():
+                    raise WorkerStartError("it tells nothing that can be read, and does not end")
+                how = describe_exit(self.exited.result())
+                raise WorkerStartError(f"it ended before it was ready ({how})")
             case _:
                 raise WorkerStartError(f"it told what nobody understands: {short(told)}")
 
@@ -172,6 +178,8 @@ class WorkerProcess:
         """Forget what it has left."""
         self.ledger.close()
         self.socket.close()
+        self._other_end.close()
+        self._file.close()
 
 
 async def _report(file: int, seconds: float, exited: asyncio.Future[int]) -> object:

@@ -30,6 +30,7 @@ from snex_node.wire.terms import Atom
 from snex_runtime import child, serde
 from tests.support import endless
 from tests.support.epmd import RealEpmd
+from tests.support.leaks import group
 from tests.support.waiting import until
 
 PROMISE = 5.0
@@ -138,19 +139,6 @@ class Child:
 def framed(term: object) -> bytes:
     data = b"\x83" + Encoder().encode(term)
     return struct.pack(">I", len(data)) + data
-
-
-def group(leader: int) -> list[int]:
-    """The living processes of a process group."""
-    members = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z" and int(fields[2]) == leader:
-            members.append(int(entry.name))
-    return members
 
 
 def seen_by_others(process: Child) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -15,6 +15,7 @@ from snex_node.errors import (
     ConnectError,
     NodeError,
     NodeStartError,
+    PassedOnError,
     ProcessExitError,
     RemoteError,
     UndefinedFunctionError,
@@ -72,15 +73,16 @@ class TestReasons:
 
 class TestErrorReason:
     def test_type_and_text(self) -> None:
-        reason = error_reason(KeyError("missing"))
+        reason: Any = error_reason(KeyError("missing"))
         assert reason == ("python_error", "KeyError", "'missing'")
         assert isinstance(reason[0], Atom)
 
     def test_texts_are_bounded(self) -> None:
-        assert error_reason(ValueError("ä" * (MAX_TEXT + 1)))[2] == "ä" * MAX_TEXT
+        reason: Any = error_reason(ValueError("ä" * (MAX_TEXT + 1)))
+        assert reason[2] == "ä" * MAX_TEXT
 
     def test_lone_surrogates_are_replaced(self) -> None:
-        reason = error_reason(ValueError("\ud800 here"))
+        reason: Any = error_reason(ValueError("\ud800 here"))
         assert reason == ("python_error", "ValueError", "? here")
         assert etf.decode(etf.encode(reason)) == ("python_error", b"ValueError", b"? here")
 
@@ -91,9 +93,40 @@ class TestErrorReason:
             def __str__(self) -> str:
                 raise RuntimeError
 
-        _, name, text = error_reason(OddError())
+        reason: Any = error_reason(OddError())
+        _, name, text = reason
         assert name.endswith("OddError")
         assert text == "<exception str() failed>"
+
+
+class TestPassedOn:
+    """What another process told of an error is told on as it is."""
+
+    STACK: Final[list[object]] = [(Atom("module"), Atom("function"), 1, [])]
+
+    def test_reason_and_stack_are_those_that_came(self) -> None:
+        reason = (Atom("python_error"), b"KeyError", b"'k'")
+        error = PassedOnError(reason, self.STACK)
+        assert error_reason(error) is reason
+        assert error_stack(error) is self.STACK
+        assert str(error) == '{:python_error, "KeyError", "\'k\'"}'
+
+    def test_raising_it_adds_nothing_to_the_stack(self) -> None:
+        def fail() -> None:
+            raise PassedOnError(Atom("undef"), self.STACK)
+
+        error = raised(fail)
+        assert error_reason(error) == "undef"
+        assert error_stack(error) == self.STACK
+
+    def test_its_text_is_bounded(self) -> None:
+        reason = [b"x" * 100] * 1000
+        error = PassedOnError(reason, [])
+        assert len(str(error)) <= MAX_REASON + 50
+        assert error.reason is reason
+
+    def test_it_is_no_error_of_the_node(self) -> None:
+        assert not issubclass(PassedOnError, NodeError)
 
 
 def raised(function: Any) -> BaseException:

@@ -473,7 +473,8 @@ class TestErrorsAsTerms:
         assert error_reason(Unreadable()) == ("python_error", name, text)
 
     def test_text_is_utf8_and_bounded(self) -> None:
-        _, _, text = error_reason(ValueError("\ud800x" + "y" * 10 * MAX_TEXT))
+        reason: Any = error_reason(ValueError("\ud800x" + "y" * 10 * MAX_TEXT))
+        _, _, text = reason
         assert text.startswith("?xyy")
         assert len(text) == MAX_TEXT
 

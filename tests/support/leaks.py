@@ -58,6 +58,19 @@ def wait_until_gone(mark: str, seconds: float) -> list[Leftover]:
     return left
 
 
+def group(leader: int) -> list[int]:
+    """The living processes of a process group."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[2]) == leader:
+            members.append(int(entry.name))
+    return members
+
+
 def kill(leftovers: list[Leftover]) -> None:
     """End each of them at once, by its number."""
     for process in leftovers:

@@ -71,7 +71,9 @@ def request_of(
     """A request whose kind has been read, as handlers get it: a tuple that begins with an atom."""
     data = term if isinstance(term, bytes) else encode(term)
     enter = copy_context().run
-    request = make_request(process or Taker(), enter, caller, remote or Peer(), b"..." + data, 3)
+    request: Request = make_request(
+        process or Taker(), enter, caller, remote or Peer(), b"..." + data, 3
+    )
     request.at, request.arity = 7 + data[3], data[1]
     return request
 
