@@ -31,6 +31,7 @@ from snex_node.errors import ConnectError, NodeStartError
 from snex_node.node import Node
 from snex_node.system import forks, tasks
 from snex_node.system.addresses import resolve
+from snex_node.wire.describe import short
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Atom, Pid
 from snex_runtime import ending, loops, search_path, serde, standard_files, watcher
@@ -48,7 +49,9 @@ _CHUNK: Final = 256 * 1024
 class Configuration:
     """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
 
-    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``. With
+    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``; where
+    requests run and for how long, as `Server` has it but in milliseconds: ``executor``,
+    ``threads``, ``max_queue``, ``queue_timeout``, ``max_time``. With
     ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
     ``interpreter`` is told there how the start went.
     """
@@ -60,6 +63,8 @@ class Configuration:
         self.beam: str | None = term.get("beam")
         self.interpreter: Pid | None = term.get("interpreter")
         self.encoding = serde.merge_options(term.get("encoding_opts"))
+        self.execution = _execution(term)
+        """Arguments for `Server`."""
 
     @classmethod
     def read(cls, file: int) -> Configuration:
@@ -75,6 +80,21 @@ class Configuration:
         if version != b"\x83" or not isinstance(term, dict):
             raise ValueError(f"the configuration is a map, not {type(term).__name__}")
         return cls(term)
+
+
+def _execution(term: dict[str, Any]) -> dict[str, Any]:
+    """Where requests run and for how long. Raises ``ValueError``."""
+    executor = str(term.get("executor") or "loop")
+    if executor not in ("loop", "thread"):
+        raise ValueError(f"executor is loop or thread, not {short(executor)}")
+    execution: dict[str, Any] = {"executor": executor}
+    for name in ("threads", "max_queue", "queue_timeout", "max_time"):
+        value, least = term.get(name), 1 if name == "threads" else 0
+        if value is not None and (type(value) is not int or not least <= value < 2**32):
+            raise ValueError(f"{name} is a number of 32 bits from {least}, not {short(value)}")
+        is_time = name in ("queue_timeout", "max_time")
+        execution[name] = value / 1000 if value is not None and is_time else value
+    return execution
 
 
 def _read_exactly(file: int, length: int) -> bytes:
@@ -150,7 +170,7 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
         encoder=serde.encoder,
     )
     async with node:
-        server = Server(node, options=configuration.encoding)
+        server = Server(node, options=configuration.encoding, **configuration.execution)
         _tell_beam((Atom("ready"), node.name, node.port, server.pid))
         ended = tasks.start(server.wait_ended())
         await _first_of(leash.let_go, ended)
@@ -179,7 +199,7 @@ async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leas
         encoder=serde.encoder,
     )
     async with node:
-        server = Server(node, options=configuration.encoding)
+        server = Server(node, options=configuration.encoding, **configuration.execution)
         relay.start()
         await node.connect(configuration.beam, address=relay.address)
         node.send(configuration.interpreter, (Atom("snex_ready"), server.pid))

@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from snex_node import __version__, epmd
 from snex_node.cookie import CookieError, find_cookie
@@ -39,6 +39,7 @@ from snex_node.wire.describe import short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, loops, search_path, serde, standard_files, watcher
+from snex_runtime.executors import default_threads
 from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.standard_files import discard
@@ -231,7 +232,7 @@ async def _serve(args: argparse.Namespace) -> None:
     )
     async with node:
         _tell_address(node)
-        server = Server(node, name=args.register_as, options=options)
+        server = Server(node, name=args.register_as, options=options, **_execution(args))
         if script is not None:
             await _init(server, script, args.init_script, args.init_script_timeout)
         for peer in args.connect:
@@ -242,6 +243,17 @@ async def _serve(args: argparse.Namespace) -> None:
         finally:
             _log.info("%s stops", node.name)
         raise CommandError(f"{node.name} ends: an exit signal ended its runtime ({reason})")
+
+
+def _execution(args: argparse.Namespace) -> dict[str, Any]:
+    """Where requests run and for how long, as `Server` takes it."""
+    return {
+        "executor": args.executor,
+        "threads": args.threads,
+        "max_queue": args.max_queue,
+        "queue_timeout": args.queue_timeout,
+        "max_time": args.max_time,
+    }
 
 
 def _tell_address(node: Node) -> None:
@@ -592,6 +604,29 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _milliseconds(text: str) -> float:
+    """Milliseconds, as seconds."""
+    number = _number(text)
+    if number > LONGEST * 1000:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of milliseconds up to {LONGEST * 1000:.0f}"
+        )
+    return number / 1000
+
+
+def _count(text: str) -> int:
+    number = _number(text)
+    if not number:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return number
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,15}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number, 0 or more")
+    return int(text)
+
+
 def _variable(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -687,6 +722,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_place(start)
     _add_runtime(start)
+    _add_execution(start)
     _add_limits(start)
     start.add_argument(
         "--loop",
@@ -756,6 +792,42 @@ def _add_runtime(start: argparse.ArgumentParser) -> None:
         metavar="OPTION=VALUE",
         help="how terms become objects: binary_as=str|bytes|bytearray, set_as=set|frozenset, "
         "atom_as=atom|distinct_atom (repeatable)",
+    )
+
+
+def _add_execution(start: argparse.ArgumentParser) -> None:
+    """Where requests run, and for how long."""
+    start.add_argument(
+        "--executor",
+        choices=("loop", "thread"),
+        default="loop",
+        help="where requests run that do not say: on the event loop, one at a time, or in a thread "
+        "each (default: %(default)s)",
+    )
+    start.add_argument(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help=f"how many threads run requests at most (default: {default_threads()} here)",
+    )
+    start.add_argument(
+        "--max-queue",
+        type=_number,
+        metavar="N",
+        help="how many requests may wait for a thread, or await on the event loop; one more is "
+        "answered `overloaded` (default: any number)",
+    )
+    start.add_argument(
+        "--queue-timeout",
+        type=_milliseconds,
+        metavar="MS",
+        help="time that a request may wait for a thread (default: any)",
+    )
+    start.add_argument(
+        "--max-time",
+        type=_milliseconds,
+        metavar="MS",
+        help="time limit of every request that brings none (default: none)",
     )
 
 
