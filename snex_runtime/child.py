@@ -146,7 +146,7 @@ async def _serve_front(configuration: Configuration, worker: ForWorker, leash: L
             name=worker.register_as,
             options=configuration.encoding,
             killer=leash.signals.killer,
-            kill_after=configuration.kill_after,
+            **configuration.execution,
         )
         leash.take_commands(server.command)
         if worker.script is not None:
@@ -185,7 +185,7 @@ def _server(node: Node, configuration: Configuration, leash: Leash) -> Server:
         node,
         options=configuration.encoding,
         killer=leash.signals.killer,
-        kill_after=configuration.kill_after,
+        **configuration.execution,
     )
 
 

@@ -41,6 +41,7 @@ from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, loops, search_path, serde, standard_files, watcher
 from snex_runtime.crew import RESTARTS, Crew
+from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
 from snex_runtime.server import Server
 from snex_runtime.sources import decode_script, read_script
@@ -247,10 +248,18 @@ async def _serve(args: argparse.Namespace) -> None:
     async with node:
         _tell_address(node)
         if args.workers is not None:
-            fronts.append(Front(node, name=args.register_as, max_requests=args.max_requests))
+            fronts.append(
+                Front(
+                    node,
+                    name=args.register_as,
+                    max_queue=args.max_queue,
+                    queue_timeout=args.queue_timeout,
+                    max_requests=args.max_requests,
+                )
+            )
             await _serve_workers(fronts[0], cookie, script, args)
             return
-        server = Server(node, name=args.register_as, options=options)
+        server = Server(node, name=args.register_as, options=options, **_execution(args))
         if script is not None:
             await _init(server, script, args.init_script, args.init_script_timeout)
         await _serve_until_ended(node, server.wait_ended(), args)
@@ -315,9 +324,12 @@ def _worker_configuration(
         "max_frame": args.max_frame,
         "log_level": args.log_level,
     }
-    for name in BOUNDS:
+    for name in (*BOUNDS, "executor", "threads", "max_queue"):
         if getattr(args, name) is not None:
             configuration[name] = getattr(args, name)
+    for name in ("queue_timeout", "max_time"):
+        if getattr(args, name) is not None:
+            configuration[name] = math.ceil(getattr(args, name) * 1000)
     return configuration
 
 
@@ -328,6 +340,17 @@ def _check_bounds(args: argparse.Namespace) -> None:
             raise CommandError(
                 f"--{name.replace('_', '-')} is for the processes of workers: add --workers N"
             )
+
+
+def _execution(args: argparse.Namespace) -> dict[str, Any]:
+    """Where requests run and for how long, as `Server` takes it."""
+    return {
+        "executor": args.executor,
+        "threads": args.threads,
+        "max_queue": args.max_queue,
+        "queue_timeout": args.queue_timeout,
+        "max_time": args.max_time,
+    }
 
 
 def _tell_address(node: Node) -> None:
@@ -678,6 +701,29 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _milliseconds(text: str) -> float:
+    """Milliseconds, as seconds."""
+    number = _number(text)
+    if number > LONGEST * 1000:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of milliseconds up to {LONGEST * 1000:.0f}"
+        )
+    return number / 1000
+
+
+def _count(text: str) -> int:
+    number = _number(text)
+    if not number:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return number
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,15}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number, 0 or more")
+    return int(text)
+
+
 def _variable(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -773,6 +819,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_place(start)
     _add_runtime(start)
+    _add_execution(start)
     _add_limits(start)
     _add_workers(start)
     start.add_argument(
@@ -843,6 +890,42 @@ def _add_runtime(start: argparse.ArgumentParser) -> None:
         metavar="OPTION=VALUE",
         help="how terms become objects: binary_as=str|bytes|bytearray, set_as=set|frozenset, "
         "atom_as=atom|distinct_atom (repeatable)",
+    )
+
+
+def _add_execution(start: argparse.ArgumentParser) -> None:
+    """Where requests run, and for how long."""
+    start.add_argument(
+        "--executor",
+        choices=("loop", "thread"),
+        default="loop",
+        help="where requests run that do not say: on the event loop, one at a time, or in a thread "
+        "each (default: %(default)s)",
+    )
+    start.add_argument(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help=f"how many threads run requests at most (default: {default_threads()} here)",
+    )
+    start.add_argument(
+        "--max-queue",
+        type=_number,
+        metavar="N",
+        help="how many requests may wait for a thread, or await on the event loop; one more is "
+        "answered `overloaded` (default: any number)",
+    )
+    start.add_argument(
+        "--queue-timeout",
+        type=_milliseconds,
+        metavar="MS",
+        help="time that a request may wait for a thread (default: any)",
+    )
+    start.add_argument(
+        "--max-time",
+        type=_milliseconds,
+        metavar="MS",
+        help="time limit of every request that brings none (default: none)",
     )
 
 

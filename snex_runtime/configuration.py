@@ -8,6 +8,7 @@ import struct
 from typing import Any, Final
 
 from snex_node.system import forks
+from snex_node.wire.describe import short
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Pid
 from snex_runtime import serde
@@ -26,7 +27,9 @@ class Configuration:
     ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
     ``interpreter`` is told there how the start went.
 
-    Bounds: ``max_memory`` (bytes), ``kill_after`` (milliseconds), and those of `limits.apply`.
+    Where requests run and for how long, as `Server` has it but in milliseconds: ``executor``,
+    ``threads``, ``max_queue``, ``queue_timeout``, ``max_time``, ``kill_after``. What else bounds
+    it: ``max_memory`` (bytes), and what `limits.apply` takes.
     With ``line`` this process is a worker: `ForWorker` has the rest of that.
     """
 
@@ -38,9 +41,9 @@ class Configuration:
         self.interpreter: Pid | None = term.get("interpreter")
         self.encoding = serde.merge_options(term.get("encoding_opts"))
         self.limits: dict[str, Any] = term
-        self.max_memory = _number(term, "max_memory") or 0
-        kill_after = _number(term, "kill_after")
-        self.kill_after = None if kill_after is None else kill_after / 1000
+        self.max_memory = _number(term, "max_memory", bits=62) or 0
+        self.execution: dict[str, Any] = _execution(term)
+        """Arguments for `Server`."""
         self.worker = ForWorker(term) if "line" in term else None
 
     @classmethod
@@ -87,10 +90,26 @@ class ForWorker:
         os.write(self._report.fileno(), struct.pack(">I", len(data)) + data)
 
 
-def _number(term: dict[str, Any], name: str) -> int | None:
+def _execution(term: dict[str, Any]) -> dict[str, Any]:
+    """Where requests run and for how long. Raises ``ValueError``."""
+    executor = str(term.get("executor") or "loop")
+    if executor not in ("loop", "thread"):
+        raise ValueError(f"executor is loop or thread, not {short(executor)}")
+    execution: dict[str, Any] = {"executor": executor}
+    for name in ("threads", "max_queue"):
+        execution[name] = _number(term, name, least=name == "threads")
+    for name in ("queue_timeout", "max_time", "kill_after"):
+        value = _number(term, name)
+        execution[name] = None if value is None else value / 1000
+    return execution
+
+
+def _number(term: dict[str, Any], name: str, *, least: int = 0, bits: int = 32) -> int | None:
     value = term.get(name)
-    if value is not None and (type(value) is not int or value <= 0):
-        raise ValueError(f"{name} is a positive integer, not {value!r}")
+    if value is not None and (type(value) is not int or not least <= value < 2**bits):
+        raise ValueError(
+            f"{name} is a whole number of {bits} bits from {int(least)}, not {short(value)}"
+        )
     return value
 
 

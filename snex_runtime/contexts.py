@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from snex_runtime.interrupts import Deadline, current
 from snex_runtime.origin import Origin, origin
 
-__all__ = ["copied", "copy_for_thread", "in_steps", "mutable_in"]
+__all__ = ["copied", "copy_for_thread", "in_steps", "mutable_in", "step"]
 
 T = TypeVar("T")
 Enter = Callable[..., Any]
@@ -66,7 +66,7 @@ def in_steps(
     value: Any = None
     while True:
         try:
-            awaited = enter(_step, deadline, asked, resume, value)
+            awaited = enter(step, deadline, asked, resume, value)
         except StopIteration as done:
             result: T = done.value
             return result
@@ -78,9 +78,10 @@ def in_steps(
             resume = work.throw
 
 
-def _step(
+def step(
     deadline: Deadline, asked: Origin | None, resume: Callable[[Any], Any], value: object
-) -> object:
+) -> Any:
+    """Call ``resume`` with ``value`` as part of the work of ``deadline``, for who ``asked``."""
     before, limited = origin.set(asked), current.set(deadline)
     try:
         return resume(value)

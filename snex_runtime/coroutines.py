@@ -17,16 +17,11 @@ from snex_node.system import forks, tasks
 from snex_node.wire.terms import Pid, Reference
 from snex_runtime import contexts
 from snex_runtime.answers import OK_, failed
-from snex_runtime.errors import Failure, cancelled, from_exception
-from snex_runtime.interrupts import Deadline, Interrupted
+from snex_runtime.errors import Failure, cancelled, from_exception, overloaded
+from snex_runtime.interrupts import CLEANUP, Deadline, Interrupted
 from snex_runtime.requests import NO_OPTIONS, EvalOptions, Request
 
-__all__ = ["BOUNDARIES", "CLEANUP", "Coroutines", "MayBeForked", "Work"]
-
-CLEANUP: Final = 1.0
-"""Seconds that the ``finally`` blocks of cancelled work may block the loop, before they too are
-interrupted; they may take any time that leaves the loop its turns."""
-
+__all__ = ["BOUNDARIES", "Coroutines", "MayBeForked", "Work"]
 
 WATCH_AFTER: Final = 0.02
 """Seconds after which the caller of work that is not done is monitored, if it does not itself."""
@@ -68,7 +63,10 @@ class Watcher(Protocol):
 
 
 class Work(Deadline):
-    """A request under way that has to await: ``awaited``, in the request's context."""
+    """A request under way that has to await: ``awaited``, in the request's context.
+
+    ``threaded``: its code runs in a thread, in that context; what is awaited is the answer.
+    """
 
     __slots__ = (
         "awaited",
@@ -79,6 +77,7 @@ class Work(Deadline):
         "request",
         "stopped",
         "task",
+        "threaded",
         "timeout",
         "timer",
     )
@@ -86,9 +85,10 @@ class Work(Deadline):
     def __init__(
         self,
         request: Request,
-        awaited: Coroutine[Any, Any, object],
+        awaited: Coroutine[Any, Any, Any],
         options: EvalOptions = NO_OPTIONS,
-        disarm: Callable[[], None] | None = None,
+        *,
+        threaded: bool = False,
     ) -> None:
         super().__init__(options.timeout)
         request.let_go()
@@ -96,7 +96,8 @@ class Work(Deadline):
         self.awaited = awaited
         self.timeout = options.timeout
         self.continues = options.continues
-        self.disarm = disarm
+        self.threaded = threaded
+        self.disarm: Callable[[], None] | None = None
         """To be called when it is done: until then something is to happen at a certain time."""
         self.begun = False
         self.stopped: str | None = None
@@ -106,6 +107,9 @@ class Work(Deadline):
 
     def stop(self, why: str) -> None:
         """Cancel the work; its `finally` blocks run."""
+        if self.threaded:
+            self._stop_thread(why)
+            return
         self.stopped = why
         if self.task is not None and self.begun:
             # A task that is cancelled before it begins would not even clean up.
@@ -113,6 +117,14 @@ class Work(Deadline):
         if self.timer is not None:
             self.timer.cancel()
             self._grant_cleanup()
+
+    def _stop_thread(self, why: str) -> None:
+        """Cancel what awaits the thread, once: it sees to the rest."""
+        if self.stopped is not None:
+            return
+        self.stopped = why
+        if self.task is not None and self.begun:
+            self.task.cancel()
 
     def _grant_cleanup(self) -> None:
         """Put the deadline off as long as the loop has its turns."""
@@ -122,17 +134,29 @@ class Work(Deadline):
 
 
 class Coroutines:
-    """All work of a runtime that has begun and is not done."""
+    """All work of a runtime that has begun and is not done.
+
+    Beyond ``max_queue`` of those that await on the event loop (None: any number) further ones are
+    answered ``overloaded``.
+    """
 
     def __init__(
-        self, node: MayBeForked, answers: Sender, interrupter: Watch, watcher: Watcher
+        self,
+        node: MayBeForked,
+        answers: Sender,
+        interrupter: Watch,
+        watcher: Watcher,
+        *,
+        max_queue: int | None = None,
     ) -> None:
         self._node = node
         self._watcher = watcher
         self._answers = answers
         self._interrupter = interrupter
         self._loop = asyncio.get_running_loop()
+        self._max_queue = max_queue
         self._all: set[Work] = set()
+        self._on_loop = 0
         self._by_ref: dict[bytes, Work] = {}
         self._by_monitor: dict[Reference, Work] = {}
         # What has begun just now. It is forgotten when it is done: its context may hold much.
@@ -144,9 +168,15 @@ class Coroutines:
 
     def begin(self, work: Work) -> None:
         """Run it to its first suspension, or soon; outside of its context, which steps enter."""
+        if not work.threaded:
+            if self._on_loop == self._max_queue:
+                self._refuse(work)
+                return
+            self._on_loop += 1
         self._all.add(work)
         if work.timeout is not None:
-            self._interrupter.watch(work)
+            if not work.threaded:
+                self._interrupter.watch(work)
             work.timer = self._loop.call_later(work.timeout, work.stop, "timeout")
         caller = work.request.caller
         if caller is not None and caller.ref is not None:
@@ -167,6 +197,14 @@ class Coroutines:
                 self._loop.call_later(WATCH_AFTER, self._watch_callers)
         if work.stopped is not None:
             task.cancel()
+
+    def _refuse(self, work: Work) -> None:
+        work.awaited.close()
+        failure = overloaded(
+            f"{self._on_loop} requests that await are under way, and no more may be: try again "
+            "later, or start the node with a higher --max-queue"
+        )
+        self._answers.send(work.request, failed(work.request, failure))
 
     def _watch_callers(self) -> None:
         """Have `caller_down` told of the ends of callers that would not be missed otherwise.
@@ -215,8 +253,11 @@ class Coroutines:
     async def _complete(self, work: Work) -> None:
         work.begun = True
         request = work.request
-        asked = request.remote, request.caller
-        answer = await contexts.in_steps(request.enter, work, asked, self.finish(work))
+        if work.threaded:
+            answer = await self.finish(work)
+        else:
+            asked = request.remote, request.caller
+            answer = await contexts.in_steps(request.enter, work, asked, self.finish(work))
         self._answers.send(request, answer)
 
     async def finish(self, work: Work) -> bytes:
@@ -225,6 +266,9 @@ class Coroutines:
             if work.stopped is not None:
                 work.awaited.close()
                 raise asyncio.CancelledError
+            if work.threaded:
+                answer: bytes = await work.awaited
+                return answer
             try:
                 return work.request.remote.encoder.encode(await work.awaited, OK_)
             finally:
@@ -236,7 +280,7 @@ class Coroutines:
 
     def _failure(self, work: Work, error: BaseException) -> Failure:
         if isinstance(error, Interrupted):
-            return cancelled("timeout")
+            return cancelled(work.stopped or error.why)
         if isinstance(error, asyncio.CancelledError) and work.stopped is not None:
             return cancelled(work.stopped)
         if self._node.forked and not isinstance(error, asyncio.CancelledError):
@@ -246,8 +290,10 @@ class Coroutines:
     def _forget(self, work: Work) -> None:
         self._all.discard(work)
         self._unwatched.pop(work, None)
-        if work.timeout is not None:
-            self._interrupter.unwatch(work)
+        if not work.threaded:
+            self._on_loop -= 1
+            if work.timeout is not None:
+                self._interrupter.unwatch(work)
         if work.timer is not None:
             work.timer.cancel()
         if work.disarm is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from snex_node.wire.terms import Atom
 from snex_runtime import info, serde
 from snex_runtime.answers import OK_
+from snex_runtime.executors import NO_THREADS
 from snex_runtime.front import Front, Job, Lane
 from snex_runtime.requests import typed
 from snex_runtime.workers import (
@@ -28,6 +29,12 @@ RESTARTS: Final = (10, 60.0)
 
 INFO_TIMEOUT: Final = 0.5
 """Seconds in which a worker has to say how it is; of one that does not, the last is told."""
+
+_SUMS: Final = (
+    *("bytes_in", "bytes_out", "requests_queued"),
+    *("threads", "threads_busy", "threads_lost"),
+)
+"""What of ``:info`` is added up over the workers."""
 
 _AGAIN: Final = 0.2  # seconds before another try at what has just failed
 
@@ -195,11 +202,13 @@ class Crew:
             uptime=time.monotonic() - self._started,
             environments=sum(lane.environments for lane in lanes),
             requests_running=front.running,
+            threads=NO_THREADS,
         )
-        for name in ("bytes_in", "bytes_out"):
+        for name in _SUMS:
             own: Any = map_[Atom(name)]
             map_[Atom(name)] = own + sum(each.get(name, 0) for each in told)
-        map_[Atom("requests_queued")] = front.queued
+        queued: Any = map_[Atom("requests_queued")]
+        map_[Atom("requests_queued")] = queued + front.queued
         map_[Atom("worker_restarts")] = self.restarts
         map_[Atom("workers")] = [_of_worker(lane) for lane in lanes]
         front.answer(job, OK_ + serde.encoder.encode(map_))

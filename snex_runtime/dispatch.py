@@ -137,8 +137,8 @@ class Dispatcher:
             return failed(request, bad_request(f"the request cannot be decoded: {error}"))
         except Failure as failure:
             return failed(request, failure)
-        except Interrupted:
-            return failed(request, cancelled("timeout"))
+        except Interrupted as error:
+            return failed(request, cancelled(error.why))
         except BaseException as error:
             if self._node.forked:
                 forks.end_child(error)

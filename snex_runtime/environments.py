@@ -28,6 +28,7 @@ from snex_runtime.requests import (
     handle_in,
     options_in,
     read_variables,
+    threaded_in,
     typed,
 )
 
@@ -51,15 +52,21 @@ class Environment(BaseProcess):
     ``context`` holds its context variables.
     """
 
-    __slots__ = ("_entered", "_home", "context", "handle", "variables")
+    __slots__ = ("_entered", "_home", "_lent", "context", "handle", "threaded", "variables")
 
-    def __init__(self, home: Environments, variables: Variables, context: Context) -> None:
+    def __init__(
+        self, home: Environments, variables: Variables, context: Context, *, threaded: bool = False
+    ) -> None:
         super().__init__(home.node)
         self._home = home
         self.variables = variables
         self.context = context
         self.handle: Pid | None = None
+        self.threaded = threaded
+        """Whether requests run in threads, where they do not say."""
+        # Both belong to the event loop's thread.
         self._entered = False
+        self._lent = 0
 
     def enter(self, function: Callable[..., T], *args: Any) -> T:
         """Call ``function`` in the context of this environment.
@@ -74,6 +81,29 @@ class Environment(BaseProcess):
             return self.context.run(function, *args)
         finally:
             self._entered = False
+
+    @property
+    def place(self) -> Environment:
+        """What runs here in threads does so one after another."""
+        return self
+
+    def lend(self) -> Enter:
+        """What enters its context in another thread; meanwhile it is entered for this one.
+
+        Each is given back, and only one of them is used at a time.
+        """
+        enter: Enter = self.context.run
+        if self._entered and not self._lent:  # code here runs the event loop itself
+            return self.context.copy().run
+        self._entered = True
+        self._lent += 1
+        return enter
+
+    def give_back(self, enter: Enter) -> None:
+        """What `lend` has given is not used any more."""
+        if enter == self.context.run:
+            self._lent -= 1
+            self._entered = self._lent > 0
 
     def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
         """Take a request to run code here."""
@@ -134,16 +164,24 @@ class Environments:
     """All environments of a runtime, and the handles that keep them.
 
     ``server`` monitors the handles: each once, however many environments it holds. ``root`` are the
-    variables of the root environment. Environments hand on to ``intake`` what is sent to them.
+    variables of the root environment. Environments hand on to ``intake`` what is sent to them, and
+    ``threaded`` says whether that runs in threads, where neither it nor they do.
     """
 
     def __init__(
-        self, server: BaseProcess, intake: Intake, reader: Reader, root: Variables
+        self,
+        server: BaseProcess,
+        intake: Intake,
+        reader: Reader,
+        root: Variables,
+        *,
+        threaded: bool = False,
     ) -> None:
         self.node: Final = server.node
         self.intake: Final = intake
         self._server = server
         self._reader = reader
+        self._threaded = threaded
         self._builtin: Variables = {"__builtins__": builtins, "__name__": NAME}
         self._all: set[Environment] = set()
         self._handles: dict[Pid, tuple[Reference, set[Environment]]] = {}
@@ -163,9 +201,13 @@ class Environments:
         self._builtin.update(names)
         self.root.variables.update(self._builtin)
 
-    def make(self, variables: Variables, handle: Pid | None) -> Environment:
+    def make(
+        self, variables: Variables, handle: Pid | None, *, threaded: bool | None = None
+    ) -> Environment:
         """Make an environment around ``variables`` that lives as long as ``handle``."""
-        environment = Environment(self, variables, self.root.new_context())
+        if threaded is None:
+            threaded = self._threaded
+        environment = Environment(self, variables, self.root.new_context(), threaded=threaded)
         self._all.add(environment)
         self.set_handle(environment, handle)
         return environment
@@ -227,12 +269,13 @@ class Environments:
             given, raw = self._reader.variables_and_options(request)
         else:
             given, raw = read_variables(self._reader.decoder, request.data, request.at)[0], None
-        options = options_in(raw, ("from", "handle", "encoding_opts"))
+        options = options_in(raw, ("from", "handle", "encoding_opts", "executor"))
         handle = options.get("handle", request.caller.pid)
+        threaded = threaded_in(options.get("executor"))
         variables = self.root.variables.copy()
         copy_into(variables, self._sources(options.get("from")), self._builtin)
         variables.update(given)
-        environment = self.make(variables, handle_in(handle))
+        environment = self.make(variables, handle_in(handle), threaded=threaded)
         return OK_ + environment.pid.external
 
     def _sources(self, value: object) -> list[Source]:
@@ -296,7 +339,8 @@ def copy_into(
             variables.update((name, given.get(name)) for name in only)
         elif excluded is not None:
             without = set(excluded)
-            variables.update((k, v) for k, v in given.items() if k not in without)
+            # A copy, which is made at once: a thread may run code there.
+            variables.update((k, v) for k, v in given.copy().items() if k not in without)
         else:
             variables.update(given)
     variables.update(builtin)

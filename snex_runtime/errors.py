@@ -36,6 +36,7 @@ __all__ = [
     "cancelled",
     "format_traceback",
     "from_exception",
+    "overloaded",
 ]
 
 MAX_TEXT: Final = 64 * 1024
@@ -141,6 +142,11 @@ def bad_request(reason: str) -> Failure:
 def cancelled(why: str) -> Failure:
     """Work that was stopped before it was done."""
     return Failure("cancelled", _bounded(why))
+
+
+def overloaded(why: str) -> Failure:
+    """A request that is not taken because too many wait; ``why`` says what to do about it."""
+    return Failure("overloaded", _bounded(why))
 
 
 def from_exception(error: BaseException, code: ErrorCode = "python_runtime_error") -> Failure:

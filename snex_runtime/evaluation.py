@@ -18,12 +18,13 @@ from typing import Any, Final, Protocol
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
-from snex_runtime import contexts
+from snex_runtime import contexts, requests
 from snex_runtime.answers import OK_, OK_NIL
 from snex_runtime.code import Code, compile_code
 from snex_runtime.contexts import Enter
 from snex_runtime.coroutines import Work
 from snex_runtime.errors import BadRequest, Failure, from_exception
+from snex_runtime.executors import Awaiting, Function
 from snex_runtime.interrupts import Deadline, Interrupted, Interrupter
 from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
@@ -72,6 +73,19 @@ class Killer(Protocol):
         """The request is done in time."""
 
 
+class Threads(Protocol):
+    """Runs the code of requests in threads: a pool."""
+
+    def work(
+        self,
+        request: Request,
+        function: Function,
+        place: requests.Place | None,
+        options: EvalOptions,
+    ) -> Work:
+        """The work of running ``function`` in a thread, in ``place`` if it is given."""
+
+
 class Evaluator:
     """Runs code, in the environment that a request went to or in copies of ``root``.
 
@@ -84,6 +98,7 @@ class Evaluator:
         root: Place,
         reader: Reader,
         interrupter: Interrupter,
+        pool: Threads,
         killer: Killer | None = None,
         kill_after: float | None = None,
     ) -> None:
@@ -91,23 +106,45 @@ class Evaluator:
         self._kill_after = kill_after
         self._root = root
         self._reader = reader
+        self._no_options = reader.no_options
+        self._pool = pool
         self._decoder = reader.decoder
         self._interrupter = interrupter
         self._snippets = Snippets()
 
     # --- requests -------------------------------------------------------------------------------
 
-    def eval(self, request: Request) -> bytes | Work:
+    def eval(self, request: Request, *, init: bool = False) -> bytes | Work:
         """``{:eval, code, vars}`` or ``{:eval, code, vars, opts}``: the value of the code."""
         if request.arity not in (3, 4):
             raise BadRequest(f"an eval request has 3 or 4 elements, not {request.arity}")
         code = self._snippets.read(request)
-        options = NO_OPTIONS
+        options = self._no_options
         given: Variables | None = None
         if request.arity == 4:
             given, options = self._reader.variables_and_eval_options(request)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
             given, _ = read_variables(self._decoder, request.data, request.at)
+        if init:
+            options = _options_of_init(options)
+        if self._kill_after is None and options.kill_after is None:
+            return self._evaluate(request, code, given, options, init)
+        evaluate = partial(self._evaluate, request, code, given, options, init)
+        return self._killed_beyond(request, options, evaluate)
+
+    def _evaluate(
+        self,
+        request: Request,
+        code: Code | None,
+        given: Variables | None,
+        options: EvalOptions,
+        init: bool,
+    ) -> bytes | Work:
+        threaded = options.threaded
+        if threaded is None:
+            threaded = request.process.threaded
+        if threaded and not init:
+            return self._eval_in_thread(request, code, given, options)
         variables = request.variables
         if variables is None:
             variables = self._root.variables.copy()
@@ -115,41 +152,61 @@ class Evaluator:
         elif here.get() is not variables:
             here.set(variables)
         if code is not None and code.is_async:
-            disarm = self._arm(request, options)
             work: Any = _run_with(code, variables, given) if given else code.run(variables)
-            return Work(request, work, options, disarm)
+            return Work(request, work, options)
         if given:
             variables.update(given)
         if code is None:
             return OK_NIL
-        if options.timeout is None and options.kill_after is None:
+        if options.timeout is None:
             return request.remote.encoder.encode(code.run(variables), OK_)
-        disarm = self._arm(request, options)
-        try:
-            limit = Deadline(options.timeout)
-            return self._interrupter.run(limit, partial(_value, request, code, variables))
-        finally:
-            if disarm is not None:
-                disarm()
+        limit = Deadline(options.timeout)
+        return self._interrupter.run(limit, partial(_value, request, code, variables))
 
-    def _arm(self, request: Request, options: EvalOptions) -> Callable[[], None] | None:
-        """Have this process killed at the last limit of ``request``, unless that is undone."""
-        if options.kill_after is not None:
-            if options.timeout is None:
-                raise BadRequest("kill_after: is the time beyond timeout:, which is missing")
-            if self._killer is None:
-                raise BadRequest(
-                    "kill_after: would end this whole node: start it with --workers, or through "
-                    "Snex.Interpreter"
-                )
-        elif options.timeout is None or self._kill_after is None:
+    def _killed_beyond(
+        self, request: Request, options: EvalOptions, function: Callable[[], bytes | Work]
+    ) -> bytes | Work:
+        """Have this process killed at the last limit of ``request``, if it has one, and if what
+        ``function`` begins is not done by then.
+        """
+        seconds = self._last_limit(options)
+        if seconds is None or self._killer is None:
+            return function()
+        token = self._killer.arm(seconds, getattr(request, "sequence", 0))
+        outcome: bytes | Work = b""
+        try:
+            outcome = function()
+        finally:
+            disarm = partial(self._killer.disarm, token)
+            if isinstance(outcome, Work):
+                outcome.disarm = disarm
+            else:
+                disarm()
+        return outcome
+
+    def _last_limit(self, options: EvalOptions) -> float | None:
+        """Seconds from now; None where there is no such limit. Raises `BadRequest`."""
+        asked = options.kill_after is not None
+        if asked and options.timeout is None:
+            raise BadRequest("kill_after: is the time beyond timeout:, which is missing")
+        if asked and self._killer is None:
+            raise BadRequest(
+                "kill_after: would end this whole node: start it with --workers, or through "
+                "Snex.Interpreter"
+            )
+        beyond = options.kill_after if asked else self._kill_after
+        if beyond is None or options.timeout is None:
             return None
-        beyond = self._kill_after if options.kill_after is None else options.kill_after
-        if self._killer is None or beyond is None:
-            return None
-        culprit = getattr(request, "sequence", 0)
-        token = self._killer.arm(options.timeout + beyond, culprit)
-        return partial(self._killer.disarm, token)
+        return options.timeout + beyond
+
+    def _eval_in_thread(
+        self, request: Request, code: Code | None, given: Variables | None, options: EvalOptions
+    ) -> Work:
+        variables = request.variables
+        if variables is None:
+            variables = self._root.variables.copy()
+        function = partial(_eval, code=code, variables=variables, given=given)
+        return self._pool.work(request, function, request.process.place, options)
 
     def init(self, request: Request) -> bytes | Work:
         """An eval that runs in the root environment, and so prepares all that are made later."""
@@ -161,7 +218,7 @@ class Evaluator:
         # To be reset: environments made later copy this context.
         token = origin.set((request.remote, request.caller))
         try:
-            return self.eval(request)
+            return self.eval(request, init=True)
         finally:
             origin.reset(token)
 
@@ -180,15 +237,24 @@ class Evaluator:
         kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
         if not isinstance(args, list):
             raise BadRequest(f"the arguments of a call are a list, not {inspect(args)}")
-        if request.variables is not None:
-            here.set(request.variables)
-        try:
-            called = import_function(str(module), str(function))
-        except UndefinedFunctionError as error:
-            raise BadRequest(str(error)) from None
-        result = called(*args, **kwargs)
+        called = partial(_call, request.variables, str(module), str(function), args, kwargs)
+        options = self._no_options
+        if self._kill_after is None:
+            return self._run_call(request, called)
+        return self._killed_beyond(request, options, partial(self._run_call, request, called))
+
+    def _run_call(self, request: Request, call: Callable[[], object]) -> bytes | Work:
+        options = self._no_options
+        if request.process.threaded:
+            return self._pool.work(
+                request, partial(_call_in_thread, call=call), request.process.place, options
+            )
+        if options.timeout is None:
+            result = call()
+        else:
+            result = self._interrupter.run(Deadline(options.timeout), call)
         if isawaitable(result):
-            return Work(request, _await(result))
+            return Work(request, _await(result), options)
         return request.remote.encoder.encode(result, OK_)
 
     # --- the init script ------------------------------------------------------------------------
@@ -272,6 +338,44 @@ def _init_timeout(timeout: float | None) -> Failure:
     return Failure("init_script_timeout", f"not done within {timeout} s")
 
 
+def _options_of_init(options: EvalOptions) -> EvalOptions:
+    """What counts of ``options`` for code that prepares environments. Raises `BadRequest`."""
+    if options.threaded:
+        raise BadRequest("init takes no executor: it runs on the event loop, before all else")
+    return options if options.limited or options.kill_after is not None else NO_OPTIONS
+
+
+def _eval(
+    request: Request, *, code: Code | None, variables: Variables, given: Variables | None
+) -> bytes | Awaiting:
+    """Run code in a thread."""
+    here.set(variables)
+    if given:
+        variables.update(given)
+    if code is None:
+        return OK_NIL
+    value: Any = code.run(variables)
+    return Awaiting(value) if code.is_async else request.remote.encoder.encode(value, OK_)
+
+
+def _call(
+    variables: Variables | None, module: str, function: str, args: list[Any], kwargs: Any
+) -> Any:
+    """Call a function of a module. Raises `BadRequest` where there is none."""
+    if variables is not None:
+        here.set(variables)
+    try:
+        called = import_function(module, function)
+    except UndefinedFunctionError as error:
+        raise BadRequest(str(error)) from None
+    return called(*args, **kwargs)
+
+
+def _call_in_thread(request: Request, *, call: Callable[[], Any]) -> bytes | Awaiting:
+    value = call()
+    return Awaiting(value) if isawaitable(value) else request.remote.encoder.encode(value, OK_)
+
+
 def _value(request: Request, code: Code, variables: Variables) -> bytes:
     return request.remote.encoder.encode(code.run(variables), OK_)
 
@@ -300,5 +404,5 @@ async def _await(awaitable: Any) -> object:
     return await awaitable
 
 
-BOUNDARIES: Final = tuple(f.__code__ for f in (Code.run, Evaluator.call, _await))
+BOUNDARIES: Final = tuple(f.__code__ for f in (Code.run, _call, _await))
 """What calls user code, for `interrupts`."""

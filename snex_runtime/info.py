@@ -9,6 +9,7 @@ import sys
 from snex_node import __version__
 from snex_node.processes.host import Host
 from snex_node.wire.terms import Atom
+from snex_runtime.executors import Counts
 
 __all__ = ["about"]
 
@@ -16,7 +17,7 @@ _IMPLEMENTATIONS = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def about(
-    node: Host, *, uptime: float, environments: int, requests_running: int
+    node: Host, *, uptime: float, environments: int, requests_running: int, threads: Counts
 ) -> dict[Atom, object]:
     """Versions, process id, uptime (``uptime`` is in seconds, what is told in ms), traffic."""
     name = sys.implementation.name
@@ -32,6 +33,10 @@ def about(
         Atom("uptime_ms"): int(uptime * 1000),
         Atom("environments"): environments,
         Atom("requests_running"): requests_running,
+        Atom("requests_queued"): threads.queued,
+        Atom("threads"): threads.threads,
+        Atom("threads_busy"): threads.busy,
+        Atom("threads_lost"): threads.lost,
         Atom("nodes"): [Atom(name) for name in node.nodes],
         Atom("bytes_in"): sum(c.bytes_in for c in connections),
         Atom("bytes_out"): sum(c.bytes_out for c in connections),

@@ -35,6 +35,10 @@ GRACE: Final = 0.05
 """Seconds beyond its deadline after which code that awaits is taken to block the loop: before that
 it is cancelled, when the loop has a turn."""
 
+CLEANUP: Final = 1.0
+"""Seconds that the ``finally`` blocks of cancelled work may block, before they too are interrupted;
+on the event loop they may take any time that leaves the loop its turns."""
+
 _OWN: Final = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
 )
@@ -47,17 +51,34 @@ _TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-def
 
 
 class Interrupted(BaseException):
-    """Raised in code that blocks the event loop beyond its deadline."""
+    """Raised in code that runs beyond its deadline without giving way; ``why`` tells the caller."""
+
+    def __init__(
+        self, text: str = "the evaluation is over its deadline", why: str = "timeout"
+    ) -> None:
+        super().__init__(text)
+        self.why = why
 
 
 class Deadline:
-    """Work that has to be done within ``timeout`` seconds (None: no limit); ``over`` when it is."""
+    """Work that has to be done within ``timeout`` seconds (None: no limit); ``over`` when it is.
 
-    __slots__ = ("deadline", "over")
+    ``thread`` is the identifier of the thread that it runs in, None for that of the event loop.
+    """
+
+    __slots__ = ("deadline", "over", "thread")
 
     def __init__(self, timeout: float | None) -> None:
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.over = False
+        self.thread: int | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs in this thread; one that was handed its context runs something else."""
+        if self.thread is None:
+            return threading.current_thread() is threading.main_thread()
+        return self.thread == threading.get_ident()
 
 
 current: ContextVar[Deadline | None] = ContextVar("snex_deadline", default=None)
@@ -75,10 +96,11 @@ def checkpoint() -> None:
         work is not None
         and not work.over
         and time.monotonic() >= work.deadline + GRACE
-        # A thread that was handed the context of an evaluation does not block the loop.
-        and threading.current_thread() is threading.main_thread()
+        and work.here
     ):
-        raise Interrupted("the evaluation is over its deadline")
+        if work.thread is not None:
+            work.deadline = time.monotonic() + CLEANUP
+        raise Interrupted
 
 
 class Interrupter:
@@ -148,7 +170,7 @@ class Interrupter:
         if work is None or work.over or time.monotonic() < work.deadline:
             return
         if _user_frame(frame) is not None:
-            raise Interrupted("the evaluation is over its deadline")
+            raise Interrupted
 
 
 _boundaries: Final = {Interrupter.run.__code__, _LOOP, *services.BOUNDARIES}
@@ -210,12 +232,31 @@ def running_on(thread: int) -> FrameType | None:
     return _user_frame(sys._current_frames().get(thread))  # noqa: SLF001 - documented
 
 
+def runs_user_code(thread: int, *, on_loop: bool) -> bool:
+    """Whether ``thread``, one of a pool, is in code of users, and not in library code.
+
+    ``on_loop``: it runs an event loop for that code, whose own work is no user's. Any other loop
+    there is part of that code.
+    """
+    frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented
+    if on_loop:
+        return _user_frame(frame) is not None
+    called = False
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_OWN):
+            return called and frame.f_code in _boundaries
+        called = True
+        frame = frame.f_back
+    return False
+
+
 def _snapshot(watched: set[Deadline]) -> list[Deadline]:
     """A list of what another thread changes; made by one C call, it is never half of a change."""
     return list(watched)
 
 
 __all__ = [
+    "CLEANUP",
     "GRACE",
     "SIGNAL",
     "Deadline",
@@ -227,4 +268,5 @@ __all__ = [
     "interrupt",
     "on_ending",
     "running_on",
+    "runs_user_code",
 ]

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import selectors
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module, util
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from snex_node.system import forks, tasks
 
@@ -61,6 +62,16 @@ class _SelectorLoop(asyncio.SelectorEventLoop):
 _SelectorLoop.__module__ = asyncio.SelectorEventLoop.__module__
 
 
+def loop_of_thread() -> asyncio.AbstractEventLoop:
+    """An event loop for the thread that calls this, of asyncio's kind; whoever has it closes it."""
+    selector = selectors.DefaultSelector()
+    loop = _SelectorLoop(selector)
+    # Only the poller of Linux is inherited by forked children.
+    inherited = isinstance(selector, getattr(selectors, "EpollSelector", ()))
+    forks.adopt_loop(loop, [selector.fileno()] if inherited else [])
+    return loop
+
+
 def run(main: Coroutine[Any, Any, T], choice: str = "asyncio") -> T:
     """Run ``main`` on a loop of its own, then end what it left running, and the loop.
 
@@ -73,7 +84,7 @@ def run(main: Coroutine[Any, Any, T], choice: str = "asyncio") -> T:
         main.close()  # or Python complains that it was never awaited
         raise
     with forks.owning_loop(make) as loop:
-        runner = _Runner(loop)
+        runner = Runner(loop)
         try:
             asyncio.set_event_loop(loop)
             return runner.run_main(main)
@@ -96,7 +107,7 @@ async def end_tasks() -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-class _Runner:
+class Runner:
     """Runs coroutines on ``loop``, each to its end, whatever happens elsewhere on the loop.
 
     The loop serves many: ``sys.exit()``, ``KeyboardInterrupt`` and ``loop.stop()`` in a task or
@@ -105,19 +116,19 @@ class _Runner:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop: Final = loop
         self._interrupts = 0
         self._warned: dict[str, float] = {}
 
     def run_main(self, main: Coroutine[Any, Any, T]) -> T:
         """Run ``main``, which Ctrl-C cancels."""
-        task = tasks.start(main, self._loop)
+        task = tasks.start(main, self.loop)
         with self._cancelled_at_interrupt(task):
             return self._run_until_done(task)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` to its end."""
-        return self._run_until_done(tasks.start(work, self._loop))
+        return self._run_until_done(tasks.start(work, self.loop))
 
     def _run_until_done(self, task: asyncio.Task[T]) -> T:
         stopped = False
@@ -126,11 +137,11 @@ class _Runner:
                 if stopped:
                     # `nest_asyncio` would find the loop stopped for ever.
                     stopped = False
-                    self._loop.call_soon(self._loop.stop)
-                    self._loop.run_forever()
-                return self._loop.run_until_complete(task)
+                    self.loop.call_soon(self.loop.stop)
+                    self.loop.run_forever()
+                return self.loop.run_until_complete(task)
             except BaseException as error:
-                forks.end_if_inherited(self._loop, error)
+                forks.end_if_inherited(self.loop, error)
                 what = self._elsewhere(error)
                 if task.done() or what is None:
                     raise
@@ -170,7 +181,7 @@ class _Runner:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
-            self._loop.call_soon_threadsafe(main.cancel)
+            self.loop.call_soon_threadsafe(main.cancel)
 
         ours = (
             threading.current_thread() is threading.main_thread()

@@ -68,6 +68,16 @@ class Asker(OriginNode, Protocol):
         """Makes the control message from a pid to an alias, in external form, as it wants it."""
 
 
+class Place(Protocol):
+    """Where requests that run in threads run one after another: an environment."""
+
+    def lend(self) -> Enter:
+        """What enters its context, in another thread, until that has been given back."""
+
+    def give_back(self, enter: Enter) -> None:
+        """That is over."""
+
+
 class Receiver(Protocol):
     """A process that takes requests."""
 
@@ -78,6 +88,14 @@ class Receiver(Protocol):
     @property
     def variables(self) -> Variables | None:
         """What its requests run in; None: each in a copy of its own of the root's."""
+
+    @property
+    def threaded(self) -> bool:
+        """Whether its requests run in threads, where they do not say."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where they run one after another in threads; None: nothing of them has to wait."""
 
     def system_received(self, caller: From, request: object) -> None:
         """Answer a system message."""
@@ -152,10 +170,16 @@ def make_request(
 
 
 class Reader:
-    """Reads variables, by the encoding options of a runtime or those of the request."""
+    """Reads variables, by the encoding options of a runtime or those of the request.
 
-    def __init__(self, options: serde.Options) -> None:
+    ``max_time`` is the time limit, in seconds, of requests that bring none.
+    """
+
+    def __init__(self, options: serde.Options, max_time: float | None = None) -> None:
         self._options = options
+        self._max_time = max_time
+        self.no_options: Final = EvalOptions(None, max_time)
+        """The options of a request that brings none."""
         self.decoder: Final = serde.decoder(options)
         """Decodes what comes without options of its own."""
         self._eval_options: dict[bytes, EvalOptions] = {}
@@ -190,12 +214,12 @@ class Reader:
             or data[at : at + 1] in _LISTS
         ):
             variables, raw = self.variables_and_options(request)
-            return variables, EvalOptions(raw)
+            return variables, EvalOptions(raw, self._max_time)
         variables, end = read_variables(self.decoder, data, at)
         tail = data[end:]
         options = self._eval_options.get(tail)
         if options is None:
-            options = EvalOptions(typed.decode(data, end)[0])
+            options = EvalOptions(typed.decode(data, end)[0], self._max_time)
             if len(tail) > MAX_EVAL_OPTIONS:
                 raise BadRequest(f"options of {len(tail)} bytes: more than {MAX_EVAL_OPTIONS}")
             if len(self._eval_options) >= MAX_EVAL_OPTIONS_KNOWN:
@@ -205,14 +229,19 @@ class Reader:
 
 
 class EvalOptions:
-    """The options of an eval request, checked."""
+    """The options of an eval request, checked; ``max_time`` is the limit where they give none."""
 
-    __slots__ = ("continues", "kill_after", "timeout")
+    __slots__ = ("continues", "kill_after", "limited", "threaded", "timeout")
 
-    def __init__(self, raw: object = None) -> None:
-        options = options_in(raw, ("encoding_opts", "timeout", "on_timeout", "kill_after"))
-        self.timeout = _seconds_in(options, "timeout")
+    def __init__(self, raw: object = None, max_time: float | None = None) -> None:
+        known = ("encoding_opts", "timeout", "on_timeout", "kill_after", "executor")
+        options = options_in(raw, known)
+        self.limited = options.get("timeout") is not None
+        """Whether they say how long it may take."""
+        self.timeout = _seconds_in(options, "timeout") if self.limited else max_time
         self.kill_after = _seconds_in(options, "kill_after")
+        self.threaded = threaded_in(options.get("executor"))
+        """Whether it is to run in a thread; None: as it is where it runs."""
         on_timeout = options.get("on_timeout", "cancel")
         if on_timeout not in ("cancel", "continue"):
             raise BadRequest(f"on_timeout takes :cancel or :continue, not {inspect(on_timeout)}")
@@ -261,6 +290,15 @@ def encoding_options(raw: object, base: serde.Options) -> serde.Options:
         return serde.merge_options(given, base)
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def threaded_in(value: object) -> bool | None:
+    """Whether an ``executor`` option asks for threads; None without one. Raises `BadRequest`."""
+    if value is None:
+        return None
+    if value in ("loop", "thread"):
+        return value == "thread"
+    raise BadRequest(f"executor takes :loop or :thread, not {inspect(value)}")
 
 
 def handle_in(value: object) -> Pid | None:

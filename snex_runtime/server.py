@@ -20,20 +20,35 @@ from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.system import tasks
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom
-from snex_runtime import coroutines, evaluation, info, interface, namespace, serde, threads
+from snex_runtime import (
+    coroutines,
+    evaluation,
+    executors,
+    info,
+    interface,
+    namespace,
+    serde,
+    threads,
+)
 from snex_runtime.answers import MAX_REPLY, OK_, PONG, Answers
 from snex_runtime.coroutines import Coroutines
 from snex_runtime.dispatch import Dispatcher, Kinds
 from snex_runtime.environments import Environments
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.evaluation import Evaluator
+from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
 from snex_runtime.namespace import Variables
-from snex_runtime.requests import Asker, Reader, Receiver, Request, typed
+from snex_runtime.requests import Asker, Place, Reader, Receiver, Request, typed
 
 __all__ = ["Server"]
 
-_BOUNDARIES: Final = (*evaluation.BOUNDARIES, *coroutines.BOUNDARIES, *serde.BOUNDARIES)
+_BOUNDARIES: Final = (
+    *evaluation.BOUNDARIES,
+    *coroutines.BOUNDARIES,
+    *executors.BOUNDARIES,
+    *serde.BOUNDARIES,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +57,13 @@ class Server(BaseProcess):
     """The runtime of a node.
 
     ``options`` are the encoding options of requests that bring none of their own; ``max_reply``
-    bounds the length of a reply, in bytes. ``killer`` kills this process where a request goes
-    beyond its last limit, ``kill_after`` seconds beyond its time limit if it does not say itself.
+    bounds the length of a reply, in bytes. ``executor`` says where requests run that do not say:
+    on the event ``loop`` or in one of at most ``threads`` threads. ``max_queue`` bounds how many
+    wait, those for a thread and those that await on the loop, each; for a thread they wait
+    ``queue_timeout`` seconds at most. ``max_time`` is the time limit, in seconds, of requests that
+    bring none. None is no bound, and for ``threads`` what `default_threads` gives.
+    ``killer`` kills this process where a request goes beyond its last limit, ``kill_after`` seconds
+    beyond its time limit if it does not say itself.
     """
 
     def __init__(
@@ -55,11 +75,19 @@ class Server(BaseProcess):
         max_reply: int = MAX_REPLY,
         killer: evaluation.Killer | None = None,
         kill_after: float | None = None,
+        executor: Executor = "loop",
+        threads: int | None = None,
+        max_queue: int | None = None,
+        queue_timeout: float | None = None,
+        max_time: float | None = None,
     ) -> None:
         super().__init__(node)
         self.trap_exit = True  # without it the node would be there, and answer nobody
         self.variables: Final[Variables | None] = None
         """None: each request has a copy of its own of the root's."""
+        self.place: Final[Place | None] = None
+        self.threaded: Final = executor == "thread"
+        """Whether requests run in threads, where they do not say."""
         self._started = time.monotonic()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,14 +96,19 @@ class Server(BaseProcess):
         self.backend = interface.NodeBackend(node, self.pid, options)
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
         answers = self._make_answers(max_reply)
-        self._coroutines = Coroutines(node, answers, self._interrupter, self)
+        self._coroutines = Coroutines(node, answers, self._interrupter, self, max_queue=max_queue)
+        self._pool = Pool(node, threads, max_queue=max_queue, queue_timeout=queue_timeout)
         self._dispatcher = Dispatcher(node, answers, self._coroutines, self.backend)
-        reader = Reader(options)
+        reader = Reader(options, max_time)
         self.root: Final = namespace.root_of(self._module)
         """The variables of the root environment."""
-        self.environments = Environments(self, self._dispatcher, reader, self.root)
+        self.environments = Environments(
+            self, self._dispatcher, reader, self.root, threaded=self.threaded
+        )
         self._root = self.environments.root
-        self._evaluator = Evaluator(self._root, reader, self._interrupter, killer, kill_after)
+        self._evaluator = Evaluator(
+            self._root, reader, self._interrupter, self._pool, killer, kill_after
+        )
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
@@ -108,7 +141,13 @@ class Server(BaseProcess):
         self._interrupter.install()
         namespace.install(self._module)
         threads.install()
-        self.node.guardian.add_check(self._interrupter.check)
+        for check in self._checks:
+            self.node.guardian.add_check(check)
+
+    @property
+    def _checks(self) -> tuple[Callable[[], None], ...]:
+        """What the guardian is to look after."""
+        return self._interrupter.check, self._pool.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -183,6 +222,7 @@ class Server(BaseProcess):
             uptime=time.monotonic() - self._started,
             environments=len(self.environments),
             requests_running=len(self._coroutines),
+            threads=self._pool.counts,
         )
 
     # --- the end --------------------------------------------------------------------------------
@@ -203,7 +243,8 @@ class Server(BaseProcess):
         if interface.current_backend() is self.backend:
             interface.set_backend(None, stopped=True)
         self.backend.close()
-        self.node.guardian.remove_check(self._interrupter.check)
+        for check in self._checks:
+            self.node.guardian.remove_check(check)
         self._interrupter.remove()
         threads.remove()
         namespace.remove(self._module)
@@ -211,5 +252,6 @@ class Server(BaseProcess):
         for environment in self.environments.all():
             environment.exit(reason)
         self._coroutines.close()
+        self._pool.close()
         for task in self._tasks:
             task.cancel()

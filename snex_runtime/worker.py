@@ -59,9 +59,11 @@ class _Door:
     """Whom such requests came to. The front looks after their callers, so nobody here has to."""
 
     variables = None
+    place = None
 
     def __init__(self, server: Server) -> None:
         self.pid = server.pid
+        self.threaded = server.threaded
         self._server = server
 
     def system_received(self, caller: From, request: object) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -798,3 +798,61 @@ def test_a_child_without_standard_input_says_so(epmd: RealEpmd) -> None:
     )
     assert done.returncode == 1
     assert b"no configuration on standard input" in done.stderr
+
+
+class TestExecution:
+    """Where requests run, and how long."""
+
+    TERM: Final[Any] = {"name": "py@127.0.0.1", "cookie": "secret"}
+
+    def test_nothing_is_said(self) -> None:
+        given = child.Configuration(self.TERM | {"executor": None}).execution
+        assert given == {
+            "executor": "loop",
+            "threads": None,
+            "max_queue": None,
+            "queue_timeout": None,
+            "max_time": None,
+        }
+
+    def test_all_is_said(self) -> None:
+        numbers = {"threads": 3, "max_queue": 4, "queue_timeout": 500, "max_time": 0}
+        given = child.Configuration(self.TERM | numbers | {"executor": Atom("thread")}).execution
+        assert given == numbers | {"executor": "thread", "queue_timeout": 0.5, "max_time": 0.0}
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"executor": "x"},
+            {"threads": 0},
+            {"max_queue": -1},
+            {"max_time": 1.5},
+            {"threads": True},
+        ],
+    )
+    def test_it_is_wrong(self, wrong: dict[str, object]) -> None:
+        [name] = wrong
+        with pytest.raises(ValueError, match=f"{name} is "):
+            child.Configuration(self.TERM | wrong)
+
+    @pytest.mark.traced_processes
+    async def test_it_counts(self, start: Start) -> None:
+        process = start(executor=Atom("thread"), threads=1)
+        process.told()
+        code = "import threading\nreturn threading.current_thread().name"
+        assert await process.eval(code) == ("ok", "snex-thread-1")
+
+    async def test_threads_do_not_hold_up_the_end(self, start: Start, tmp_path: Path) -> None:
+        process = start(executor=Atom("thread"), threads=2)
+        process.told()
+        cleaned, began = tmp_path / "cleaned", tmp_path / "began"
+        code = (
+            f"import pathlib\ntry:\n    pathlib.Path({str(began)!r}).touch()\n"
+            "    while True: pass\n"
+            f"finally: pathlib.Path({str(cleaned)!r}).touch()"
+        )
+        await process.begin("import time\ntime.sleep(60)", code)
+        await until(began.exists)
+        process.close()
+        assert process.gone_within(PROMISE)
+        assert cleaned.exists()

@@ -241,6 +241,11 @@ class TestHelp:
             (["ping", "py@127.0.0.1", "--timeout", "1e400"], "1e400 is no number of seconds from"),
             (["ping", "py@127.0.0.1", "--timeout", "soon"], "soon is no number of seconds from"),
             (["start", "--init-script-timeout", "nan"], "nan is no number of seconds from"),
+            (["start", "--executor", "process"], "invalid choice: 'process'"),
+            (["start", "--threads", "0"], "at least 1 is needed"),
+            (["start", "--max-queue", "-1"], "-1 is no whole number, 0 or more"),
+            (["start", "--queue-timeout", "1.5"], "1.5 is no whole number, 0 or more"),
+            (["start", "--max-time", "9999999999"], "9999999999 is no number of milliseconds up"),
             (["ping"], "required: NODE"),
         ],
     )
@@ -248,6 +253,15 @@ class TestHelp:
         output = command(*arguments)
         assert output.code == 2
         assert message in output.err
+
+
+def test_where_requests_run_and_how_long(start: Starter, command: Command) -> None:
+    execution = "--executor", "thread", "--threads", "1", "--max-time", "150", "--max-queue", "0"
+    running = start("start", "--name", unique(), *execution, "--queue-timeout", "1000")
+    named = command(
+        "eval", running.name, "import threading\nreturn threading.current_thread().name"
+    )
+    assert named.out == "'snex-thread-1'\n"
 
 
 class TestEval:
@@ -1030,6 +1044,23 @@ class TestStopping:
         assert running.wait().code == 0
         assert mark.read_text() == "ended"
         assert client.wait().code == 1
+
+    def test_threads_are_interrupted(self, start: Starter, tmp_path: Path) -> None:
+        running = start("start", "--name", unique(), "--executor", "thread", "--threads", "3")
+        marks = [tmp_path / name for name in ("computes", "awaits", "sleeps")]
+        codes = ["while True: pass", "await asyncio.sleep(60)", "time.sleep(60)"]
+        for mark, line in zip(marks, codes, strict=True):
+            code = (
+                "import asyncio, pathlib, time\npath = pathlib.Path(mark)\n"
+                f"try:\n  path.write_text('begun')\n  {line}\n"
+                "finally:\n  path.write_text('ended')"
+            )
+            variables = "--var", f'mark="{mark}"', "--timeout", "60"
+            start("eval", running.name, code, *variables, ready=False)
+            wait_for(mark.exists)
+        running.signal(signal.SIGTERM)
+        assert running.wait().code == 0
+        assert [mark.read_text() for mark in marks] == ["ended", "ended", "begun"]
 
     def test_code_that_blocks_the_loop_has_a_time_of_grace(
         self, start: Starter, tmp_path: Path

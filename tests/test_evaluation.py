@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 from collections.abc import AsyncIterator
 from contextvars import ContextVar, copy_context
@@ -16,10 +17,11 @@ from snex_runtime.code import Code, compile_code
 from snex_runtime.coroutines import Work
 from snex_runtime.errors import BadRequest
 from snex_runtime.evaluation import BOUNDARIES, MAX_CODE, Evaluator, Snippets
-from snex_runtime.interrupts import Interrupter
+from snex_runtime.executors import Awaiting, Function
+from snex_runtime.interrupts import Interrupter, current
 from snex_runtime.namespace import here
 from snex_runtime.origin import origin
-from snex_runtime.requests import Reader, Request, typed
+from snex_runtime.requests import EvalOptions, Place, Reader, Request, typed
 from tests.support.calling import (
     OK,
     STRUCT,
@@ -331,13 +333,28 @@ class Root:
         self.enter = copy_context().run
 
 
+class Threads:
+    """Runs nothing, and keeps what it is to run."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Function, Place | None, EvalOptions]] = []
+
+    def work(
+        self, request: Request, function: Function, place: Place | None, options: EvalOptions
+    ) -> Work:
+        self.given.append((function, place, options))
+        return Work(request, asyncio.sleep(0), options, threaded=True)
+
+
 class Alone:
     """An `Evaluator` without a runtime."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_time: float | None = None) -> None:
         self.root = Root()
         self.interrupter = Interrupter(BOUNDARIES)
-        self.evaluator = Evaluator(self.root, Reader(serde.DEFAULTS), self.interrupter)
+        self.threads = Threads()
+        reader = Reader(serde.DEFAULTS, max_time)
+        self.evaluator = Evaluator(self.root, reader, self.interrupter, self.threads)
 
     def do(self, kind: str, *parts: object, variables: dict[str, object] | None = None) -> Any:
         """The answer to a request, or the work that has to be done for it."""
@@ -407,6 +424,87 @@ class TestAlone:
         for options, limited in ([], False), ({A("timeout"): 5000}, True):
             assert alone.do("eval", code, {}, options, variables=own) is limited
 
+    def run(
+        self, alone: Alone, kind: str, *parts: object, variables: dict[str, object] | None = None
+    ) -> Any:
+        """What a thread would give for a request."""
+        taker = Taker(variables)
+        taker.threaded = True
+        request = request_of((A(kind), *parts), taker)
+        work = getattr(alone.evaluator, kind)(request)
+        work.awaited.close()
+        assert work.threaded
+        assert here.get() is None
+        ((function, place, _),) = alone.threads.given
+        assert place is None
+        alone.threads.given.clear()
+        outcome = copy_context().run(function, request)
+        return outcome if isinstance(outcome, Awaiting) else value(outcome)
+
+    def test_in_threads(self, alone: Alone) -> None:
+        own: dict[str, object] = {}
+        assert self.run(alone, "eval", b"x = base + n\nreturn x", {b"n": 2}) == 42
+        assert self.run(alone, "eval", None, {b"n": 2}, variables=own) is None
+        assert own["n"] == 2
+        assert self.run(alone, "call", b"math", b"sqrt", [16]) == 4.0
+        calls: Any = b"tests.test_evaluation", b"note_here", []
+        assert self.run(alone, "call", *calls, variables=own) is None
+        assert own["noted"] is True
+        awaiting_ones: list[Any] = [
+            ("eval", b"import asyncio\nawait asyncio.sleep(0)\nreturn 5", {}),
+            ("call", b"asyncio", b"sleep", [0, 5]),
+        ]
+        for parts in awaiting_ones:
+            awaiting = self.run(alone, *parts)
+            assert asyncio.run(awaiting.awaitable) == 5
+
+    def test_a_function_that_is_not_there(self, alone: Alone) -> None:
+        with pytest.raises(BadRequest, match="nosuch"):
+            self.run(alone, "call", b"math", b"nosuch", [])
+
+    @pytest.mark.parametrize("options", [{}, {A("executor"): A("thread")}])
+    def test_init_stays_on_the_loop(self, alone: Alone, options: dict[object, object]) -> None:
+        taker = Taker()
+        taker.threaded = True
+        request = request_of((A("init"), b"return 1", {}, options), taker)
+        if options:
+            with pytest.raises(BadRequest, match="init takes no executor"):
+                alone.evaluator.init(request)
+        else:
+            assert value(alone.evaluator.init(request)) == 1
+        assert alone.threads.given == []
+
+    def test_the_request_says_where_it_runs(self, alone: Alone) -> None:
+        for threaded in (False, True):
+            taker = Taker()
+            taker.threaded = not threaded
+            options = {A("executor"): A("thread" if threaded else "loop")}
+            request = request_of((A("eval"), b"return 1", {}, options), taker)
+            outcome = alone.evaluator.eval(request)
+            assert isinstance(outcome, Work) is threaded
+            if isinstance(outcome, Work):
+                outcome.awaited.close()
+
+    def test_a_time_limit_for_all_that_bring_none(self) -> None:
+        alone = Alone(max_time=20.0)
+        code = b"return interrupter.blocking is not None"
+        alone.root.variables["interrupter"] = alone.interrupter
+        own = alone.root.variables.copy()
+        limited: list[tuple[object, ...]] = [(), ({},), ({A("timeout"): 5000},)]
+        for options in limited:
+            assert alone.do("eval", code, {}, *options, variables=own) is True
+        assert alone.do("eval", code, {}, {A("timeout"): A("infinity")}, variables=own) is False
+        assert alone.do("call", b"tests.test_evaluation", b"limit_here", [])
+        assert alone.do("init", code, {}) is False
+        assert alone.do("init", code, {}, {A("timeout"): 5000}) is True
+        for kind, *parts in (
+            ("eval", b"import asyncio\nawait asyncio.sleep(0)", {}),
+            ("call", b"asyncio", b"sleep", [0]),
+        ):
+            work = alone.do(str(kind), *parts)
+            assert work.timeout == 20.0
+            asyncio.run(work.awaited)
+
     @pytest.mark.parametrize(
         "request_",
         [
@@ -427,6 +525,12 @@ def note_here() -> None:
     variables = here.get()
     assert variables is not None
     variables["noted"] = True
+
+
+def limit_here() -> bool:
+    """Called by a request: whether it has a time limit."""
+    limit = current.get()
+    return limit is not None and limit.deadline < math.inf
 
 
 class TestSnippets:

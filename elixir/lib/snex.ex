@@ -40,9 +40,19 @@ defmodule Snex do
 
     * `:from` - an environment, or a list of them, to copy variables from; later ones win
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
+    * `:executor` - where code runs there, unless `pyeval/4` says otherwise: on Python's event `:loop`,
+      or in a `:thread`, one after another; by default as the interpreter has it
   """
   @type make_env_opt ::
-          {:from, from_env() | [from_env()]} | {:encoding_opts, Serde.encoding_opts()}
+          {:from, from_env() | [from_env()]}
+          | {:encoding_opts, Serde.encoding_opts()}
+          | {:executor, executor()}
+
+  @typedoc """
+  Where Python code runs: on the event loop, where it has all others wait until it awaits or ends,
+  or in a thread.
+  """
+  @type executor :: :loop | :thread
 
   @typedoc "See `t:make_env_opt/0`."
   @type make_env_opts :: [make_env_opt()]
@@ -53,11 +63,13 @@ defmodule Snex do
     * `:timeout` - milliseconds to wait (default #{@default_timeout}), or `:infinity`. When the time
       is over the Python work is cancelled; code that blocks is interrupted
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
+    * `:executor` - where the code runs, by default as the environment or the interpreter has it
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
           {:timeout, timeout()}
           | {:encoding_opts, Serde.encoding_opts()}
+          | {:executor, executor()}
           | {:returning, code() | [code()]}
 
   @typedoc "See `t:pyeval_opt/0`."
@@ -83,7 +95,7 @@ defmodule Snex do
   @spec make_env(Interpreter.server() | vars(), vars() | make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(vars, opts) when is_map(vars) and is_list(opts) do
-    check_keys!(opts, [:from, :encoding_opts])
+    check_keys!(opts, [:from, :encoding_opts, :executor])
 
     case sources(opts[:from]) do
       [{env, _} | _] -> make_env(env.interpreter, vars, opts)
@@ -107,17 +119,18 @@ defmodule Snex do
   @spec make_env(Interpreter.server(), vars(), make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(interpreter, vars, opts) when is_map(vars) and is_list(opts) do
-    check_keys!(opts, [:from, :encoding_opts])
+    check_keys!(opts, [:from, :encoding_opts, :executor])
     sources = sources(opts[:from])
     vars = Serde.encode_vars!(vars)
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
+    executor = executor!(opts)
 
     case Runtimes.find(interpreter) do
       {:ok, pid, target} ->
         check_owner!(sources, pid)
         from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
         handle = Env.handle()
-        options = [from: from, handle: handle, encoding_opts: encoding]
+        options = [from: from, handle: handle, encoding_opts: encoding] ++ executor
         answer = Call.request(target, pid, {:make_env, vars, options}, :infinity)
         Enum.each(sources, fn {env, _} -> Env.used(env) end)
 
@@ -254,19 +267,29 @@ defmodule Snex do
   end
 
   defp evaluate(target, interpreter, code, vars, opts) do
-    check_keys!(opts, [:timeout, :encoding_opts, :returning])
+    check_keys!(opts, [:timeout, :encoding_opts, :executor, :returning])
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     code = returning(code, opts[:returning])
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     vars = Serde.encode_vars!(vars)
-    Call.request(target, interpreter, eval(code, vars, timeout, encoding), timeout)
+    options = [timeout: timeout] ++ executor!(opts)
+    Call.request(target, interpreter, eval(code, vars, options, encoding), timeout)
   end
 
-  defp eval(code, vars, timeout, []), do: {:eval, code, vars, [timeout: timeout]}
+  defp eval(code, vars, options, []), do: {:eval, code, vars, options}
 
   # In front of the variables, which Python would have to pass over to know how to read them.
-  defp eval(code, vars, timeout, encoding),
-    do: {:eval, code, [timeout: timeout, encoding_opts: encoding], vars}
+  defp eval(code, vars, options, encoding),
+    do: {:eval, code, options ++ [encoding_opts: encoding], vars}
+
+  # The option as it is sent, where it is given.
+  defp executor!(opts) do
+    case opts[:executor] do
+      nil -> []
+      executor when executor in [:loop, :thread] -> [executor: executor]
+      other -> raise ArgumentError, ":executor takes :loop or :thread, got: #{inspect(other)}"
+    end
+  end
 
   defp check_timeout!(:infinity), do: :infinity
 

@@ -120,6 +120,29 @@ defmodule SnexTest do
       assert_receive "ended"
     end
 
+    test "runs code in threads, where it is told to", %{env: env, interpreter: interpreter} do
+      name = "import threading\nreturn threading.current_thread().name"
+      assert {:ok, "snex-thread-" <> _} = Snex.pyeval(env, name, executor: :thread)
+      assert {:ok, "snex-thread-" <> _} = Snex.pyeval(interpreter, name, %{}, executor: :thread)
+      encoding = [executor: :thread, encoding_opts: [binary_as: :bytes]]
+      assert {:ok, "snex-thread-" <> _} = Snex.pyeval(env, name, %{"x" => "x"}, encoding)
+
+      {:ok, threaded} = Snex.make_env(interpreter, executor: :thread)
+      assert {:ok, "snex-thread-" <> _} = Snex.pyeval(threaded, name)
+      assert {:ok, "MainThread"} = Snex.pyeval(threaded, name, executor: :loop)
+
+      assert {:error, %Error{code: :response_timeout}} =
+               Snex.pyeval(threaded, "while True: pass", executor: :thread, timeout: 100)
+
+      assert_raise ArgumentError, ~r/:executor takes :loop or :thread, got: :x/, fn ->
+        Snex.pyeval(env, name, executor: :x)
+      end
+
+      assert_raise ArgumentError, ~r/:executor takes/, fn ->
+        Snex.make_env(interpreter, executor: :x)
+      end
+    end
+
     test "refuses what it does not know", %{env: env} do
       assert_raise ArgumentError, ~r/unknown option :tiemout/, fn ->
         Snex.pyeval(env, "return 1", tiemout: 1)
@@ -248,7 +271,8 @@ defmodule SnexTest do
           {Snex.Error,
            [:t, :error_code, :python_runtime_error, :internal_error, :env_not_found] ++
              [:env_key_not_found, :init_script_timeout, :response_timeout, :call_failed] ++
-             [:interpreter_exited, :bad_request, :cancelled]},
+             [:interpreter_exited, :bad_request, :cancelled, :overloaded, :worker_exited] ++
+             [:killed, :memory_limit]},
           {Snex.Serde,
            [:encoding_opt, :encoding_opts, :serde_binary, :serde_term, :serde_object] ++
              [:serde_float]}

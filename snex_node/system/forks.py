@@ -82,6 +82,8 @@ _told: set[weakref.WeakMethod[Callable[[], None]]] = set()
 # Those of ours, the one that was set last at the end.
 _handlers: dict[int, list[Handler]] = {}
 _owner: _Loop | None = None
+# Loops of other threads, by those.
+_adopted: dict[int, _Loop] = {}
 
 
 class _Forking(threading.local):
@@ -137,6 +139,19 @@ def owning_loop(make: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Any]:
         yield loop
     finally:
         _owner = owner
+
+
+def adopt_loop(loop: asyncio.AbstractEventLoop, pollers: Iterable[int]) -> None:
+    """Have ``loop``, which this thread runs, end children that are forked here, until `leave_loop`.
+
+    ``pollers`` are the descriptors that it waits with and a child inherits.
+    """
+    _adopted[threading.get_ident()] = _Loop(loop, frozenset(pollers))
+
+
+def leave_loop() -> None:
+    """Undo `adopt_loop`."""
+    _adopted.pop(threading.get_ident(), None)
 
 
 def end_if_inherited(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
@@ -250,14 +265,17 @@ def _take_away(descriptors: Iterable[int]) -> None:
 def _end_at_next_turn(owner: _Loop) -> None:
     # A poller is shared with the parent, and so is what is registered with it. An empty one takes
     # its place; libuv would abort on anything else.
-    for number in owner.pollers:
+    for number in owner.pollers.union(*(each.pollers for each in _adopted.values())):
         with contextlib.suppress(OSError):
             empty = select.epoll()
             os.dup2(empty.fileno(), number, inheritable=False)
             empty.close()
-    if threading.get_ident() != owner.thread:
-        _end_worker()  # the loop's thread is not in this process
-        return
+    if threading.get_ident() != owner.thread:  # which is not in this process
+        adopted = _adopted.get(threading.get_ident())
+        if adopted is None or not adopted.loop.is_running():
+            _end_worker()
+            return
+        owner = adopted
     # What was ready to run is the parent's to run. (uvloop shows nobody what is: there the rest of
     # one turn runs here too, without a socket to speak through.)
     ready = getattr(owner.loop, "_ready", None)
@@ -313,11 +331,13 @@ if hasattr(os, "register_at_fork"):
 __all__ = [
     "HasFileno",
     "OwnedDescriptor",
+    "adopt_loop",
     "end_child",
     "end_if_inherited",
     "end_waiting_child",
     "has_handler",
     "keep_from_children",
+    "leave_loop",
     "owning_loop",
     "reset_handler",
     "set_handler",

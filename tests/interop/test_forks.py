@@ -41,11 +41,13 @@ def pid(_):
 """
 
 
-@pytest.fixture(scope="module", params=["auto", "asyncio"])
+@pytest.fixture(scope="module", params=["--loop=auto", "--loop=asyncio", "--executor=thread"])
 def forking(request: pytest.FixtureRequest, epmd: RealEpmd, beam: Beam) -> Iterator[Runtime]:
-    flags = ["--loop", request.param]
     with Runtime.start(
-        epmd_port=epmd.port, cookie=beam.cookie, flags=flags, modules={"forked": FUNCTIONS}
+        epmd_port=epmd.port,
+        cookie=beam.cookie,
+        flags=[request.param],
+        modules={"forked": FUNCTIONS},
     ) as runtime:
         yield runtime
 

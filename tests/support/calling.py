@@ -89,15 +89,15 @@ class Caller:
 
 
 @contextlib.asynccontextmanager
-async def calling() -> AsyncIterator[Caller]:
-    """Start both, connected."""
+async def calling(**options: Any) -> AsyncIterator[Caller]:
+    """Start both, connected; ``options`` are the server's."""
     cookie, name = secrets.token_hex(8), secrets.token_hex(4)
     conversion: dict[str, Any] = {"decoder": serde.decoder(), "encoder": serde.encoder}
     async with (
         Node(f"py{name}@127.0.0.1", cookie=cookie, epmd="none", **conversion) as node,
         Node(f"caller{name}@127.0.0.1", cookie=cookie, epmd="none", listen=None) as other,
     ):
-        server = Server(node)
+        server = Server(node, **options)
         assert node.port is not None
         await other.connect(node.name, address=("127.0.0.1", node.port))
         yield Caller(other, server)

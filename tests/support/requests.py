@@ -11,7 +11,7 @@ from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import serde
 from snex_runtime.namespace import Variables
-from snex_runtime.requests import Request, make_request
+from snex_runtime.requests import Place, Request, make_request
 
 PID = Pid("app@host", 100, 0, 5)
 encode = Encoder().encode
@@ -54,6 +54,8 @@ class Taker:
         self.variables = variables
         self.system: list[tuple[From, object]] = []
         self.monitored_with: set[bytes] = set()
+        self.threaded = False
+        self.place: Place | None = None
 
     def system_received(self, caller: From, request: object) -> None:
         self.system.append((caller, request))
