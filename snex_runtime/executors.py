@@ -58,6 +58,12 @@ _AGAIN: Final = 0.02  # seconds between attempts to meet code outside of the lib
 Executor: TypeAlias = Literal["loop", "thread"]
 """Where requests run."""
 
+
+def _interval_is(seconds: float) -> bool:
+    """Whether it is this one: Python keeps whole microseconds."""
+    return abs(sys.getswitchinterval() - seconds) < 1e-6
+
+
 _log: Final = logging.getLogger(__name__)
 
 
@@ -432,7 +438,7 @@ class Pool:
         return job
 
     def _shorten_turns(self) -> None:
-        if not self._interval_set and sys.getswitchinterval() == _USUAL_INTERVAL:
+        if not self._interval_set and _interval_is(_USUAL_INTERVAL):
             sys.setswitchinterval(SWITCH_INTERVAL)
             self._interval_set = True
 
@@ -497,7 +503,7 @@ class Pool:
             self._threads -= len(idle)
         for worker in idle:
             worker.give(None)
-        if self._interval_set and sys.getswitchinterval() == SWITCH_INTERVAL:
+        if self._interval_set and _interval_is(SWITCH_INTERVAL):
             sys.setswitchinterval(_USUAL_INTERVAL)
 
     # --- in a thread ----------------------------------------------------------------------------

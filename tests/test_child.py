@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -802,38 +802,6 @@ def test_a_child_without_standard_input_says_so(epmd: RealEpmd) -> None:
 
 class TestExecution:
     """Where requests run, and how long."""
-
-    TERM: Final[Any] = {"name": "py@127.0.0.1", "cookie": "secret"}
-
-    def test_nothing_is_said(self) -> None:
-        given = child.Configuration(self.TERM | {"executor": None}).execution
-        assert given == {
-            "executor": "loop",
-            "threads": None,
-            "max_queue": None,
-            "queue_timeout": None,
-            "max_time": None,
-        }
-
-    def test_all_is_said(self) -> None:
-        numbers = {"threads": 3, "max_queue": 4, "queue_timeout": 500, "max_time": 0}
-        given = child.Configuration(self.TERM | numbers | {"executor": Atom("thread")}).execution
-        assert given == numbers | {"executor": "thread", "queue_timeout": 0.5, "max_time": 0.0}
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"executor": "x"},
-            {"threads": 0},
-            {"max_queue": -1},
-            {"max_time": 1.5},
-            {"threads": True},
-        ],
-    )
-    def test_it_is_wrong(self, wrong: dict[str, object]) -> None:
-        [name] = wrong
-        with pytest.raises(ValueError, match=f"{name} is "):
-            child.Configuration(self.TERM | wrong)
 
     @pytest.mark.traced_processes
     async def test_it_counts(self, start: Start) -> None:

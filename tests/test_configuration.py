@@ -27,6 +27,10 @@ def framed(term: object, version: bytes = b"\x83") -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
+EXECUTION = ("threads", "max_queue", "queue_timeout", "max_time", "kill_after")
+"""Numbers that say where requests run and for how long."""
+
+
 def term_of(**more: object) -> dict[Atom, object]:
     return {Atom(name): value for name, value in {**NAMED, **more}.items()}
 
@@ -45,7 +49,8 @@ class TestRead:
         assert (told.name, told.cookie) == ("py@127.0.0.1", "secret")
         assert (told.epmd, told.beam, told.interpreter, told.worker) == ("auto", None, None, None)
         assert told.encoding == serde.DEFAULTS
-        assert (told.max_memory, told.kill_after) == (0, None)
+        assert told.max_memory == 0
+        assert told.execution == {"executor": "loop", **dict.fromkeys(EXECUTION)}
 
     def test_all_that_a_beam_tells(self) -> None:
         pid = Pid("app@host", 1, 2, 3)
@@ -64,7 +69,8 @@ class TestRead:
         )
         assert (told.epmd, told.beam, told.interpreter) == ("none", "app@host", pid)
         assert told.encoding == serde.merge_options([("binary_as", "bytes")])
-        assert (told.max_memory, told.kill_after) == (2**30, 1.5)
+        assert told.max_memory == 2**30
+        assert told.execution["kill_after"] == 1.5
         assert told.limits["rlimit_nofile"] == 64
 
     def test_it_may_come_in_pieces(self) -> None:
@@ -116,11 +122,25 @@ class TestRead:
         with pytest.raises(ValueError, match=f"the configuration has {len(data) - 4} bytes"):
             read(data)
 
-    @pytest.mark.parametrize("name", ["max_memory", "kill_after"])
-    @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "5", Atom("infinity")])
+    def test_where_requests_run_and_for_how_long(self) -> None:
+        numbers = {"threads": 3, "max_queue": 4, "queue_timeout": 500, "max_time": 0}
+        told = read(framed(term_of(**numbers, kill_after=250, executor=Atom("thread"))))
+        seconds = {"queue_timeout": 0.5, "max_time": 0.0, "kill_after": 0.25}
+        assert told.execution == {**numbers, **seconds, "executor": "thread"}
+
+    def test_an_executor_that_is_none(self) -> None:
+        with pytest.raises(ValueError, match="^executor is loop or thread, not 'x'$"):
+            read(framed(term_of(executor="x")))
+
+    @pytest.mark.parametrize("name", [*EXECUTION, "max_memory"])
+    @pytest.mark.parametrize("wrong", [-1, 1.5, True, "5", Atom("infinity"), 2**62])
     def test_numbers_that_are_none(self, name: str, wrong: object) -> None:
-        with pytest.raises(ValueError, match=f"^{name} is a positive integer, not "):
+        with pytest.raises(ValueError, match=f"^{name} is a whole number of "):
             read(framed(term_of(**{name: wrong})))
+
+    def test_no_threads_at_all(self) -> None:
+        with pytest.raises(ValueError, match=r"^threads is a whole number of 32 bits from 1"):
+            read(framed(term_of(threads=0)))
 
     def test_encoding_options_that_are_none(self) -> None:
         with pytest.raises(ValueError, match="unknown encoding option"):

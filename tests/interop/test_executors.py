@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,8 @@ async def test_executors_are_chosen_by_request_and_environment(
     {:ok, seen} = GenServer.call(env, {:eval, "return seen", %{}})
     {for(name <- [one, two, three], do: String.starts_with?(name, "snex-thread-")), seen}
     """
-    threaded, seen = await beam.eval(source, py=runtime.name)
+    answer: Any = await beam.eval(source, py=runtime.name)
+    threaded, seen = answer
     assert threaded == [True, True, False]
     assert seen == list(range(1, 101))
 

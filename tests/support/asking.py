@@ -32,25 +32,27 @@ class Asking:
         self.node = node
         self.pid = pid
 
-    def call(self, *request: object) -> Call:
+    def call(self, *request: Any) -> Call:
         """A call; the first part of the request is an atom."""
-        return Call(self, term_of(*request))
+        return Call(self, term_of(request[0], *request[1:]))
 
-    def by_tag(self, ref: Reference, *request: object) -> bytes:
+    def by_tag(self, ref: Reference, *request: Any) -> bytes:
         """The message of a call whose answer goes to the pid, as C nodes make it."""
-        return self.node.encoder.encode((GEN_CALL, (self.pid, ref), term_of(*request)))
+        return self.node.encoder.encode(
+            (GEN_CALL, (self.pid, ref), term_of(request[0], *request[1:]))
+        )
 
-    def cast(self, *request: object) -> bytes:
+    def cast(self, *request: Any) -> bytes:
         """The message of a cast."""
-        return self.node.encoder.encode((GEN_CAST, term_of(*request)))
+        return self.node.encoder.encode((GEN_CAST, term_of(request[0], *request[1:])))
 
-    def system(self, ref: Reference, *request: object) -> bytes:
+    def system(self, ref: Reference, *request: Any) -> bytes:
         """A system message."""
         tag = self.pid, ImproperList([ALIAS], ref)
-        return self.node.encoder.encode((A("system"), tag, term_of(*request)))
+        return self.node.encoder.encode((A("system"), tag, term_of(request[0], *request[1:])))
 
 
-def term_of(head: str, *rest: object) -> object:
+def term_of(head: Any, *rest: object) -> object:
     """A request: a tuple that begins with an atom, or the atom."""
     return (A(head), *rest) if rest else A(head)
 
