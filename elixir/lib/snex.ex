@@ -6,10 +6,12 @@ defmodule Snex do
       {:ok, 42} = Snex.pyeval(interpreter, "return 6 * x", %{"x" => 7})
 
   An interpreter (`Snex.Interpreter`) is a Python process that joins this node's cluster as a hidden
-  node. Requests go from the calling process straight to it.
+  node. Requests go from the calling process straight to it. Wherever an interpreter is taken, so is a
+  pool of them (`Snex.Pool`).
   """
 
-  alias Snex.{Call, Code, Env, Error, Interpreter, Runtimes, Serde}
+  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde}
+  alias Snex.Pool.Checkout
 
   @default_timeout 5_000
 
@@ -52,11 +54,15 @@ defmodule Snex do
 
     * `:timeout` - milliseconds to wait (default #{@default_timeout}), or `:infinity`. When the time
       is over the Python work is cancelled; code that blocks is interrupted
+    * `:kill_after` - milliseconds after the end of `:timeout`, in which code that cannot be
+      interrupted must have ended; else Python is killed, and the error is `:killed`. The call takes
+      that much longer then. Default: that of the interpreter
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
           {:timeout, timeout()}
+          | {:kill_after, pos_integer()}
           | {:encoding_opts, Serde.encoding_opts()}
           | {:returning, code() | [code()]}
 
@@ -103,6 +109,9 @@ defmodule Snex do
   A name of `:only` that the environment lacks becomes `nil`; an empty `:only` or `:except` restricts
   nothing. Raises `ArgumentError` for unknown options, names that are not strings, names in both
   `:only` and `:except`, and environments of other interpreters.
+
+  A pool makes it on the member that has the fewest environments, of these on the one that has least
+  to do; and where `:from` is given on the member that this environment is on.
   """
   @spec make_env(Interpreter.server(), vars(), make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
@@ -112,22 +121,42 @@ defmodule Snex do
     vars = Serde.encode_vars!(vars)
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
 
-    case Runtimes.find(interpreter) do
-      {:ok, pid, target} ->
-        check_owner!(sources, pid)
-        from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
-        handle = Env.handle()
-        options = [from: from, handle: handle, encoding_opts: encoding]
-        answer = Call.request(target, pid, {:make_env, vars, options}, :infinity)
-        Enum.each(sources, fn {env, _} -> Env.used(env) end)
+    make = &make_env(&1, &2, vars, sources, encoding)
 
-        case answer do
-          {:ok, env} -> {:ok, Env.new(env, pid, handle)}
-          {:error, _} = error -> error
-        end
+    case find_for_env(interpreter, sources) do
+      {:ok, pid, target} -> Checkout.visit(pid, fn -> make.(pid, target) end)
+      {:pool, pool} -> Checkout.lodge(pool, fn pid, target, _left -> make.(pid, target) end)
+      {:error, reason} -> {:error, Call.failed(reason)}
+    end
+  end
 
-      {:error, reason} ->
-        {:error, Call.failed(reason)}
+  # What is copied from is on one member of a pool, and so will the copy be.
+  defp find_for_env(interpreter, [{env, _} | _]) do
+    case find(interpreter) do
+      {:pool, pool} ->
+        if Checkout.of_pool?(env, pool),
+          do: Runtimes.find(env.interpreter),
+          else: raise(ArgumentError, foreign(env, interpreter))
+
+      found ->
+        found
+    end
+  end
+
+  defp find_for_env(interpreter, []), do: find(interpreter)
+
+  defp make_env(interpreter, target, vars, sources, encoding) do
+    check_owner!(sources, interpreter)
+    from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
+    handle = Env.handle()
+    options = [from: from, handle: handle, encoding_opts: encoding]
+    request = {:make_env, vars, options}
+    {fate, answer} = Call.attempt(target, interpreter, request, :infinity)
+    Enum.each(sources, fn {env, _} -> Env.used(env) end)
+
+    case answer do
+      {:ok, env} -> {fate, {:ok, Env.new(env, interpreter, handle, Checkout.lodged(interpreter))}}
+      {:error, _} = error -> {fate, error}
     end
   end
 
@@ -165,11 +194,14 @@ defmodule Snex do
   end
 
   defp check_owner!(sources, interpreter) do
-    for {env, _} <- sources, env.interpreter != interpreter do
-      raise ArgumentError,
-            "#{inspect(env)} belongs to the interpreter #{inspect(env.interpreter)}, and cannot be " <>
-              "copied to #{inspect(interpreter)}"
-    end
+    for {env, _} <- sources,
+        env.interpreter != interpreter,
+        do: raise(ArgumentError, foreign(env, interpreter))
+  end
+
+  defp foreign(env, interpreter) do
+    "#{inspect(env)} belongs to the interpreter #{inspect(env.interpreter)}, and cannot be " <>
+      "copied to #{inspect(interpreter)}"
   end
 
   @doc """
@@ -235,38 +267,71 @@ defmodule Snex do
     if Call.ended?(interpreter) do
       {:error, Call.failed(:noproc)}
     else
-      answer = evaluate(id, interpreter, code, vars, opts)
+      plan = plan(code, vars, opts)
+      evaluate = fn -> evaluate(id, interpreter, plan, plan.timeout) end
+      answer = if env.pool, do: Checkout.visit(interpreter, evaluate), else: elem(evaluate.(), 1)
       Env.used(env)
       answer
     end
   end
 
   defp run(interpreter, code, vars, opts) do
-    case Runtimes.find(interpreter) do
-      {:ok, pid, target} -> evaluate(target, pid, code, vars, opts)
-      {:error, reason} -> {:error, Call.failed(reason)}
+    case find(interpreter) do
+      {:ok, pid, target} ->
+        plan = plan(code, vars, opts)
+        elem(evaluate(target, pid, plan, plan.timeout), 1)
+
+      {:pool, pool} ->
+        plan = plan(code, vars, opts)
+        Checkout.run(pool, plan.timeout, &evaluate(&2, &1, plan, &3))
+
+      {:error, reason} ->
+        {:error, Call.failed(reason)}
     end
   end
 
-  defp evaluate(target, interpreter, code, vars, []) do
-    request = {:eval, code, Serde.encode_vars!(vars), [timeout: @default_timeout]}
-    Call.request(target, interpreter, request, @default_timeout)
+  # A pool need not be on this node.
+  defp find(interpreter) do
+    with {:error, :noproc} = error <- Runtimes.find(interpreter) do
+      case Checkout.elsewhere(interpreter) do
+        nil -> error
+        pool -> {:pool, pool}
+      end
+    end
   end
 
-  defp evaluate(target, interpreter, code, vars, opts) do
-    check_keys!(opts, [:timeout, :encoding_opts, :returning])
-    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
-    code = returning(code, opts[:returning])
-    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+  defp plan(code, vars, []) do
     vars = Serde.encode_vars!(vars)
-    Call.request(target, interpreter, eval(code, vars, timeout, encoding), timeout)
+    %{code: code, vars: vars, timeout: @default_timeout, kill_after: nil, encoding: []}
   end
 
-  defp eval(code, vars, timeout, []), do: {:eval, code, vars, [timeout: timeout]}
+  defp plan(code, vars, opts) do
+    check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :returning])
+    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
+
+    %{
+      code: returning(code, opts[:returning]),
+      vars: Serde.encode_vars!(vars),
+      timeout: timeout,
+      kill_after: Limits.check_kill_after!(opts[:kill_after], timeout),
+      encoding: Serde.check_options!(opts[:encoding_opts] || [])
+    }
+  end
+
+  defp evaluate(target, interpreter, plan, timeout),
+    do: Call.attempt(target, interpreter, eval(plan, timeout), timeout, plan.kill_after)
+
+  defp eval(%{encoding: []} = plan, timeout),
+    do: {:eval, plan.code, plan.vars, options(timeout, plan.kill_after)}
 
   # In front of the variables, which Python would have to pass over to know how to read them.
-  defp eval(code, vars, timeout, encoding),
-    do: {:eval, code, [timeout: timeout, encoding_opts: encoding], vars}
+  defp eval(plan, timeout) do
+    options = options(timeout, plan.kill_after) ++ [encoding_opts: plan.encoding]
+    {:eval, plan.code, options, plan.vars}
+  end
+
+  defp options(timeout, nil), do: [timeout: timeout]
+  defp options(timeout, kill_after), do: [timeout: timeout, kill_after: kill_after]
 
   defp check_timeout!(:infinity), do: :infinity
 
