@@ -133,7 +133,14 @@ defmodule Snex.Pool.Checkout do
   def lodge(%Places{} = places, work) do
     with slot when slot != nil <- Places.for_environment(places),
          {interpreter, target} <- Runtimes.member(places, slot) do
-      visit(places, slot, fn -> work.(interpreter, target, :infinity) end)
+      # It may have been taken down just before this was to be seen there.
+      make = fn ->
+        if Places.up?(places, slot),
+          do: work.(interpreter, target, :infinity),
+          else: {:answered, :again}
+      end
+
+      with :again <- visit(places, slot, make), do: lodge(places, work)
     else
       # None is there: the next one that comes.
       nil -> run(places, :infinity, work)

@@ -90,9 +90,24 @@ defmodule Snex.Pool.Members do
   # In the supervisor, which restarts members by itself.
   @spec start_member(pid(), Places.slot(), module(), Options.t()) :: GenServer.on_start()
   def start_member(pool, slot, module, %Options{opts: opts}) do
-    with {:ok, pid} <- module.start_link(opts) do
+    with {:ok, pid} <- start_named(module, opts) do
       send(pool, {:snex_member, slot, pid})
       {:ok, pid}
+    end
+  end
+
+  # After a pool that was killed its members may still be ending.
+  defp start_named(module, opts) do
+    with {:error, {:already_started, pid}} <- module.start_link(opts) do
+      monitor = Process.monitor(pid)
+
+      receive do
+        {:DOWN, ^monitor, _, _, _} -> module.start_link(opts)
+      after
+        Launch.stop_timeout() + 1_000 ->
+          Process.demonitor(monitor, [:flush])
+          {:error, {:already_started, pid}}
+      end
     end
   end
 

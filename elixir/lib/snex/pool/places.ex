@@ -91,6 +91,10 @@ defmodule Snex.Pool.Places do
     :ok
   end
 
+  @doc "Whether a member takes calls."
+  @spec up?(t(), slot()) :: boolean()
+  def up?(places, slot), do: :atomics.get(places.ref, base(places, slot) + @state) == @states[:up]
+
   @spec suspect?(t(), slot()) :: boolean()
   def suspect?(places, slot),
     do: :atomics.get(places.ref, base(places, slot) + @state) == @states[:suspect]
@@ -129,12 +133,19 @@ defmodule Snex.Pool.Places do
 
     case exchange(ref, last - places.concurrency + 1, last, owner) do
       # Somebody was faster.
-      nil ->
-        claim(places, owner)
+      nil -> claim(places, owner)
+      place -> taken(places, slot, place, owner)
+    end
+  end
 
-      place ->
-        :atomics.add(ref, @calls, 1)
-        {:ok, slot, place}
+  # Who takes a member down looks for those who work on it afterwards, and so finds this one or is found.
+  defp taken(%{ref: ref} = places, slot, place, owner) do
+    if up?(places, slot) do
+      :atomics.add(ref, @calls, 1)
+      {:ok, slot, place}
+    else
+      :atomics.put(ref, place, 0)
+      claim(places, owner)
     end
   end
 
@@ -158,15 +169,15 @@ defmodule Snex.Pool.Places do
   defp busy(ref, base, width) do
     none? = :atomics.get(ref, base + @visits) == 0
     first = base + @member_head + if(none?, do: @visitors, else: 0) + 1
-    taken(ref, first, base + width, 0)
+    count(ref, first, base + width, 0)
   end
 
-  defp taken(_ref, place, last, count) when place > last, do: count
+  defp count(_ref, place, last, count) when place > last, do: count
 
-  defp taken(ref, place, last, count) do
+  defp count(ref, place, last, count) do
     if :atomics.get(ref, place) == 0,
-      do: taken(ref, place + 1, last, count),
-      else: taken(ref, place + 1, last, count + 1)
+      do: count(ref, place + 1, last, count),
+      else: count(ref, place + 1, last, count + 1)
   end
 
   defp exchange(_ref, place, last, _owner) when place > last, do: nil
