@@ -10,6 +10,7 @@ Every environment starts with this module as ``snex``, and with `Elixir`.
 """
 
 from snex import interface, models  # noqa: F401 - `snex.models` is there without an import of its own
+from snex_runtime.batches import Batched, batched
 from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.serde import (
@@ -24,6 +25,7 @@ from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
 
 __all__ = [
     "Atom",
+    "Batched",
     "BeamModuleProxy",
     "DistinctAtom",
     "Elixir",
@@ -32,6 +34,7 @@ __all__ = [
     "EncodingOpts",
     "LoggingHandler",
     "Term",
+    "batched",
     "call",
     "cast",
     "io_loop_for_connection",

@@ -5,6 +5,7 @@
 ...     await send(pid, {"progress": 0.5})
 """
 
+from snex_runtime.batches import batched
 from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
@@ -13,6 +14,7 @@ __all__ = [
     "BeamModuleProxy",
     "Elixir",
     "ElixirError",
+    "batched",
     "call",
     "cast",
     "io_loop_for_connection",

@@ -265,6 +265,11 @@ class NodeBackend:
         """A node is gone; another one may come in its name."""
         self._clients.pop(name, None)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the node."""
+        return self._loop
+
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run ``function`` on the node's loop soon."""
         self._loop.call_soon_threadsafe(function)
@@ -487,6 +492,11 @@ def has_stopped() -> bool:
 def current_backend() -> Backend | None:
     """What they go through, if anything."""
     return _backend
+
+
+def node_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of the node in this process; None where there is no node."""
+    return _backend.loop if isinstance(_backend, NodeBackend) else None
 
 
 def _forget_backend() -> None:

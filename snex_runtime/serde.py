@@ -14,6 +14,7 @@ from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
 from snex_runtime.arrangement import LISTS, BinaryAs
+from snex_runtime.errors import from_exception
 
 
 class Atom(terms.Atom):
@@ -342,7 +343,15 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
 
 
 def _encode_unknown(value: object) -> object:
-    return _unknown(value) if _custom is None else _custom(value)
+    if not isinstance(value, Exception):
+        return _unknown(value) if _custom is None else _custom(value)
+    # As the caller gets one that is raised, unless the custom encoder knows better.
+    if _custom is not None:
+        try:
+            return _custom(value)
+        except TypeError:
+            pass
+    return from_exception(value).to_term()
 
 
 BOUNDARIES: Final = (_encode_unknown.__code__,)

@@ -554,6 +554,13 @@ class TestNodeBackend:
         await interface.call("math", "sqrt", [16])
         assert len(asked) == 2
 
+    async def test_the_loop_of_the_node(self, both: Pair) -> None:
+        loop = asyncio.get_running_loop()
+        assert both.server.backend.loop is loop
+        assert interface.node_loop() is loop
+        interface.set_backend(None)
+        assert interface.node_loop() is None
+
     async def test_log(self, both: Pair, provide: Callable[..., None]) -> None:
         written: list[tuple[object, ...]] = []
 

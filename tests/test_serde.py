@@ -518,6 +518,32 @@ class TestCustomEncoder:
             sent(Vector(1))
 
 
+class TestExceptions:
+    def test_they_arrive_as_the_errors_that_they_would_be_if_they_were_raised(self) -> None:
+        found = sent([1, {"e": KeyError("k")}])[1][b"e"]
+        assert found[A("__struct__")] == A("Elixir.Snex.Error")
+        assert found[A("__exception__")] is True
+        assert found[A("code")] == A("python_runtime_error")
+        assert (found[A("reason")], found[A("type")]) == (b"'k'", b"KeyError")
+        assert found[A("traceback")] == [b"KeyError: 'k'\n"]
+
+    def test_a_custom_encoder_may_know_better(
+        self, custom_encoder: Callable[[Callable[[Any], object]], None]
+    ) -> None:
+        def encode(value: object) -> object:
+            if isinstance(value, KeyError):
+                return "a key"
+            raise TypeError("not with me")
+
+        custom_encoder(encode)
+        assert sent(KeyError("k")) == b"a key"
+        assert sent(ValueError("v"))[A("type")] == b"ValueError"
+
+    def test_what_is_to_end_a_program_is_none(self) -> None:
+        with pytest.raises(TypeError, match="Cannot serialize object of <class 'SystemExit'>"):
+            sent(SystemExit(1))
+
+
 class TestAtom:
     def test_it_is_the_text_of_its_name(self) -> None:
         assert Atom("foo") == "foo"

@@ -6,10 +6,12 @@ defmodule Snex do
       {:ok, 42} = Snex.pyeval(interpreter, "return 6 * x", %{"x" => 7})
 
   An interpreter (`Snex.Interpreter`) is a Python process that joins this node's cluster as a hidden
-  node. Requests go from the calling process straight to it.
+  node. Requests go from the calling process straight to it. Wherever an interpreter is taken, so is a
+  pool of them (`Snex.Pool`).
   """
 
-  alias Snex.{Call, Code, Env, Error, Interpreter, Runtimes, Serde}
+  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde}
+  alias Snex.Pool.Checkout
 
   @default_timeout 5_000
 
@@ -62,12 +64,16 @@ defmodule Snex do
 
     * `:timeout` - milliseconds to wait (default #{@default_timeout}), or `:infinity`. When the time
       is over the Python work is cancelled; code that blocks is interrupted
+    * `:kill_after` - milliseconds after the end of `:timeout`, in which code that cannot be
+      interrupted must have ended; else Python is killed, and the error is `:killed`. The call takes
+      that much longer then. Default: that of the interpreter
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
     * `:executor` - where the code runs, by default as the environment or the interpreter has it
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
           {:timeout, timeout()}
+          | {:kill_after, pos_integer()}
           | {:encoding_opts, Serde.encoding_opts()}
           | {:executor, executor()}
           | {:returning, code() | [code()]}
@@ -115,6 +121,9 @@ defmodule Snex do
   A name of `:only` that the environment lacks becomes `nil`; an empty `:only` or `:except` restricts
   nothing. Raises `ArgumentError` for unknown options, names that are not strings, names in both
   `:only` and `:except`, and environments of other interpreters.
+
+  A pool makes it on the member that has the fewest environments, of these on the one that has least
+  to do; and where `:from` is given on the member that this environment is on.
   """
   @spec make_env(Interpreter.server(), vars(), make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
@@ -125,22 +134,42 @@ defmodule Snex do
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     executor = executor!(opts)
 
-    case Runtimes.find(interpreter) do
-      {:ok, pid, target} ->
-        check_owner!(sources, pid)
-        from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
-        handle = Env.handle()
-        options = [from: from, handle: handle, encoding_opts: encoding] ++ executor
-        answer = Call.request(target, pid, {:make_env, vars, options}, :infinity)
-        Enum.each(sources, fn {env, _} -> Env.used(env) end)
+    make = &make_env(&1, &2, vars, sources, encoding, executor)
 
-        case answer do
-          {:ok, env} -> {:ok, Env.new(env, pid, handle)}
-          {:error, _} = error -> error
-        end
+    case find_for_env(interpreter, sources) do
+      {:ok, pid, target} -> Checkout.visit(pid, fn -> make.(pid, target) end)
+      {:pool, pool} -> Checkout.lodge(pool, fn pid, target, _left -> make.(pid, target) end)
+      {:error, reason} -> {:error, Call.failed(reason)}
+    end
+  end
 
-      {:error, reason} ->
-        {:error, Call.failed(reason)}
+  # What is copied from is on one member of a pool, and so will the copy be.
+  defp find_for_env(interpreter, [{env, _} | _]) do
+    case find(interpreter) do
+      {:pool, pool} ->
+        if Checkout.of_pool?(env, pool),
+          do: Runtimes.find(env.interpreter),
+          else: raise(ArgumentError, foreign(env, interpreter))
+
+      found ->
+        found
+    end
+  end
+
+  defp find_for_env(interpreter, []), do: find(interpreter)
+
+  defp make_env(interpreter, target, vars, sources, encoding, executor) do
+    check_owner!(sources, interpreter)
+    from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
+    handle = Env.handle()
+    options = [from: from, handle: handle, encoding_opts: encoding] ++ executor
+    request = {:make_env, vars, options}
+    {fate, answer} = Call.attempt(target, interpreter, request, :infinity)
+    Enum.each(sources, fn {env, _} -> Env.used(env) end)
+
+    case answer do
+      {:ok, env} -> {fate, {:ok, Env.new(env, interpreter, handle, Checkout.lodged(interpreter))}}
+      {:error, _} = error -> {fate, error}
     end
   end
 
@@ -178,11 +207,14 @@ defmodule Snex do
   end
 
   defp check_owner!(sources, interpreter) do
-    for {env, _} <- sources, env.interpreter != interpreter do
-      raise ArgumentError,
-            "#{inspect(env)} belongs to the interpreter #{inspect(env.interpreter)}, and cannot be " <>
-              "copied to #{inspect(interpreter)}"
-    end
+    for {env, _} <- sources,
+        env.interpreter != interpreter,
+        do: raise(ArgumentError, foreign(env, interpreter))
+  end
+
+  defp foreign(env, interpreter) do
+    "#{inspect(env)} belongs to the interpreter #{inspect(env.interpreter)}, and cannot be " <>
+      "copied to #{inspect(interpreter)}"
   end
 
   @doc """
@@ -248,39 +280,74 @@ defmodule Snex do
     if Call.ended?(interpreter) do
       {:error, Call.failed(:noproc)}
     else
-      answer = evaluate(id, interpreter, code, vars, opts)
+      plan = plan(code, vars, opts)
+      evaluate = fn -> evaluate(id, interpreter, plan, plan.timeout) end
+      answer = if env.pool, do: Checkout.visit(interpreter, evaluate), else: elem(evaluate.(), 1)
       Env.used(env)
       answer
     end
   end
 
   defp run(interpreter, code, vars, opts) do
-    case Runtimes.find(interpreter) do
-      {:ok, pid, target} -> evaluate(target, pid, code, vars, opts)
-      {:error, reason} -> {:error, Call.failed(reason)}
+    case find(interpreter) do
+      {:ok, pid, target} ->
+        plan = plan(code, vars, opts)
+        elem(evaluate(target, pid, plan, plan.timeout), 1)
+
+      {:pool, pool} ->
+        plan = plan(code, vars, opts)
+        Checkout.run(pool, plan.timeout, &evaluate(&2, &1, plan, &3))
+
+      {:error, reason} ->
+        {:error, Call.failed(reason)}
     end
   end
 
-  defp evaluate(target, interpreter, code, vars, []) do
-    request = {:eval, code, Serde.encode_vars!(vars), [timeout: @default_timeout]}
-    Call.request(target, interpreter, request, @default_timeout)
+  # A pool need not be on this node.
+  defp find(interpreter) do
+    with {:error, :noproc} = error <- Runtimes.find(interpreter) do
+      case Checkout.elsewhere(interpreter) do
+        nil -> error
+        pool -> {:pool, pool}
+      end
+    end
   end
 
-  defp evaluate(target, interpreter, code, vars, opts) do
-    check_keys!(opts, [:timeout, :encoding_opts, :executor, :returning])
-    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
-    code = returning(code, opts[:returning])
-    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+  defp plan(code, vars, []) do
     vars = Serde.encode_vars!(vars)
-    options = [timeout: timeout] ++ executor!(opts)
-    Call.request(target, interpreter, eval(code, vars, options, encoding), timeout)
+    %{code: code, vars: vars, timeout: @default_timeout, kill_after: nil, encoding: [], executor: []}
   end
 
-  defp eval(code, vars, options, []), do: {:eval, code, vars, options}
+  defp plan(code, vars, opts) do
+    check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :executor, :returning])
+    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
+
+    %{
+      code: returning(code, opts[:returning]),
+      vars: Serde.encode_vars!(vars),
+      timeout: timeout,
+      kill_after: Limits.check_kill_after!(opts[:kill_after], timeout),
+      encoding: Serde.check_options!(opts[:encoding_opts] || []),
+      executor: executor!(opts)
+    }
+  end
+
+  defp evaluate(target, interpreter, plan, timeout),
+    do: Call.attempt(target, interpreter, eval(plan, timeout), timeout, plan.kill_after)
+
+  defp eval(%{encoding: []} = plan, timeout),
+    do: {:eval, plan.code, plan.vars, options(timeout, plan)}
 
   # In front of the variables, which Python would have to pass over to know how to read them.
-  defp eval(code, vars, options, encoding),
-    do: {:eval, code, options ++ [encoding_opts: encoding], vars}
+  defp eval(plan, timeout) do
+    options = options(timeout, plan) ++ [encoding_opts: plan.encoding]
+    {:eval, plan.code, options, plan.vars}
+  end
+
+  defp options(timeout, %{kill_after: nil} = plan), do: [timeout: timeout] ++ plan.executor
+
+  defp options(timeout, plan),
+    do: [timeout: timeout, kill_after: plan.kill_after] ++ plan.executor
 
   # The option as it is sent, where it is given.
   defp executor!(opts) do

@@ -17,13 +17,18 @@ defmodule Snex.Env do
   @type id :: pid()
 
   @typedoc "`id` is the environment's pid; all other fields are private."
-  @type t :: %__MODULE__{id: id(), interpreter: pid(), ref: reference() | nil}
+  @type t :: %__MODULE__{
+          id: id(),
+          interpreter: pid(),
+          ref: reference() | nil,
+          pool: pid() | nil
+        }
 
   @enforce_keys [:id, :interpreter]
-  defstruct [:id, :interpreter, :ref]
+  defstruct [:id, :interpreter, :ref, :pool]
 
   @doc """
-  The interpreter that the environment belongs to.
+  The interpreter that the environment belongs to; of one of a pool the member that it is on.
 
       {:ok, env} = Snex.make_env(interpreter)
       ^interpreter = Snex.Env.interpreter(env)
@@ -84,10 +89,10 @@ defmodule Snex.Env do
   def handle, do: if(Nif.loaded?(), do: Snex.Collector.pid(), else: self())
 
   @doc false
-  @spec new(pid(), pid(), pid()) :: t()
-  def new(id, interpreter, handle) do
+  @spec new(pid(), pid(), pid(), pid() | nil) :: t()
+  def new(id, interpreter, handle, pool) do
     ref = if Nif.loaded?(), do: Nif.make(handle, :erlang.term_to_binary(id))
-    %__MODULE__{id: id, interpreter: interpreter, ref: ref}
+    %__MODULE__{id: id, interpreter: interpreter, ref: ref, pool: pool}
   end
 
   defimpl Inspect do

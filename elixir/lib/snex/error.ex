@@ -12,10 +12,10 @@ defmodule Snex.Error do
   | `:call_failed` | the interpreter ended before it answered | its exit reason; `:noproc` when it had ended before |
   | `:interpreter_exited` | the Python process ended, or could not be started | `{:exit_status, status}`: above 128 it was ended by the signal `status - 128`, 127 and 126 are those of a program that is not there or cannot be run; or why the connection to it was lost |
   | `:init_script_timeout` | the init script took too long | |
-  | `:overloaded` | too many requests wait in Python; it has not run | how many, and what to do |
-  | `:worker_exited` | the worker process that ran the code ended | how |
-  | `:killed` | the worker process that ran the code was killed, because that took no notice of its end | why |
-  | `:memory_limit` | the worker process that ran the code was killed, because it took too much memory | how much |
+  | `:overloaded` | too many calls wait for a member of a pool, or for a thread of Python, or this one waited too long; nothing has run | what to do |
+  | `:killed` | the code did not end within `kill_after` when its time was over, so Python was killed | a sentence |
+  | `:memory_limit` | Python held more than its `max_memory` and was killed while the call was under way | a sentence |
+  | `:worker_exited` | the worker process of Python that ran the code has ended | how |
   | `:bad_request` | Python did not understand the request | what it expects |
   | `:internal_error` | a defect of this library, or of the system it runs on | |
 
@@ -36,9 +36,9 @@ defmodule Snex.Error do
   @type bad_request :: :bad_request
   @type cancelled :: :cancelled
   @type overloaded :: :overloaded
-  @type worker_exited :: :worker_exited
   @type killed :: :killed
   @type memory_limit :: :memory_limit
+  @type worker_exited :: :worker_exited
 
   @typedoc "What went wrong; the table above says when."
   @type error_code ::
@@ -53,9 +53,9 @@ defmodule Snex.Error do
           | bad_request()
           | cancelled()
           | overloaded()
-          | worker_exited()
           | killed()
           | memory_limit()
+          | worker_exited()
 
   @type t :: %__MODULE__{
           code: error_code(),

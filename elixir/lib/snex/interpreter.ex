@@ -53,7 +53,7 @@ defmodule Snex.Interpreter do
 
   use GenServer
 
-  alias Snex.{Attachment, Error, Launch, Options, OSProcess, Port, Runtimes, Serde}
+  alias Snex.{Attachment, Call, Error, Launch, Limits, Options, OSProcess, Port, Runtimes, Serde}
 
   @default_init_script_timeout Launch.default_timeout()
 
@@ -95,6 +95,21 @@ defmodule Snex.Interpreter do
       and `:use_stdio`: then all there is between this node and Python runs through Python's standard
       input and output, so that it may be in a container or behind SSH, without a network. `sys.stdin`
       and `sys.stdout` are `None` then
+    * `:executor` - what runs the code: `:loop`, the event loop (default), or `:thread`, threads
+      beside it, so that code which blocks keeps nobody waiting
+    * `:threads` - how many threads run code at a time, where they do
+    * `:max_time` - milliseconds that any evaluation may take, those without a `:timeout` included
+    * `:max_queue` - how many evaluations may wait in Python for a thread; further ones get the error
+      `:overloaded`
+    * `:queue_timeout` - milliseconds that one may wait there; then it gets that error
+    * `:max_memory` - bytes that Python may hold (its resident memory); beyond them it is killed,
+      and calls that are under way get the error `:memory_limit`
+    * `:kill_after` - milliseconds after the end of its `:timeout` in which code must have ended; else
+      Python is killed, and its caller gets the error `:killed`. It is the default for evaluations that
+      have a timeout; `Snex.pyeval/4` has an option of that name for one
+    * `:rlimit_as`, `:rlimit_cpu`, `:rlimit_nofile` - bounds that the system holds Python to: bytes of
+      address space, seconds of processor time, open files
+    * `:cgroup` - the path of a cgroup that Python is put into
     * `:node` - the name of a Python node that someone else runs (`snex-node start`). None is started
       then, and of the options above only `:sync_start?` and `:label` apply. While the node is away
       calls fail, and connecting is tried again; with `sync_start?: false` it may be away from the
@@ -115,6 +130,7 @@ defmodule Snex.Interpreter do
           | {:label, term()}
           | {:encoding_opts, Serde.encoding_opts()}
           | {:port_opts, port_opts()}
+          | Limits.option()
           | {:node, node()}
           | {:register_as, atom()}
           | {:cookie, String.t() | atom()}
@@ -137,6 +153,7 @@ defmodule Snex.Interpreter do
     :register_as,
     :cookie,
     :eager_polyfill?
+    | Limits.options()
   ]
 
   @doc false
@@ -206,6 +223,14 @@ defmodule Snex.Interpreter do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(opts \\ []) do
+    {genserver, own} = check_options!(opts)
+    GenServer.start_link(__MODULE__, own, genserver)
+  end
+
+  @doc false
+  # Checks options, and splits them into those of the process and those of the interpreter.
+  @spec check_options!(keyword()) :: {keyword(), keyword()}
+  def check_options!(opts) do
     {genserver, own} = Keyword.split(opts, @genserver_options)
 
     for {name, _} <- own, name not in @own_options do
@@ -225,7 +250,8 @@ defmodule Snex.Interpreter do
     end
 
     Serde.check_options!(own[:encoding_opts] || [])
-    GenServer.start_link(__MODULE__, own, genserver)
+    Limits.check!(own)
+    {genserver, own}
   end
 
   @doc """
@@ -294,7 +320,7 @@ defmodule Snex.Interpreter do
   end
 
   defp started(state) do
-    Runtimes.register(state.target)
+    Runtimes.register(state.target, state.opts[:kill_after])
     state
   end
 
@@ -417,6 +443,10 @@ defmodule Snex.Interpreter do
   defp connection_lost(%{lost: lost}),
     do: %Error{code: :interpreter_exited, reason: lost.reason}
 
-  defp exited(status), do: %Error{code: :interpreter_exited, reason: {:exit_status, status}}
+  defp exited(status) do
+    reason = {:exit_status, status}
+    %Error{code: :interpreter_exited, reason: reason, details: Call.why_killed(reason)}
+  end
+
   defp now, do: System.monotonic_time(:millisecond)
 end

@@ -5,7 +5,7 @@ defmodule Snex.Launch do
   # While it starts the process takes what concerns the start, and whatever would end it; all else
   # waits in its mailbox. What blocks is done by a task.
 
-  alias Snex.{Call, Distribution, Error, OSProcess, Port, Relay, Runtimes, Serde}
+  alias Snex.{Call, Distribution, Error, Limits, OSProcess, Port, Relay, Runtimes, Serde}
 
   @default_timeout 60_000
 
@@ -93,12 +93,7 @@ defmodule Snex.Launch do
   defp start_python(state, attempts) do
     {name, cookie} = Distribution.invent()
 
-    configuration = %{
-      name: Atom.to_string(name),
-      cookie: cookie,
-      encoding_opts: state.opts[:encoding_opts] || []
-    }
-
+    configuration = configuration(state.opts, name, cookie)
     configuration = if stdio?(state), do: Relay.configure(configuration), else: configuration
 
     with {:ok, state} <- open(state, configuration),
@@ -117,6 +112,18 @@ defmodule Snex.Launch do
       {:error, _reason, _state} = error ->
         error
     end
+  end
+
+  @doc "What Python is told of what it is to be."
+  @spec configuration(keyword(), node(), String.t()) :: map()
+  def configuration(opts, name, cookie) do
+    opts
+    |> Limits.configuration()
+    |> Map.merge(%{
+      name: Atom.to_string(name),
+      cookie: cookie,
+      encoding_opts: opts[:encoding_opts] || []
+    })
   end
 
   defp stdio?(%{opts: opts}), do: :use_stdio in Keyword.get(opts, :port_opts, [])
@@ -298,8 +305,11 @@ defmodule Snex.Launch do
     {:error, error, state}
   end
 
-  defp failed({:exit_status, status}, state),
-    do: {:error, %Error{code: :interpreter_exited, reason: {:exit_status, status}}, state}
+  defp failed({:exit_status, status}, state) do
+    reason = {:exit_status, status}
+    error = %Error{code: :interpreter_exited, reason: reason, details: Call.why_killed(reason)}
+    {:error, error, state}
+  end
 
   defp failed({:port_closed, reason}, state),
     do: {:error, %Error{code: :interpreter_exited, reason: reason}, state}

@@ -20,7 +20,16 @@ defmodule Snex.Options do
     :node,
     :register_as,
     :eager_polyfill?,
-    :name
+    :name,
+    :size,
+    :max_queue,
+    :queue_timeout,
+    :concurrency,
+    :max_restarts,
+    :max_seconds,
+    :restart_after,
+    :cluster?
+    | Snex.Limits.options()
   ]
 
   @doc "The options without the values that are not for everybody."

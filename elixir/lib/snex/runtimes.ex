@@ -1,10 +1,14 @@
 defmodule Snex.Runtimes do
   @moduledoc false
   # Where the Python of each interpreter of this node takes its requests, so that callers need not
-  # ask the interpreter; why interpreters ended; and the start of distribution, which is one for all.
+  # ask the interpreter; which interpreters are members of pools; why interpreters ended; and the start
+  # of distribution, which is one for all.
   use GenServer
 
+  alias Snex.Pool.Places
+
   @table __MODULE__
+  @members Snex.Pool.Members
 
   # For how long it is known why an interpreter has ended. Callers ask within milliseconds.
   @remembered 30_000
@@ -17,12 +21,35 @@ defmodule Snex.Runtimes do
   @spec start_link(term()) :: GenServer.on_start()
   def start_link(_), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
-  @doc "Make known that the calling process is an interpreter whose Python is at `target`."
-  @spec register(target()) :: :ok
-  def register(target), do: GenServer.call(__MODULE__, {:register, self(), target}, :infinity)
+  @doc """
+  Make known that the calling process is an interpreter whose Python is at `target`, and after how many
+  ms it kills what goes over its time.
+  """
+  @spec register(target(), pos_integer() | nil) :: :ok
+  def register(target, kill_after \\ nil),
+    do: GenServer.call(__MODULE__, {:register, self(), target, kill_after}, :infinity)
 
-  @doc "The pid of an interpreter and where its Python takes requests, or why there is none."
-  @spec find(GenServer.server()) :: {:ok, pid(), target()} | {:error, term()}
+  @doc "The `kill_after` of an interpreter, in ms; nil where it has none, or is on another node."
+  @spec kill_after(pid()) :: pos_integer() | nil
+  def kill_after(interpreter) do
+    case :ets.lookup(@table, {:kill_after, interpreter}) do
+      [{_, kill_after}] -> kill_after
+      [] -> nil
+    end
+  rescue
+    ArgumentError -> nil
+  end
+
+  @doc "Make known that the calling process is a pool."
+  @spec register_pool(Places.t()) :: :ok
+  def register_pool(places), do: GenServer.call(__MODULE__, {:register_pool, places}, :infinity)
+
+  @doc """
+  The pid of an interpreter and where its Python takes requests, or why there is none; or the places
+  of a pool of this node, or the pid of one of another node.
+  """
+  @spec find(GenServer.server()) ::
+          {:ok, pid(), target()} | {:pool, Places.t() | pid()} | {:error, term()}
   def find(interpreter) do
     case whereis(interpreter) do
       nil ->
@@ -31,12 +58,21 @@ defmodule Snex.Runtimes do
       pid when is_pid(pid) ->
         case lookup(pid) do
           {:at, target} -> {:ok, pid, target}
+          :pool -> pool(pid)
           nil -> ask(pid)
           _ending -> {:error, :noproc}
         end
 
       remote ->
         ask(remote)
+    end
+  end
+
+  # It is not copied from there, as it would be from the table.
+  defp pool(pid) do
+    case :persistent_term.get({Snex.Pool, pid}, nil) do
+      nil -> {:error, :noproc}
+      places -> {:pool, places}
     end
   end
 
@@ -79,6 +115,61 @@ defmodule Snex.Runtimes do
     :ok
   rescue
     ArgumentError -> :ok
+  end
+
+  @doc "Make known why another process, an interpreter that is about to be killed, ends."
+  @spec ending_of(pid(), term()) :: :ok
+  def ending_of(pid, reason) do
+    :ets.insert(@table, {pid, {:ended, reason}})
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  # --- members of pools ---------------------------------------------------------------------------
+
+  @doc "Make known which interpreter is the member `slot` of the calling process, a pool."
+  @spec put_member(Places.t(), Places.slot(), pid(), target()) :: :ok
+  def put_member(%{pool: pool}, slot, interpreter, target) do
+    :ets.insert(@members, [
+      {{pool, slot}, interpreter, target},
+      {{:member, interpreter}, pool, slot}
+    ])
+
+    :ok
+  end
+
+  @doc "Make known that an interpreter is no member any more."
+  @spec delete_member(Places.t(), Places.slot(), pid()) :: :ok
+  def delete_member(%{pool: pool}, slot, interpreter) do
+    :ets.match_delete(@members, {{pool, slot}, interpreter, :_})
+    :ets.delete(@members, {:member, interpreter})
+    :ok
+  end
+
+  @doc "The interpreter that is the member `slot` of a pool, and its target."
+  @spec member(Places.t(), Places.slot()) :: {pid(), target()} | nil
+  def member(%{pool: pool}, slot) do
+    case :ets.lookup(@members, {pool, slot}) do
+      [{_, interpreter, target}] -> {interpreter, target}
+      [] -> nil
+    end
+  rescue
+    ArgumentError -> nil
+  end
+
+  @doc "The places of the pool that an interpreter is a member of, and its slot."
+  @spec membership(pid()) :: {Places.t(), Places.slot()} | nil
+  def membership(interpreter) do
+    case :ets.lookup(@members, {:member, interpreter}) do
+      [{_, pool, slot}] ->
+        with {:pool, places} <- pool(pool), do: {places, slot}, else: (_ -> nil)
+
+      [] ->
+        nil
+    end
+  rescue
+    ArgumentError -> nil
   end
 
   @doc "Why the interpreter `pid` is ending, where that is known already."
@@ -126,13 +217,22 @@ defmodule Snex.Runtimes do
   @impl GenServer
   def init(nil) do
     :ets.new(@table, [:named_table, :public, read_concurrency: true])
+    :ets.new(@members, [:named_table, :public, read_concurrency: true])
     {:ok, nil}
   end
 
   @impl GenServer
-  def handle_call({:register, pid, target}, _from, state) do
+  def handle_call({:register, pid, target, kill_after}, _from, state) do
     Process.monitor(pid)
+    if kill_after, do: :ets.insert(@table, {{:kill_after, pid}, kill_after})
     :ets.insert(@table, {pid, {:at, target}})
+    {:reply, :ok, state}
+  end
+
+  def handle_call({:register_pool, %{pool: pid} = places}, _from, state) do
+    Process.monitor(pid)
+    :persistent_term.put({Snex.Pool, pid}, places)
+    :ets.insert(@table, {pid, :pool})
     {:reply, :ok, state}
   end
 
@@ -143,13 +243,24 @@ defmodule Snex.Runtimes do
 
   @impl GenServer
   def handle_info({:DOWN, _, :process, pid, reason}, state) do
-    :ets.insert(@table, {pid, {:ended, reason}})
+    # Of one that was killed because it did not answer it is known already.
+    if reason != :killed or not match?({:ended, _}, lookup(pid)),
+      do: :ets.insert(@table, {pid, {:ended, reason}})
+
+    # It may have been a member, or a pool that could not clean up.
+    with [{_, pool, slot}] <- :ets.take(@members, {:member, pid}),
+         do: :ets.match_delete(@members, {{pool, slot}, pid, :_})
+
+    :persistent_term.erase({Snex.Pool, pid})
+
+    :ets.match_delete(@members, {{pid, :_}, :_, :_})
     Process.send_after(self(), {:forget, pid}, @remembered)
     {:noreply, state}
   end
 
   def handle_info({:forget, pid}, state) do
     :ets.delete(@table, pid)
+    :ets.delete(@table, {:kill_after, pid})
     {:noreply, state}
   end
 

@@ -42,6 +42,19 @@ defmodule Snex.Peer do
   @doc "Use the environment that an agent of another node keeps."
   def use_shared(agent, code), do: agent |> Agent.get(& &1) |> Snex.pyeval(code)
 
+  @doc "Start a pool, which lives as long as the node; returns the numbers of its processes."
+  def start_pool(opts) do
+    caller = self()
+
+    spawn(fn ->
+      {:ok, pool} = Snex.Pool.start_link(opts)
+      send(caller, {:pool, for(%{os_pid: pid} <- GenServer.call(pool, :info).members, do: pid)})
+      receive do: (:never -> :ok)
+    end)
+
+    receive do: ({:pool, pids} -> pids)
+  end
+
   @doc "Make environments, tell of them, and keep them until told otherwise."
   def hold(interpreter, test, count) do
     envs = for _ <- 1..count, do: elem(Snex.make_env(interpreter), 1)
