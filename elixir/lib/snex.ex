@@ -315,7 +315,15 @@ defmodule Snex do
 
   defp plan(code, vars, []) do
     vars = Serde.encode_vars!(vars)
-    %{code: code, vars: vars, timeout: @default_timeout, kill_after: nil, encoding: [], executor: []}
+
+    %{
+      code: code,
+      vars: vars,
+      timeout: @default_timeout,
+      kill_after: nil,
+      encoding: [],
+      executor: []
+    }
   end
 
   defp plan(code, vars, opts) do
