@@ -394,7 +394,7 @@ class Front(BaseProcess):
                 continue
             if sequence not in lane.waiting:
                 self._refresh(lane)
-            job = lane.waiting.pop(sequence, None)
+            job = lane.waiting.pop(sequence, None) or _taken(lane, sequence)
             if job is None:
                 continue
             if kind == NoteKind.ANSWERED:
@@ -744,6 +744,15 @@ _OK: Final = b"h\x02w\x02ok"
 
 def _ignore(*_: object) -> None:
     pass
+
+
+def _taken(lane: Lane, sequence: int) -> Job | None:
+    """What stands behind a request that has begun to await something, and does not say so yet."""
+    for job in lane.sent:
+        if job.sequence == sequence:
+            lane.sent.remove(job)
+            return job
+    return None
 
 
 def _by_front(job: Job) -> bool:

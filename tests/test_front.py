@@ -382,6 +382,19 @@ class TestOne:
         fake.auto = True
         assert await rig.eval() == ("ok", "done")
 
+    async def test_an_answer_from_behind_one_that_is_about_to_wait(self, rig: Rig) -> None:
+        """It says so with its first turn of the loop, and the answer came before that."""
+        fake = rig.add()
+        first, second = await rig.evals("first", "second")
+        one, two = await fake.has(2)
+        fake.begin(one)
+        fake.do(two, 2)
+        assert await second == ("ok", 2)
+        fake.waits(one)
+        fake.answer(one, 1)
+        assert await first == ("ok", 1)
+        assert rig.front.running == 0
+
 
 @pytest.mark.usefixtures("patient")
 class TestRouting:
