@@ -67,6 +67,7 @@ class Job:
     """
 
     __slots__ = (
+        "bound",
         "caller",
         "data",
         "lane",
@@ -96,6 +97,8 @@ class Job:
         self.take = take
         self.makes = makes
         """Whether it makes an environment."""
+        self.bound: Lane | None = None
+        """The only worker that can do it, if it is not all one."""
         self.lane: Lane | None = None
         self.sequence = 0
         self.since = 0.0
@@ -277,6 +280,7 @@ class Front(BaseProcess):
             if ref is not None:
                 self._by_ref[ref] = job
         if lane is not None:
+            job.bound = lane
             self._refresh(lane)
             if lane.has_room:
                 self._dispatch(lane, job)
@@ -433,6 +437,10 @@ class Front(BaseProcess):
             return
         if lane is not None:
             lane.environments -= job.makes
+        if job.bound is not None:
+            job.bound.queue.appendleft(job)
+            job.bound.ledger.wanted = True
+            return
         self._queue.appendleft(job)
         self._count(job)
         for each in self.lanes:
@@ -528,7 +536,7 @@ class Front(BaseProcess):
         verdict, culprit = lane.ledger.verdict
         blamed = _blamed(lane, started, verdict, culprit)
         for job in reversed(lane.sent):
-            if job.sequence > started:
+            if job.sequence > started and job.bound is None:
                 self._again(job)
         for job in list(lane.jobs()):
             if job.lane is lane:

@@ -574,6 +574,24 @@ class TestRevoking:
         assert len(fake.got) == 3
         assert rig.front.queued == 0
 
+    async def test_one_that_only_that_worker_can_do_stays_there(self, rig: Rig) -> None:
+        fake, other = rig.add(stuck=True), rig.add()
+        other.auto = True
+        fake_name = fake.name
+        rig.lane_of(other).retiring = True
+        await rig.evals("slow")
+        rig.lane_of(other).retiring = False
+        destroy = rig.call("destroy_env", Pid(fake_name, 5, 0, 7))
+        requests = await fake.has(2)
+        await until(lambda: rig.front.queued == 1)
+        assert await rig.eval() == ("ok", "done")
+        assert not fake.begin(requests[1])
+        fake.done(requests[0])
+        again = (await fake.has(3))[2]
+        fake.do(again, "destroyed")
+        assert await destroy == ("ok", "destroyed")
+        assert len(other.got) == 1
+
     async def test_nothing_more_is_sent_there_meanwhile(self, rig: Rig) -> None:
         fake = rig.add(stuck=True)
         await rig.evals("slow", "2")
@@ -659,6 +677,26 @@ class TestLost:
         assert await calls[1] == ("ok", 2)
         assert not calls[0].done()
         assert rig.front.running == 0
+
+    async def test_what_only_it_could_do(self, rig: Rig) -> None:
+        fake, other = rig.add(pace=SLOW), rig.add()
+        other.auto = True
+        rig.lane_of(other).retiring = True
+        await rig.evals("1")
+        rig.lane_of(other).retiring = False
+        fake.begin((await fake.has(1))[0])
+        destroy = rig.call("destroy_env", Pid(fake.name, 5, 0, 7))
+        await until(lambda: rig.front.queued == 1)
+        rig.lost(fake)
+        assert await destroy == ("error", "worker_exited")
+        assert other.got == []
+        # And what had been sent to it, but not begun.
+        fake = rig.add()
+        destroy = rig.call("destroy_env", Pid(fake.name, 5, 0, 7))
+        await fake.has(1)
+        rig.lost(fake)
+        assert await destroy == ("error", "worker_exited")
+        assert other.got == []
 
     @pytest.mark.parametrize("waits", [False, True], ids=["blocks", "awaits"])
     async def test_it_was_killed_for_one(self, rig: Rig, waits: bool) -> None:
