@@ -70,6 +70,7 @@ class Job:
         "bound",
         "caller",
         "data",
+        "given_up",
         "lane",
         "makes",
         "monitor",
@@ -106,6 +107,8 @@ class Job:
         self.monitor: Reference | None = None
         self.queued = False
         """Whether it waits for whichever worker is free."""
+        self.given_up = False
+        """Whether its caller waits no more."""
         self.over = False
 
 
@@ -437,6 +440,9 @@ class Front(BaseProcess):
             return
         if lane is not None:
             lane.environments -= job.makes
+        if job.given_up:
+            self._finish(job)
+            return
         if job.bound is not None:
             job.bound.queue.appendleft(job)
             job.bound.ledger.wanted = True
@@ -495,6 +501,7 @@ class Front(BaseProcess):
         if lane is None:
             self._finish(job)
             return
+        job.given_up = True
         # Nearly always it has its answer, and that is why it waits no more.
         self._refresh(lane)
         if not job.over:

@@ -798,6 +798,22 @@ class TestCallers:
         assert fake.stopped_requests == []
         assert not answer.done()
 
+    @pytest.mark.usefixtures("impatient")
+    async def test_one_that_gives_up_before_its_worker_begins(self, rig: Rig) -> None:
+        """It is done nowhere else when it is taken back from there."""
+        fake = rig.add(stuck=True)
+        await rig.evals("slow")
+        call = rig.eval("2")
+        call.cancel()
+        await until(lambda: fake.stopped_requests == [2])
+        await until(lambda: rig.front.running == 1)
+        assert rig.front.queued == 0
+        rig.lost(fake)
+        other = rig.add()
+        other.auto = True
+        assert await rig.eval("3") == ("ok", "done")
+        assert rig.sources(other) == ["3"]
+
     async def test_one_that_does_not_monitor_is_monitored(self, rig: Rig) -> None:
         fake = rig.add(pace=SLOW)
         asks = [rig.asking.call("eval", str(n), {}) for n in (1, 2)]
