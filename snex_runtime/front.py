@@ -528,7 +528,8 @@ class Front(BaseProcess):
         self.lanes.append(lane)
         self._by_name[lane.process.name] = lane
         for init in self.inits:
-            lane.queue.append(Job(None, init.data, init.origin))
+            take = partial(self._init_repeated, lane)
+            lane.queue.append(Job(None, init.data, init.origin, take))
         self._fill(lane)
 
     def lost(self, lane: Lane, status: int) -> None:
@@ -651,6 +652,11 @@ class Front(BaseProcess):
         if failed and kept in self.inits:
             self.inits.remove(kept)
         self.answer(job, failed[0] if failed else answers[0])
+
+    def _init_repeated(self, lane: Lane, answer: bytes) -> None:
+        """Its caller had the answers of those workers that were there then."""
+        if not answer.startswith(_OK):
+            _log.error("an init request that was done elsewhere failed in %s", lane.process.name)
 
     def _make_env_requested(self, job: Job, data: bytes, at: int) -> None:
         """On the worker of the environments that it copies from."""

@@ -848,6 +848,21 @@ class TestCallers:
 
 @pytest.mark.usefixtures("patient")
 class TestInit:
+    async def test_all_do_it_and_those_that_come_later(self, rig: Rig) -> None:
+        fakes = [rig.add(), rig.add()]
+        call = rig.call("init", "x = 1", {})
+        for fake in fakes:
+            (request,) = await fake.has(1)
+            assert request.by_front
+            assert not call.done()
+            fake.do(request, None)
+        assert await call == ("ok", None)
+        later = rig.add()
+        (request,) = await later.has(1)
+        assert request.by_front, "its caller has an answer already"
+        assert rig.source(request) == "x = 1"
+        later.do(request, None)
+        await until(lambda: rig.front.running == 0)
 
     async def test_it_fails_in_one(self, rig: Rig) -> None:
         one, other = rig.add(), rig.add()
@@ -871,6 +886,17 @@ class TestInit:
         other.do((await other.has(1))[0], None)
         assert await call == ("error", "worker_exited")
         assert rig.front.inits == []
+
+    async def test_it_fails_in_a_later_one(
+        self, rig: Rig, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fake = rig.add()
+        fake.auto = True
+        assert await rig.call("init", "x = 1", {}) == ("ok", "done")
+        later = rig.add()
+        later.do((await later.has(1))[0], b"h\2w\5errorw\2no")
+        told = f"an init request that was done elsewhere failed in {later.name}"
+        await until(lambda: told in caplog.text)
 
     async def test_their_number_is_bounded(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(front_room, "_INITS", 2)
