@@ -287,14 +287,13 @@ class Front(BaseProcess):
             self._refresh(lane)
             if lane.has_room:
                 self._dispatch(lane, job)
-            else:
-                lane.queue.append(job)
-                lane.ledger.wanted = True
+            elif not self._enqueue(job, lane.queue, [lane]):
+                return
         else:
-            free = None if self._queued else self._free(job)
+            free = None if self._queue else self._free(job)
             if free is not None:
                 self._dispatch(free, job)
-            elif not self._enqueue(job):
+            elif not self._enqueue(job, self._queue, self.lanes):
                 return
             else:
                 self._fill_all()
@@ -324,15 +323,19 @@ class Front(BaseProcess):
         self._last = found
         return found
 
-    def _enqueue(self, job: Job) -> bool:
+    def _enqueue(self, job: Job, queue: deque[Job], lanes: list[Lane]) -> bool:
         size = len(job.data)
         if self._queued >= self._max_queue or self._queued_bytes + size > MAX_QUEUED_BYTES:
             self.answer(job, error(_overloaded(f"{self._queued} requests wait for a worker")))
             return False
         job.since = time.monotonic()
-        self._queue.append(job)
+        if len(queue) > 2 * self._queued + _MANY:  # most of it waits no more
+            left = [job for job in queue if not job.over]
+            queue.clear()
+            queue.extend(left)
+        queue.append(job)
         self._count(job)
-        for lane in self.lanes:
+        for lane in lanes:
             lane.ledger.wanted = True
         self._look_soon()
         return True
@@ -418,7 +421,7 @@ class Front(BaseProcess):
             if job is None:
                 break
             self._dispatch(lane, job)
-        waits = self._queued or lane.queue or lane.retiring or lane.revoked
+        waits = self._queue or lane.queue or lane.retiring or lane.revoked
         lane.ledger.wanted = bool(waits)
         if lane.retiring:
             self.end_if_idle(lane)
@@ -445,6 +448,7 @@ class Front(BaseProcess):
             return
         if job.bound is not None:
             job.bound.queue.appendleft(job)
+            self._count(job)
             job.bound.ledger.wanted = True
             return
         self._queue.appendleft(job)
@@ -549,7 +553,7 @@ class Front(BaseProcess):
         for job in list(lane.jobs()):
             if job.lane is lane:
                 self.answer(job, error(_exit_failure(status, verdict if job in blamed else None)))
-        for job in lane.queue:
+        for job in list(lane.queue):
             self.answer(job, error(_exit_failure(status, None)))
         lane.process.close()
         self._fill_all()
@@ -754,10 +758,11 @@ class Front(BaseProcess):
     @property
     def queued(self) -> int:
         """Requests that wait for a worker."""
-        return self._queued + sum(len(lane.queue) for lane in self.lanes)
+        return self._queued
 
 
 _INITS: Final = 1000
+_MANY: Final = 100
 _SMALL: Final = 4096  # bytes that cost less to be copied than to be written from two places
 _BLOCKS: Final = 1000  # how much worse a request is that may block, than one that awaits
 _OK: Final = b"h\x02w\x02ok"

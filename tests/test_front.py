@@ -494,6 +494,30 @@ class TestQueue:
         assert await rig.eval("x" * 5_000) == ("error", "overloaded")
         await rig.evals("3")
 
+    async def test_so_is_that_of_one_worker(self, start: Start) -> None:
+        rig = await start(max_queue=2)
+        fake, _ = rig.add(pace=SLOW, name="py-1@127.0.0.1"), rig.add()
+        await rig.evals("1")
+        env = Pid(fake.name, 5, 0, 7)
+        for number in (1, 2):
+            rig.call("destroy_env", env)
+            await until(partial(rig.has, 1 + number))
+        assert await rig.call("destroy_env", env) == ("error", "overloaded")
+        assert rig.front.queued == 2
+
+    async def test_what_waits_no_more_is_not_kept(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(front_room, "_MANY", 5)
+        rig.add(pace=SLOW)
+        await rig.evals("1", "2")
+        for number in range(50):
+            (call,) = await rig.evals(str(number))
+            call.cancel()
+            await until(lambda: rig.front.queued == 1)
+        assert len(rig.front._queue) <= 2 * 2 + 5
+        assert not rig.front._queue[0].over
+
     @pytest.mark.usefixtures("impatient")
     async def test_time_in_it_is_bounded(self, start: Start) -> None:
         rig = await start(queue_timeout=0.1)
