@@ -555,6 +555,10 @@ class Front(BaseProcess):
                 self.answer(job, error(_exit_failure(status, verdict if job in blamed else None)))
         for job in list(lane.queue):
             self.answer(job, error(_exit_failure(status, None)))
+        lane.sent.clear()  # who still looks at it must not ask the page
+        lane.waiting.clear()
+        lane.queue.clear()
+        lane.revoked = False
         lane.process.close()
         self._fill_all()
 

@@ -758,6 +758,22 @@ class TestLost:
         rig.lost(fake)
         assert await call == ("error", "memory_limit")
 
+    async def test_what_had_been_given_up_just_before(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is looked at once more a moment later, when there is no page to ask any more."""
+        monkeypatch.setattr(front_room, "STOP_AFTER", 0.2)
+        fake = rig.add()
+        calls = await rig.evals("1", "2")
+        for request in await fake.has(2):
+            fake.begin(request)
+        for call in calls:
+            call.cancel()
+        await until(lambda: len(rig.front._left) == 2)
+        rig.lost(fake)
+        await until(lambda: not rig.front._left)
+        assert fake.stopped_requests == []
+
     @pytest.mark.usefixtures("impatient")
     async def test_while_something_was_about_to_be_taken_back(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
