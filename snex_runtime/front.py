@@ -640,18 +640,18 @@ class Front(BaseProcess):
         """
         if len(self.inits) >= _INITS:
             raise Failure("overloaded", f"more than {_INITS} init requests: start the node anew")
+        parts = len(self.lanes)
+        if not parts:
+            raise Failure("worker_exited", "no worker is there: they are being started")
         kept = Job(None, job.data, job.origin)
         self.inits.append(kept)
         answers: list[bytes] = []
-        parts = len(self.lanes)
 
         def take(answer: bytes) -> None:
             answers.append(answer)
             if len(answers) == parts:
                 self._init_done(job, kept, answers)
 
-        if not parts:
-            raise Failure("worker_exited", "no worker is there: they are being started")
         for lane in list(self.lanes):
             self.submit(Job(None, job.data, job.origin, take), lane)
 

@@ -938,6 +938,10 @@ class TestInit:
         told = f"an init request that was done elsewhere failed in {later.name}"
         await until(lambda: told in caplog.text)
 
+    async def test_there_is_no_worker(self, rig: Rig) -> None:
+        assert await rig.call("init", "x = 1", {}) == ("error", "worker_exited")
+        assert rig.front.inits == []
+
     async def test_their_number_is_bounded(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(front_room, "_INITS", 2)
         fake = rig.add()
