@@ -246,11 +246,11 @@ class Front(BaseProcess):
         try:
             handler(job, data, at)
         except BadRequest as wrong:
-            self.answer(job, error(bad_request(str(wrong))))
+            self._fail(job, bad_request(str(wrong)))
         except DecodeError as wrong:
-            self.answer(job, error(bad_request(f"the request cannot be decoded: {wrong}")))
+            self._fail(job, bad_request(f"the request cannot be decoded: {wrong}"))
         except Failure as failure:
-            self.answer(job, error(failure))
+            self._fail(job, failure)
 
     def _system_received(self, caller: From, request: object) -> None:
         stop = isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate"
@@ -326,7 +326,7 @@ class Front(BaseProcess):
     def _enqueue(self, job: Job, queue: deque[Job], lanes: list[Lane]) -> bool:
         size = len(job.data)
         if self._queued >= self._max_queue or self._queued_bytes + size > MAX_QUEUED_BYTES:
-            self.answer(job, error(_overloaded(f"{self._queued} requests wait for a worker")))
+            self._fail(job, _overloaded(f"{self._queued} requests wait for a worker"))
             return False
         job.since = time.monotonic()
         if len(queue) > 2 * self._queued + _MANY:  # most of it waits no more
@@ -470,6 +470,12 @@ class Front(BaseProcess):
         elif job.caller is not None:
             self.node.reply_encoded(job.caller, answer, sender=self.pid)
 
+    def _fail(self, job: Job, failure: Failure) -> None:
+        """Answer ``job`` with an error; it is logged where nobody waits for one."""
+        if job.caller is None and job.take is None and not job.over:
+            _log.error("a request without an answer failed: %s", failure.describe())
+        self.answer(job, error(failure))
+
     def _finish(self, job: Job) -> None:
         self._uncount(job)
         job.over = True
@@ -552,9 +558,9 @@ class Front(BaseProcess):
                 self._again(job)
         for job in list(lane.jobs()):
             if job.lane is lane:
-                self.answer(job, error(_exit_failure(status, verdict if job in blamed else None)))
+                self._fail(job, _exit_failure(status, verdict if job in blamed else None))
         for job in list(lane.queue):
-            self.answer(job, error(_exit_failure(status, None)))
+            self._fail(job, _exit_failure(status, None))
         lane.sent.clear()  # who still looks at it must not ask the page
         lane.waiting.clear()
         lane.queue.clear()
@@ -621,7 +627,7 @@ class Front(BaseProcess):
                 return
             self._queue.popleft()
             if not job.over:
-                self.answer(job, error(_overloaded(f"no worker was free within {limit:g} s")))
+                self._fail(job, _overloaded(f"no worker was free within {limit:g} s"))
 
     # --- requests that are more than one worker's -----------------------------------------------
 

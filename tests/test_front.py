@@ -532,6 +532,18 @@ class TestQueue:
         assert await first == ("ok", "done")
         assert len(fake.got) == 1
 
+    async def test_what_was_overloaded_can_be_told(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rig = await start(max_queue=0)
+        answer = await rig.caller.call(rig.to, term_of("eval", "1", {}))
+        error = {str(name): value for name, value in answer[1].items()}
+        assert error["reason"] == (
+            "0 requests wait for a worker: ask less at a time, or start more workers"
+        )
+        rig.caller.cast(rig.to, term_of("eval", "1", {}))
+        await until(lambda: "a request without an answer failed: overloaded: " in caplog.text)
+
 
 @pytest.mark.usefixtures("busy")
 class TestRevoking:
@@ -757,6 +769,13 @@ class TestLost:
         fake.page.judge(Verdict.MEMORY, 0)
         rig.lost(fake)
         assert await call == ("error", "memory_limit")
+
+    async def test_a_cast_is_logged(self, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+        fake = rig.add()
+        rig.caller.cast(rig.to, term_of("eval", "1", {}))
+        fake.begin((await fake.has(1))[0])
+        rig.lost(fake)
+        assert "a request without an answer failed: worker_exited: " in caplog.text
 
     async def test_what_had_been_given_up_just_before(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
@@ -1005,6 +1024,14 @@ class TestEnvironments:
         fake = rig.add()
         rig.call("make_env", {b"from": 1}, options)
         await fake.has(1)
+
+    async def test_of_several_workers(self, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+        fakes = [rig.add(), rig.add()]
+        pids = [Pid(fake.name, 5, 0, 7) for fake in fakes]
+        assert await rig.call("make_env", {}, {A("from"): pids}) == ("error", "bad_request")
+        assert [fake.got for fake in fakes] == [[], []]
+        rig.caller.cast(rig.to, term_of("make_env", {}, {A("from"): pids}))
+        await until(lambda: "from: names environments of several workers" in caplog.text)
 
     async def test_one_is_destroyed_where_it_is(self, rig: Rig) -> None:
         rig.add()
