@@ -863,6 +863,7 @@ class TestCallers:
         fake = rig.add(stuck=True)
         await rig.evals("slow")
         call = rig.eval("2")
+        await fake.has(2)
         call.cancel()
         await until(lambda: fake.stopped_requests == [2])
         await until(lambda: rig.front.running == 1)
