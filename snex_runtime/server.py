@@ -31,6 +31,7 @@ from snex_runtime import (
     threads,
 )
 from snex_runtime.answers import MAX_REPLY, OK_, PONG, Answers
+from snex_runtime.blocking import Watch
 from snex_runtime.coroutines import Coroutines
 from snex_runtime.dispatch import Dispatcher, Kinds
 from snex_runtime.environments import Environments
@@ -93,6 +94,7 @@ class Server(BaseProcess):
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
         answers = Answers(node, self.backend.logs, max_reply)
         self._coroutines = Coroutines(node, answers, self._interrupter, self, max_queue=max_queue)
+        self._watch = Watch(node, self.pid, self._interrupter, self._coroutines)
         self._pool = Pool(node, threads, max_queue=max_queue, queue_timeout=queue_timeout)
         self._dispatcher = Dispatcher(node, answers, self._coroutines, self.backend)
         reader = Reader(options, max_time)
@@ -136,9 +138,9 @@ class Server(BaseProcess):
             self.node.guardian.add_check(check)
 
     @property
-    def _checks(self) -> tuple[Callable[[], None], ...]:
+    def _checks(self) -> tuple[Callable[[], float | None], ...]:
         """What the guardian is to look after."""
-        return self._interrupter.check, self._pool.check
+        return self._interrupter.check, self._pool.check, self._watch.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -202,6 +204,7 @@ class Server(BaseProcess):
             environments=len(self.environments),
             requests_running=len(self._coroutines),
             threads=self._pool.counts,
+            blocked=self._watch.blocked,
         )
 
     # --- the end --------------------------------------------------------------------------------
