@@ -118,6 +118,15 @@ class Connection:
     time of the last write (`time.monotonic`).
     """
 
+    closed: str | None = None
+    """Why the connection has ended; None while it lives."""
+
+    _failure: str | None = None
+    _timer: asyncio.TimerHandle | None = None
+    # What was read ahead, which comes first, and what the socket failed with meanwhile.
+    _ahead: _Ahead | None = None
+    _lost: str | None = None
+
     def __init__(
         self,
         sock: socket.socket,
@@ -132,8 +141,6 @@ class Connection:
         trimmer: Trimmer | None = None,
     ) -> None:
         self.peer = peer
-        self.closed: str | None = None
-        """Why the connection has ended; None while it lives."""
         self.bytes_in = self.bytes_out = 0
         self.last_write = time.monotonic()
         sock.setblocking(False)
@@ -154,23 +161,19 @@ class Connection:
         self._corked_size = 0
         self._open = True
         self._finishing = self._forked = False
-        self._failure: str | None = None
         self._full_until = 0.0
         # What is left of a read for the next turn of the loop; nothing more is read meanwhile.
         self._left: list[Message | Skipped] = []
         # What is handled now, to be looked at by `look_ahead`.
         self._handling: list[Message | Skipped] = []
-        # Held while bytes are read, from the socket to the reader. What was read ahead comes first.
+        # Held while bytes are read, from the socket to the reader.
         self._arriving = threading.Lock()
-        self._ahead: _Ahead | None = None
-        self._lost: str | None = None
         # These belong to the loop, but for the wish to be woken there.
         self._watch_asked = self._writing = self._reading = False
         self._read_size = _READ_SMALL
         self._net_ticktime = net_ticktime
         self._ticks_seen = 0
         self._silence = _Silence()
-        self._timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         forks.keep_from_children(sock)
         forks.tell_children(self._on_fork)
