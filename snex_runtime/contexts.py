@@ -13,10 +13,10 @@ from contextvars import Context, ContextVar, copy_context
 from types import coroutine
 from typing import Any, TypeVar
 
-from snex_runtime.interrupts import Deadline, current
+from snex_runtime.interrupts import Deadline, current, now
 from snex_runtime.origin import Origin, origin
 
-__all__ = ["copied", "copy_for_thread", "in_steps", "mutable_in", "step"]
+__all__ = ["copied", "copy_for_thread", "in_steps", "mutable_in", "step_in_thread"]
 
 T = TypeVar("T")
 Enter = Callable[..., Any]
@@ -55,13 +55,20 @@ def copy_for_thread() -> Context:
 
 @coroutine
 def in_steps(
-    enter: Enter, deadline: Deadline, asked: Origin | None, work: Coroutine[Any, Any, T]
+    enter: Enter,
+    deadline: Deadline,
+    asked: Origin | None,
+    work: Coroutine[Any, Any, T],
+    *,
+    on_loop: bool = True,
 ) -> Generator[Any, Any, T]:
     """Await ``work``, each step of which runs in the context of ``enter``.
 
     A task of its own context would lose what the code sets, and one of that context would show the
-    origin and the deadline of this request to others that are run there meanwhile.
+    origin and the deadline of this request to others that are run there meanwhile. ``on_loop``: it
+    is the node's loop that runs it, and not one of a thread's own.
     """
+    step = _step_on_loop if on_loop else step_in_thread
     resume: Callable[[Any], Any] = work.send
     value: Any = None
     while True:
@@ -78,7 +85,7 @@ def in_steps(
             resume = work.throw
 
 
-def step(
+def step_in_thread(
     deadline: Deadline, asked: Origin | None, resume: Callable[[Any], Any], value: object
 ) -> Any:
     """Call ``resume`` with ``value`` as part of the work of ``deadline``, for who ``asked``."""
@@ -86,5 +93,18 @@ def step(
     try:
         return resume(value)
     finally:
+        current.reset(limited)
+        origin.reset(before)
+
+
+def _step_on_loop(
+    deadline: Deadline, asked: Origin | None, resume: Callable[[Any], Any], value: object
+) -> Any:
+    before, limited = origin.set(asked), current.set(deadline)
+    outer, now.running = now.running, deadline
+    try:
+        return resume(value)
+    finally:
+        now.running = outer
         current.reset(limited)
         origin.reset(before)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from snex_node.wire.terms import Atom
 from snex_runtime import info, serde
 from snex_runtime.answers import OK_
+from snex_runtime.blocking import Blocked
 from snex_runtime.executors import NO_THREADS
 from snex_runtime.front import Front, Job, Lane
 from snex_runtime.requests import typed
@@ -35,6 +36,9 @@ _SUMS: Final = (
     *("threads", "threads_busy", "threads_lost"),
 )
 """What of ``:info`` is added up over the workers."""
+
+_OF_THE_WORST: Final = ("loop_blocked_ms", "loop_blocked_max_ms", "loop_blocked_at")
+"""What of it is that of the worker whose loop was blocked longest."""
 
 _AGAIN: Final = 0.2  # seconds before another try at what has just failed
 
@@ -203,7 +207,10 @@ class Crew:
             environments=sum(lane.environments for lane in lanes),
             requests_running=front.running,
             threads=NO_THREADS,
+            blocked=Blocked(),
         )
+        blocked = max(told, key=lambda each: each.get("loop_blocked_max_ms", 0), default={})
+        map_ |= {Atom(name): value for name, value in blocked.items() if name in _OF_THE_WORST}
         for name in _SUMS:
             own: Any = map_[Atom(name)]
             map_[Atom(name)] = own + sum(each.get(name, 0) for each in told)

@@ -18,7 +18,7 @@ from snex_runtime.answers import failed
 from snex_runtime.contexts import Enter
 from snex_runtime.coroutines import MayBeForked, Sender, Work
 from snex_runtime.errors import BadRequest, Failure, bad_request, cancelled, from_exception
-from snex_runtime.interrupts import Interrupted
+from snex_runtime.interrupts import Interrupted, now
 from snex_runtime.origin import origin
 from snex_runtime.requests import Asker, Receiver, Request, make_request, typed
 from snex_runtime.standby import Standby
@@ -113,7 +113,9 @@ class Dispatcher:
             caller, at = None, parse_cast(data, offset) or offset
         self._origins.last_origin = remote.name
         request = make(process, enter, caller, remote, data, at)
+        outer, now.running = now.running, request
         outcome = self._standby.run(enter, self._handle, request)
+        now.running = outer
         if isinstance(outcome, bytes):
             self._answers.send(request, outcome)
         else:

@@ -25,7 +25,7 @@ from snex_runtime.contexts import Enter
 from snex_runtime.coroutines import Work
 from snex_runtime.errors import BadRequest, Failure, from_exception
 from snex_runtime.executors import Awaiting, Function
-from snex_runtime.interrupts import Deadline, Interrupted, Interrupter
+from snex_runtime.interrupts import Deadline, Interrupted, Interrupter, now
 from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
@@ -145,6 +145,8 @@ class Evaluator:
             threaded = request.process.threaded
         if threaded and not init:
             return self._eval_in_thread(request, code, given, options)
+        if options.continues:
+            request.continues = True
         variables = request.variables
         if variables is None:
             variables = self._root.variables.copy()
@@ -270,7 +272,11 @@ class Evaluator:
         try:
             code = compile_code(source, file)
             variables = self._root.variables
-            result = self._root.enter(self._interrupter.run, limit, lambda: code.run(variables))
+            now.running = limit
+            try:
+                result = self._root.enter(self._interrupter.run, limit, lambda: code.run(variables))
+            finally:
+                now.running = None
             if code.is_async:
                 await self._await_script(result, limit, timeout)
         except Interrupted:

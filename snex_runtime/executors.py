@@ -156,13 +156,13 @@ class Job:
         request = self._request
         asked = request.remote, request.caller
         try:
-            outcome = self.enter(contexts.step, self.work, asked, self._function, request)
+            outcome = self.enter(contexts.step_in_thread, self.work, asked, self._function, request)
             self._end_child()
             if not isinstance(outcome, Awaiting):
                 answer: bytes = outcome
                 return answer
             answering = self.finish(outcome.awaitable)
-            steps = contexts.in_steps(self.enter, self.work, asked, answering)
+            steps = contexts.in_steps(self.enter, self.work, asked, answering, on_loop=False)
             return worker.run(self.interruption, _ending_children(self._forked, steps))
         except BaseException as error:
             return self._failed(error)

@@ -9,6 +9,7 @@ import sys
 from snex_node import __version__
 from snex_node.processes.host import Host
 from snex_node.wire.terms import Atom
+from snex_runtime.blocking import Blocked
 from snex_runtime.executors import Counts
 
 __all__ = ["about"]
@@ -17,7 +18,13 @@ _IMPLEMENTATIONS = {"cpython": "CPython", "pypy": "PyPy"}
 
 
 def about(
-    node: Host, *, uptime: float, environments: int, requests_running: int, threads: Counts
+    node: Host,
+    *,
+    uptime: float,
+    environments: int,
+    requests_running: int,
+    threads: Counts,
+    blocked: Blocked,
 ) -> dict[Atom, object]:
     """Versions, process id, uptime (``uptime`` is in seconds, what is told in ms), traffic."""
     name = sys.implementation.name
@@ -37,6 +44,9 @@ def about(
         Atom("threads"): threads.threads,
         Atom("threads_busy"): threads.busy,
         Atom("threads_lost"): threads.lost,
+        Atom("loop_blocked_ms"): int(blocked.seconds * 1000),
+        Atom("loop_blocked_max_ms"): int(blocked.longest * 1000),
+        Atom("loop_blocked_at"): blocked.place,
         Atom("nodes"): [Atom(name) for name in node.nodes],
         Atom("bytes_in"): sum(c.bytes_in for c in connections),
         Atom("bytes_out"): sum(c.bytes_out for c in connections),

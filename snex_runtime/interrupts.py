@@ -39,9 +39,10 @@ CLEANUP: Final = 1.0
 """Seconds that the ``finally`` blocks of cancelled work may block, before they too are interrupted;
 on the event loop they may take any time that leaves the loop its turns."""
 
-_OWN: Final = tuple(
+OWN: Final = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (snex_node.__file__, __file__)
 )
+"""Where files of this library are."""
 
 # Where asyncio's loop calls a callback or a task, and, as uvloop has no frames, what runs the loop:
 # neither is library code that user code called.
@@ -81,6 +82,23 @@ class Deadline:
         return self.thread == threading.get_ident()
 
 
+class Now:
+    """What runs on the event loop at this moment, whatever thread asks.
+
+    A request while its handler runs, work while one of its steps does; None for all else.
+    """
+
+    __slots__ = ("running",)
+
+    running: object
+
+    def __init__(self) -> None:
+        self.running = None
+
+
+now: Final = Now()
+"""That of this process."""
+
 current: ContextVar[Deadline | None] = ContextVar("snex_deadline", default=None)
 """The deadline of what is running; tasks started by it inherit it."""
 
@@ -115,6 +133,9 @@ class Interrupter:
         self.blocking: Deadline | None = None
         """What runs without awaiting right now, if it has a deadline."""
         self._watched: set[Deadline] = set()
+        # Requests and work whose callers have given up while it blocks the loop, and when it may be
+        # interrupted; the guardian's thread puts in a whole new one.
+        self._unwanted: dict[object, float] = {}
         _boundaries.update(boundaries)
         self._thread = threading.get_ident()
         self._before: object = None
@@ -153,24 +174,41 @@ class Interrupter:
             self.blocking = before
             current.reset(token)
 
+    def give_up(self, running: Iterable[object]) -> None:
+        """End what blocks the loop, if it is one of ``running``, of which nobody waits any more.
+
+        From another thread; again and again, as it may be in library code. None: it is over.
+        """
+        before = self._unwanted
+        self._unwanted = {each: before.get(each, 0.0) for each in running}
+        if self._unwanted and self.installed and SIGNAL is not None and not _ending:
+            signal.pthread_kill(self._thread, SIGNAL)
+
     def check(self) -> None:
         """Signal the main thread when something there is over its deadline."""
         if not self.installed or SIGNAL is None or _ending:
             return
-        now = time.monotonic()
+        at = time.monotonic()
         blocking = self.blocking
-        if (blocking is not None and now >= blocking.deadline) or any(
-            now >= work.deadline + GRACE and not work.over for work in _snapshot(self._watched)
+        if (blocking is not None and at >= blocking.deadline) or any(
+            at >= work.deadline + GRACE and not work.over for work in _snapshot(self._watched)
         ):
             signal.pthread_kill(self._thread, SIGNAL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         on_ending(number, frame)
         work = current.get()
-        if work is None or work.over or time.monotonic() < work.deadline:
+        if work is not None and work.over:
             return
-        if _user_frame(frame) is not None:
+        at = time.monotonic()
+        if work is not None and at >= work.deadline and _user_frame(frame) is not None:
             raise Interrupted
+        unwanted = self._unwanted
+        if unwanted and not _ending:
+            found = now.running if now.running in unwanted else work
+            if found in unwanted and at >= unwanted[found] and _user_frame(frame) is not None:
+                unwanted[found] = at + CLEANUP
+                raise Interrupted("nobody waits for it any more", "its caller has given up")
 
 
 _boundaries: Final = {Interrupter.run.__code__, _LOOP, *services.BOUNDARIES}
@@ -183,7 +221,7 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
         code = frame.f_code
         if code in _boundaries or code.co_filename == _LOOPS:
             return found
-        if code is _TURN or code.co_filename.startswith(_OWN):
+        if code is _TURN or code.co_filename.startswith(OWN):
             return None
         found = frame
         frame = frame.f_back
@@ -243,7 +281,7 @@ def runs_user_code(thread: int, *, on_loop: bool) -> bool:
         return _user_frame(frame) is not None
     called = False
     while frame is not None:
-        if frame.f_code.co_filename.startswith(_OWN):
+        if frame.f_code.co_filename.startswith(OWN):
             return called and frame.f_code in _boundaries
         called = True
         frame = frame.f_back
@@ -258,14 +296,17 @@ def _snapshot(watched: set[Deadline]) -> list[Deadline]:
 __all__ = [
     "CLEANUP",
     "GRACE",
+    "OWN",
     "SIGNAL",
     "Deadline",
     "Interrupted",
     "Interrupter",
+    "Now",
     "begin_ending",
     "checkpoint",
     "current",
     "interrupt",
+    "now",
     "on_ending",
     "running_on",
     "runs_user_code",

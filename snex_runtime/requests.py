@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
+from snex_node.cluster.connection import Ahead
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import From
@@ -42,6 +43,9 @@ _LISTS: Final = (b"l", b"j")
 
 class Line(Protocol):
     """A connection."""
+
+    def look_ahead(self) -> Ahead:
+        """What has come while the event loop is blocked, from another thread."""
 
     def send(
         self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
@@ -107,7 +111,20 @@ class Receiver(Protocol):
 class Request:
     """One request, from its bytes to its answer; `make_request` makes one."""
 
-    __slots__ = ("arity", "at", "caller", "data", "enter", "process", "remote", "variables")
+    __slots__ = (
+        "arity",
+        "at",
+        "caller",
+        "continues",
+        "data",
+        "enter",
+        "process",
+        "remote",
+        "variables",
+    )
+
+    watched_elsewhere: ClassVar[bool] = False
+    """Whether others look after its caller, and tell when that has given up."""
 
     process: Receiver
     """Whom it came to."""
@@ -130,6 +147,14 @@ class Request:
 
     arity: int
     """The number of all its parts, its kind among them; 0 of an atom."""
+
+    continues: bool
+    """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on when its caller has given up."""
+        return getattr(self, "continues", False)
 
     def read(self, decoder: Decoder) -> Any:
         """The next part."""

@@ -31,6 +31,7 @@ from snex_runtime import (
     threads,
 )
 from snex_runtime.answers import MAX_REPLY, OK_, PONG, Answers
+from snex_runtime.blocking import Watch
 from snex_runtime.coroutines import Coroutines
 from snex_runtime.dispatch import Dispatcher, Kinds
 from snex_runtime.environments import Environments
@@ -97,6 +98,8 @@ class Server(BaseProcess):
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
         answers = self._make_answers(max_reply)
         self._coroutines = Coroutines(node, answers, self._interrupter, self, max_queue=max_queue)
+        self.watch: Final = Watch(node, self.pid, self._interrupter, self._coroutines)
+        """What looks after the event loop."""
         self._pool = Pool(node, threads, max_queue=max_queue, queue_timeout=queue_timeout)
         self._dispatcher = Dispatcher(node, answers, self._coroutines, self.backend)
         reader = Reader(options, max_time)
@@ -145,9 +148,9 @@ class Server(BaseProcess):
             self.node.guardian.add_check(check)
 
     @property
-    def _checks(self) -> tuple[Callable[[], None], ...]:
+    def _checks(self) -> tuple[Callable[[], float | None], ...]:
         """What the guardian is to look after."""
-        return self._interrupter.check, self._pool.check
+        return self._interrupter.check, self._pool.check, self.watch.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -223,6 +226,7 @@ class Server(BaseProcess):
             environments=len(self.environments),
             requests_running=len(self._coroutines),
             threads=self._pool.counts,
+            blocked=self.watch.blocked,
         )
 
     # --- the end --------------------------------------------------------------------------------

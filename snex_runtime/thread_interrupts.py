@@ -5,8 +5,9 @@ A signal reaches the main thread alone; into any other an exception is put by CP
 is meant for the code of one request, and must not come to ours, or to the next request. So
 
 * whoever interrupts looks where the thread is, and does nothing while that is in library code;
-* the thread says when the code is over, waits then for who is about to interrupt it, and takes back
-  what has not been raised yet (`Interruption.settle`).
+* the thread says when the code is over, waits then for who is about to interrupt it, and has what
+  has not been raised yet raised where it is caught (`Interruption.settle`). To take it back would
+  leave CPython looking for it before every jump, until 3.12 and in all threads.
 
 It ends ``while True``; a call into C, ``time.sleep`` and waits for locks among them, when that
 returns.
@@ -19,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Final
 
 from snex_runtime import interrupts
@@ -27,7 +28,7 @@ from snex_runtime.interrupts import CLEANUP, GRACE, Deadline, Interrupted
 
 __all__ = ["Interruption"]
 
-Raiser = Callable[[int, type[BaseException] | None], None]
+Raiser = Callable[[int], bool]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,7 +40,15 @@ class Interruption:
     than `GRACE`. What cleans up has `CLEANUP` seconds before it is interrupted as well.
     """
 
-    __slots__ = ("_attempts", "_interrupting", "cancel", "cancelled", "interrupted", "limit")
+    __slots__ = (
+        "_attempts",
+        "_interrupting",
+        "_unsettled",
+        "cancel",
+        "cancelled",
+        "interrupted",
+        "limit",
+    )
 
     def __init__(self, limit: Deadline) -> None:
         self.limit = limit
@@ -48,7 +57,7 @@ class Interruption:
         self.cancelled = False
         self.interrupted = False
         """Whether anything has been raised."""
-        self._interrupting = False
+        self._interrupting = self._unsettled = False
         self._attempts = Lock()
 
     def stop(self) -> None:
@@ -83,8 +92,7 @@ class Interruption:
         self._interrupting = True
         try:
             if not self.limit.over:
-                raise_in(thread, Interrupted)
-                self.interrupted = True
+                self.interrupted = self._unsettled = raise_in(thread)
         finally:
             self._interrupting = False
         return True
@@ -96,18 +104,24 @@ class Interruption:
                 self.limit.over = True
                 while self._interrupting:
                     time.sleep(0)
-                if self.interrupted:
-                    raise_in = _raiser()
-                    if raise_in is not None:
-                        raise_in(self.limit.thread or 0, None)
+                if self._unsettled:
+                    self._unsettled = False
+                    self._raise_here()
                 return
-            except Interrupted:  # it has come in here
+            except Interrupted:
                 continue
+
+    def _raise_here(self) -> None:
+        """Raise what has not been raised yet, or another one in its place."""
+        raise_in = _raiser()
+        if raise_in is not None and raise_in(get_ident()):
+            while True:
+                time.sleep(0)
 
 
 @lru_cache(maxsize=1)
 def _raiser() -> Raiser | None:
-    """What raises an exception in a thread, or takes back one that has not been raised yet."""
+    """What raises `Interrupted` in a thread; it tells whether there is that thread."""
     try:
         ctypes: Any = importlib.import_module("ctypes")
         # One of our own: others may use the function with types of theirs.
@@ -120,9 +134,5 @@ def _raiser() -> Raiser | None:
             error,
         )
         return None
-    nothing = ctypes.py_object()
-
-    def raise_in(thread: int, exception: type[BaseException] | None) -> None:
-        function(thread, nothing if exception is None else ctypes.py_object(exception))
-
-    return raise_in
+    interrupted = ctypes.py_object(Interrupted)
+    return lambda thread: bool(function(thread, interrupted))

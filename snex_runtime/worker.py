@@ -49,6 +49,7 @@ class _Forwarded(Request):
 
     __slots__ = ("by_front", "sequence", "waits")
 
+    watched_elsewhere = True
     sequence: int
     by_front: bool
     waits: bool
@@ -170,13 +171,18 @@ class Worker(Server):
         """Take ``stop SEQUENCE``: the caller of that request waits no more. From any thread."""
         name, _, number = line.partition(" ")
         if name == "stop":
-            self._loop.call_soon_threadsafe(self._stop, int(number))
+            request = self._jobs.get(int(number))
+            if request is not None:
+                self.watch.abandoned.add(request)  # it may block the loop
+            self._loop.call_soon_threadsafe(self._stop, int(number), request)
 
-    def _stop(self, sequence: int) -> None:
+    def _stop(self, sequence: int, abandoned: _Forwarded | None = None) -> None:
         if sequence > self._ledger.started:
             self._stopped.add(sequence)
             return
         request = self._jobs.get(sequence)
+        if abandoned is not None and abandoned is not request:
+            self.watch.abandoned.discard(abandoned)  # it was answered meanwhile
         if request is not None and request.caller is not None and request.caller.ref is not None:
             self.demonitored(request.caller.ref)
 
@@ -217,6 +223,7 @@ class Worker(Server):
         """Send the answer of a request that the front sent on."""
         sequence = request.sequence
         self._jobs.pop(sequence, None)
+        self.watch.abandoned.discard(request)
         caller = request.caller
         by_front = request.by_front
         if caller is not None and not by_front and request.remote.connection is None:

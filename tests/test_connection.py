@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import random
 import socket
@@ -36,7 +37,7 @@ from snex_node.wire.handshake import (
     Peer,
     Status,
 )
-from snex_node.wire.terms import Atom, Pid
+from snex_node.wire.terms import Atom, Pid, Reference
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.peer import listening, port_of
@@ -1410,3 +1411,120 @@ async def test_a_connection_from_a_beam(beam: Beam, epmd: RealEpmd) -> None:
     # What we do not know ends nothing; what is no frame at a BEAM ends the connection there.
     connection.send(b"h\x01a\x63")
     assert await handler.ended() == "connection_closed"
+
+
+class TestReadingAhead:
+    """What comes while the loop is blocked: another thread reads it, and the loop takes it first.
+
+    Here the test has the loop, and calls what the guardian does; nothing else has a turn meanwhile.
+    """
+
+    DEMONITOR = control.DemonitorP(THEY, US, Reference("they@127.0.0.1", 1, (1, 2, 3)))
+
+    async def test_order_and_bytes_are_kept(self, open_line: Open) -> None:
+        line = open_line()
+        await asyncio.sleep(0)
+        payloads = [term(n) + bytes(n) for n in range(0, 3000, 100)]
+        data = b"".join(line.writer.frame(SEND, payload) for payload in payloads)
+        ends = [*range(0, len(data), 777), len(data)]
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            line.raw.send(data[start:end])
+            if number % 3:
+                assert line.connection.look_ahead() == ([], False)
+            if number % 7 == 0:
+                await asyncio.sleep(0.001)
+        assert await line.handler.received(len(payloads)) == payloads
+        assert line.connection.bytes_in == len(data)
+
+    async def test_signals_are_told(self, open_line: Open) -> None:
+        line = open_line()
+        await asyncio.sleep(0)
+        frame = line.writer.frame(control.encode(self.DEMONITOR))
+        line.raw.send(line.writer.frame(SEND, term(1)) + frame[:10])
+        assert line.connection.look_ahead() == ([], False)
+        line.raw.send(frame[10:] + line.writer.frame(SEND, term(2)))
+        for _ in range(2):
+            assert line.connection.look_ahead() == ([self.DEMONITOR], False)
+        assert await line.handler.received(3) == [term(1), b"", term(2)]
+        assert line.connection.look_ahead() == ([], False)
+
+    async def test_what_has_been_parsed_is_looked_at_too(self, open_line: Open) -> None:
+        line = open_line()
+        seen: list[object] = []
+
+        def on_message(connection: Connection, message: Message) -> None:
+            if len(line.handler.messages) == 1:
+                time.sleep(2 * module.TURN)
+            seen.append(connection.look_ahead().signals)
+
+        line.handler.on_message = on_message
+        frame = line.writer.frame(control.encode(self.DEMONITOR))
+        await line.give_raw(frame.join(line.writer.frame(SEND, term(n)) for n in range(2)))
+        await line.handler.received(3)
+        assert seen == [[self.DEMONITOR]] * 3
+
+    async def test_a_frame_that_was_begun(self, open_line: Open) -> None:
+        line = open_line()
+        frame = line.writer.frame(control.encode(self.DEMONITOR))
+        await line.give_raw(frame[:20])
+        await line.handler.wait_for_turns(lambda: line.connection.bytes_in == 20)
+        line.raw.send(frame[20:])
+        assert line.connection.look_ahead() == ([self.DEMONITOR], False)
+
+    async def test_the_end(self, open_line: Open) -> None:
+        line = open_line()
+        await line.give(term(1))
+        line.raw.close()
+        assert line.connection.look_ahead() == ([], True)
+        assert line.connection.look_ahead() == ([], True)
+        assert await line.handler.received(1) == [term(1)]
+        assert await line.handler.ended() == "connection_closed"
+        assert line.connection.look_ahead() == ([], True)
+
+    async def test_a_failure(self, open_line: Open) -> None:
+        ours, theirs = tcp_pair()
+        line = open_line((ours, theirs))
+        await asyncio.sleep(0)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        theirs.close()
+        assert line.connection.look_ahead() == ([], True)
+        assert await line.handler.ended() == os.strerror(errno.ECONNRESET)
+
+    async def test_not_more_than_its_bound(
+        self, open_line: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "MAX_AHEAD", 1000)
+        line = open_line()
+        await asyncio.sleep(0)
+        frame = line.writer.frame(control.encode(self.DEMONITOR))
+        data = b"".join(line.writer.frame(SEND, bytes(90)) for _ in range(20))
+        line.raw.send(data + frame)
+        assert line.connection.look_ahead() == ([], False)
+        assert await line.handler.received(21) == [bytes(90)] * 20 + [b""]
+
+    async def test_nothing_of_a_peer_that_does_not_read(
+        self, open_line: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "HIGH_WATER", 10_000)
+        line = open_line(small=True)
+        await asyncio.sleep(0)
+        line.raw.send(line.writer.frame(control.encode(self.DEMONITOR)))
+        for _ in range(200):
+            line.connection.send(SEND, bytes(1000))
+        assert line.connection.look_ahead() == ([], False)
+        await line.take(200)
+        await line.handler.received(1)
+
+    async def test_what_was_read_ahead_waits_while_reading_does(
+        self, open_line: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "HIGH_WATER", 10_000)
+        line = open_line(small=True)
+        await asyncio.sleep(0)
+        line.raw.send(line.writer.frame(SEND, term(1)))
+        assert line.connection.look_ahead() == ([], False)
+        for _ in range(200):
+            line.connection.send(SEND, bytes(1000))
+        await asyncio.sleep(0.01)
+        await line.take(200)
+        assert await line.handler.received(1) == [term(1)]

@@ -858,3 +858,14 @@ def test_what_comes_before_a_payload_is_part_of_it(size: int, before: bytes) -> 
     [message] = FrameReader(Flag.FRAGMENTS).receive_data(data)
     assert isinstance(message, Message)
     assert message.data[message.offset :] == before + payload
+
+
+def test_what_has_begun() -> None:
+    reader = FrameReader(int(CLAIMED))
+    assert reader.begun(100) == (b"", 0)
+    reader.receive_data(b"\0\0")
+    assert reader.begun(100) == (b"\0\0", 0)
+    reader.receive_data(b"\1\0" + bytes(50))
+    assert reader.begun(100) == (b"\0\0\1\0" + bytes(50), 0)
+    reader.receive_data(bytes(100))
+    assert reader.begun(100) == (b"", 260 - 154)

@@ -288,3 +288,20 @@ def test_it_never_keeps_a_process_alive() -> None:
     done = subprocess.run(command, capture_output=True, timeout=30, check=True, text=True)
     assert done.stdout == "done\n"
     assert done.stderr == ""
+
+
+def test_a_check_may_come_sooner() -> None:
+    slow = Guardian(interval=60)
+    called: queue.Queue[float] = queue.Queue()
+
+    def check() -> float | None:
+        called.put(time.monotonic())
+        return 0.01 if called.qsize() < 3 else None
+
+    slow.add_check(check)
+    pause, slow._interval = slow._interval, 0.01
+    slow.start()
+    slow._interval = pause
+    for _ in range(2):
+        called.get(timeout=20)
+    slow.stop()

@@ -8,15 +8,17 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 
 from snex_node.wire import etf
 from snex_runtime import interrupts
 from snex_runtime.interrupts import (
+    CLEANUP,
     GRACE,
     SIGNAL,
     Deadline,
@@ -26,8 +28,10 @@ from snex_runtime.interrupts import (
     checkpoint,
     current,
     interrupt,
+    now,
     on_ending,
     running_on,
+    runs_user_code,
 )
 
 INTERVAL = 0.02
@@ -240,6 +244,66 @@ class TestInstalling:
             interrupter.remove()
 
 
+class TestGivingUp:
+    """Code that blocks the loop, and of which nobody waits any more."""
+
+    def give_up(self, watched: Watched, running: list[object]) -> Callable[[], None]:
+        """Have it given up from another thread, as the guardian does, until what is returned."""
+        over = threading.Event()
+
+        def again() -> None:
+            while not over.wait(INTERVAL):
+                watched.interrupter.give_up(running)
+
+        thread = threading.Thread(target=again, daemon=True)
+        thread.start()
+
+        def end() -> None:
+            over.set()
+            thread.join(10)
+            watched.interrupter.give_up(())
+
+        return end
+
+    @pytest.fixture(autouse=True)
+    def nothing_runs(self) -> Iterator[None]:
+        yield
+        now.running = None
+
+    def test_what_runs(self, watched: Watched) -> None:
+        request = object()
+        now.running = request
+        end = self.give_up(watched, [object(), request])
+        with pytest.raises(Interrupted) as caught:
+            watched.interrupter.run(Deadline(None), spin)
+        assert caught.value.why == "its caller has given up"
+        before = time.monotonic()
+        assert spin(CLEANUP / 2) == "done"  # what cleans up has its time
+        with pytest.raises(Interrupted):
+            watched.interrupter.run(Deadline(None), spin)
+        assert time.monotonic() - before > CLEANUP / 2
+        end()
+
+    def test_its_tasks(self, watched: Watched) -> None:
+        work = Deadline(None)
+        end = self.give_up(watched, [work])
+        context = copy_context()
+        context.run(current.set, work)
+        with pytest.raises(Interrupted):
+            context.run(spin)
+        work.over = True
+        assert context.run(spin, 0.2) == "done"
+        end()
+
+    def test_nothing_else(self, watched: Watched) -> None:
+        now.running = object()
+        end = self.give_up(watched, [object()])
+        assert watched.interrupter.run(Deadline(None), lambda: spin(0.2)) == "done"
+        now.running = None
+        assert watched.interrupter.run(Deadline(None), lambda: spin(0.2)) == "done"
+        end()
+
+
 class TestCheckpoint:
     @pytest.mark.parametrize(
         ("behind", "over", "raises"),
@@ -347,3 +411,63 @@ class TestEnding:
 
         asyncio.get_running_loop().call_soon(callback)
         assert await ended == "this process ends"
+
+
+class TestThreads:
+    """Where threads of a pool are; `tests.test_thread_interrupts` interrupts them."""
+
+    def run(self, function: Callable[[Any], object], *, on_loop: bool) -> bool:
+        """Whether a thread that waits in ``function`` is in code of users."""
+        waits, go = threading.Event(), threading.Event()
+
+        def wait(*_: object) -> object:
+            waits.set()
+            go.wait(10)
+            return 1
+
+        thread = threading.Thread(target=function, args=(wait,), daemon=True)
+        thread.start()
+        assert waits.wait(10)
+        assert thread.ident is not None
+        try:
+            return runs_user_code(thread.ident, on_loop=on_loop)
+        finally:
+            go.set()
+            thread.join(10)
+
+    def test_where_they_are(self) -> None:
+        interrupter = Interrupter()
+
+        def of_users(wait: Callable[[], object]) -> None:
+            interrupter.run(Deadline(None), wait)
+
+        def of_the_library(wait: Callable[[object], object]) -> None:
+            interrupter.run(Deadline(None), lambda: etf.Encoder(default=wait).encode(object()))
+
+        def in_a_loop(wait: Callable[[], object]) -> None:
+            async def main() -> None:
+                wait()
+
+            asyncio.run(main())
+
+        def in_a_loop_of_theirs(wait: Callable[[], object]) -> None:
+            interrupter.run(Deadline(None), lambda: in_a_loop(wait))
+
+        assert self.run(of_users, on_loop=False)
+        assert not self.run(of_the_library, on_loop=False)
+        assert self.run(in_a_loop_of_theirs, on_loop=False)
+        assert not self.run(in_a_loop, on_loop=False)
+        assert self.run(in_a_loop, on_loop=True)
+        assert not runs_user_code(0, on_loop=False)
+
+    def test_their_checkpoints(self) -> None:
+        work = Deadline(0)
+        work.deadline = time.monotonic() - 2 * GRACE
+        context = copy_context()
+        context.run(current.set, work)
+        work.thread = threading.get_ident() + 1
+        context.run(checkpoint)  # it runs in another
+        work.thread = threading.get_ident()
+        with pytest.raises(Interrupted):
+            context.run(checkpoint)
+        context.run(checkpoint)  # what cleans up has its time

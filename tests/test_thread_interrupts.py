@@ -225,29 +225,44 @@ def test_it_never_strikes_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settling_is_repeated_when_it_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = Deadline(None)
-    limit.thread = 1
-    interruption = Interruption(limit)
-    interruption.interrupted = True
-    taken_back: list[object] = []
+    interruption = Interruption(Deadline(None))
+    interruption._unsettled = True
+    raised: list[int] = []
 
-    def raise_in(thread: int, error: object) -> None:
-        taken_back.append(error)
-        if len(taken_back) == 1:
-            raise Interrupted
+    def raise_in(thread: int) -> bool:
+        raised.append(thread)
+        raise Interrupted
 
     monkeypatch.setattr(thread_interrupts, "_raiser", lambda: raise_in)
     interruption.settle()
-    assert taken_back == [None, None]
+    assert raised == [threading.get_ident()]
+    interruption.settle()
+    assert raised == [threading.get_ident()]
+
+
+def test_what_has_not_been_raised_is_raised_where_it_does_no_harm() -> None:
+    outcome: list[object] = []
+
+    def work() -> None:
+        interruption = Interruption(Deadline(None))
+        for _ in range(100):
+            interruption._unsettled = True
+            interruption.settle()
+        outcome.append(interruption._unsettled)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert outcome == [False]
 
 
 def test_it_waits_for_who_is_about_to(monkeypatch: pytest.MonkeyPatch) -> None:
     running = Running(SPIN)
     waits, go_on = threading.Event(), threading.Event()
 
-    def raise_in(thread: int, error: object) -> None:
+    def raise_in(thread: int) -> bool:
         waits.set()
-        assert go_on.wait(10)
+        return not go_on.wait(10)
 
     monkeypatch.setattr(thread_interrupts, "_raiser", lambda: raise_in)
     interrupting = threading.Thread(target=running.interruption.stop, daemon=True)
@@ -277,7 +292,7 @@ def test_a_python_that_cannot(
             running.interruption.attempt()
         assert len(caplog.records) == 1
         assert "callers are answered in time" in caplog.text
-        running.interruption.interrupted = True
+        running.interruption._unsettled = True
         assert running.end() is None
     finally:
         thread_interrupts._raiser.cache_clear()

@@ -15,12 +15,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from snex_node.errors import ConnectError
 from snex_node.system import forks, tasks
 from snex_node.system.memory import LARGE, Holdings, Trimmer
+from snex_node.wire.control import ControlMessage
 from snex_node.wire.describe import short
 from snex_node.wire.framing import (
     MAX_FRAME,
@@ -41,6 +42,7 @@ from snex_node.wire.handshake import (
     Initiator,
     Peer,
 )
+from snex_node.wire.lookahead import MAX_HEAD, SIGNALS, Lookahead
 
 HANDSHAKE_TIMEOUT = 7.0
 """Seconds a handshake may take: OTP's ``net_setuptime``."""
@@ -87,6 +89,10 @@ TURN = 0.010
 
 What was read may ask for minutes of work, and others wait for one answer."""
 
+MAX_AHEAD = 1024 * 1024
+"""Bytes of one connection that are read while code blocks the event loop: so many tell whether its
+caller has given up, and wait to be handled. What comes after them is seen later."""
+
 _FULL = 0.005
 """Seconds for which `send` does not try to write to a socket that was full: each try would cost
 100 us, and the loop or the guardian writes as soon as there is room."""
@@ -112,6 +118,15 @@ class Connection:
     time of the last write (`time.monotonic`).
     """
 
+    closed: str | None = None
+    """Why the connection has ended; None while it lives."""
+
+    _failure: str | None = None
+    _timer: asyncio.TimerHandle | None = None
+    # What was read ahead, which comes first, and what the socket failed with meanwhile.
+    _ahead: _Ahead | None = None
+    _lost: str | None = None
+
     def __init__(
         self,
         sock: socket.socket,
@@ -126,8 +141,6 @@ class Connection:
         trimmer: Trimmer | None = None,
     ) -> None:
         self.peer = peer
-        self.closed: str | None = None
-        """Why the connection has ended; None while it lives."""
         self.bytes_in = self.bytes_out = 0
         self.last_write = time.monotonic()
         sock.setblocking(False)
@@ -148,17 +161,19 @@ class Connection:
         self._corked_size = 0
         self._open = True
         self._finishing = self._forked = False
-        self._failure: str | None = None
         self._full_until = 0.0
         # What is left of a read for the next turn of the loop; nothing more is read meanwhile.
         self._left: list[Message | Skipped] = []
+        # What is handled now, to be looked at by `look_ahead`.
+        self._handling: list[Message | Skipped] = []
+        # Held while bytes are read, from the socket to the reader.
+        self._arriving = threading.Lock()
         # These belong to the loop, but for the wish to be woken there.
         self._watch_asked = self._writing = self._reading = False
         self._read_size = _READ_SMALL
         self._net_ticktime = net_ticktime
         self._ticks_seen = 0
         self._silence = _Silence()
-        self._timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         forks.keep_from_children(sock)
         forks.tell_children(self._on_fork)
@@ -390,28 +405,38 @@ class Connection:
         if not self._reading and not self._left and self.closed is None:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
+            if self._ahead is not None:
+                self._loop.call_soon(self._take_ahead)
 
     def _on_readable(self) -> None:
-        try:
-            data = self._sock.recv(self._read_size)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.close(describe_error(error))
-            return
+        with self._arriving:
+            try:
+                if self._ahead is None:
+                    data = self._sock.recv(self._read_size)
+                else:
+                    data = self._read_from_ahead()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._lost, data = describe_error(error), b""
+            messages = self._reader.receive_data(data)
         if not data:
-            self.close("connection_closed")
+            self.close(self._lost or "connection_closed")
             return
         if len(data) == self._read_size:
             self._read_size = _READ_LARGE
         elif len(data) < _READ_SMALL:
             self._read_size = _READ_SMALL
-        self._receive(data)
+        self._received_data(data, messages)
 
     def _receive(self, data: bytes) -> None:
+        with self._arriving:
+            messages = self._reader.receive_data(data)
+        self._received_data(data, messages)
+
+    def _received_data(self, data: bytes, messages: list[Message | Skipped]) -> None:
         self.bytes_in += len(data)
         reader = self._reader
-        messages = reader.receive_data(data)
         if reader.unfinished != self._held.size:
             self._held.changed(self, reader.unfinished)
             if self.closed is not None:
@@ -435,6 +460,7 @@ class Connection:
     def _handle(self, messages: list[Message | Skipped]) -> None:
         """Handle them in order; when that takes long, leave the rest for a later turn."""
         self._corked = [] if self._open else None
+        self._handling = messages
         left = len(messages)
         began = written = time.monotonic() if left > 1 else 0.0
         try:
@@ -463,6 +489,7 @@ class Connection:
                     self._leave(messages[-left:])
                     return
         finally:
+            self._handling = []
             with self._lock:
                 self._uncork_locked()
                 self._corked = None
@@ -492,6 +519,53 @@ class Connection:
         if self._queue.pressure <= HIGH_WATER:  # else `_on_writable` goes on with it
             self._resume_reading()
 
+    # --- reading ahead, while the loop is blocked -----------------------------------------------
+
+    def look_ahead(self) -> Ahead:
+        """Read what has come, while code blocks the event loop, and say what is in it.
+
+        From any other thread. What is read waits for the loop, which takes it first.
+        """
+        with self._arriving:
+            if self.closed is not None:
+                return Ahead([], True)
+            fresh = self._ahead is None
+            ahead = self._ahead = self._ahead or _Ahead(Lookahead(*self._reader.begun(MAX_HEAD)))
+            while ahead.size < MAX_AHEAD and not ahead.ended and self._reads_on:
+                try:
+                    ahead.add(self._sock.recv(min(_READ_SMALL, MAX_AHEAD - ahead.size)))
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as error:
+                    self._lost = describe_error(error)
+                    ahead.ended = True
+            parsed = [each.control for each in self._parsed() if isinstance(each, Message)]
+            signals = [each for each in (*parsed, *ahead.signals) if isinstance(each, SIGNALS)]
+            found = Ahead(signals, ahead.ended)
+        if fresh:
+            self._call_soon(self._take_ahead)
+        return found
+
+    @property
+    def _reads_on(self) -> bool:
+        return self._queue.pressure <= HIGH_WATER
+
+    def _parsed(self) -> list[Message | Skipped]:
+        """What has been read, and not been handled yet, or not quite."""
+        return [*self._handling, *self._left]
+
+    def _read_from_ahead(self) -> bytes:
+        """What was read ahead, or else what there is. Raises `OSError`."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.size:
+            return b"".join(ahead.data)
+        return self._sock.recv(self._read_size)
+
+    def _take_ahead(self) -> None:
+        """The loop has its turns again."""
+        if self._ahead is not None and self._reading:
+            self._on_readable()
+
     def _on_check(self) -> None:
         """Four times per net_ticktime: give up a peer that has been silent for five checks.
 
@@ -518,6 +592,7 @@ class Connection:
     def _on_fork(self) -> None:
         """This is a forked child now: the connection is the parent's."""
         self._lock = threading.Lock()  # another thread of the parent's may hold it
+        self._arriving = threading.Lock()
         self._stop_sending_locked()
         self._forked = True
         self.closed = "this process was forked from the one that it belongs to"
@@ -557,7 +632,9 @@ class Connection:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._sock.close()
-        self._reader = FrameReader(self.peer.flags)  # forgets what it holds
+        with self._arriving:
+            self._reader = FrameReader(self.peer.flags)  # forgets what it holds
+            self._ahead = None
         self._held.changed(self, 0)
         self._held.released(waiting)
         self._wake()
@@ -565,6 +642,36 @@ class Connection:
             self._handler.connection_lost(self, reason)
         except Exception:
             _log.exception("%s: handling the end of the connection failed", self.peer.name)
+
+
+class Ahead(NamedTuple):
+    """What has come while the event loop was blocked."""
+
+    signals: Sequence[ControlMessage]
+    """Those that tell of processes that wait no more, or have ended."""
+
+    ended: bool
+    """Whether the connection has."""
+
+
+class _Ahead:
+    """What was read ahead, and is to be taken first."""
+
+    __slots__ = ("_looking", "data", "ended", "signals", "size")
+
+    def __init__(self, looking: Lookahead) -> None:
+        self._looking = looking
+        self.data: list[bytes] = []
+        self.size = 0
+        self.ended = False
+        self.signals: list[ControlMessage] = []
+
+    def add(self, data: bytes) -> None:
+        """This comes next; nothing: the connection has ended."""
+        self.ended = not data
+        self.data.append(data)
+        self.size += len(data)
+        self.signals += self._looking.receive_data(data)
 
 
 class _Held:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,9 @@ so the interval serves a peer with a net_ticktime of 1 s (it counts four interva
 the price of 8 bytes a second on an idle connection."""
 
 _log = logging.getLogger(__name__)
+
+
+Check = Callable[[], float | None]
 
 
 class Ticking(Protocol):
@@ -46,7 +50,7 @@ class Guardian:
     def __init__(self, interval: float = TICK_INTERVAL) -> None:
         self._interval = interval
         self._connections: set[Ticking] = set()
-        self._checks: list[Callable[[], None]] = []
+        self._checks: list[Check] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -76,32 +80,38 @@ class Guardian:
         with self._lock:
             self._connections.discard(connection)
 
-    def add_check(self, check: Callable[[], None]) -> None:
-        """Call ``check`` on the guardian's thread, twice per interval, for what else it guards."""
+    def add_check(self, check: Check) -> None:
+        """Call ``check`` on the guardian's thread, twice per interval, for what else it guards.
+
+        It may return in how many seconds it is to be called again, if that is sooner.
+        """
         with self._lock:
             self._checks.append(check)
 
-    def remove_check(self, check: Callable[[], None]) -> None:
+    def remove_check(self, check: Check) -> None:
         """Call it no more; unknown ones are ignored."""
         with self._lock, contextlib.suppress(ValueError):
             self._checks.remove(check)
 
     def _run(self) -> None:
         # Half the interval, so that no connection is silent for longer than one and a half.
-        while not self._stopping.wait(self._interval / 2):
+        pause = usual = self._interval / 2
+        while not self._stopping.wait(pause):
             with self._lock:
                 connections = list(self._connections)
                 checks = list(self._checks)
             for connection in connections:
                 self._tick(connection)
-            for check in checks:
-                self._check(check)
+            pause = min((usual, *map(self._check, checks)))
 
-    def _check(self, check: Callable[[], None]) -> None:
+    def _check(self, check: Check) -> float:
+        """Call it; returns when it is to be called again."""
         try:
-            check()
+            soon = check()
         except Exception:
             _log.exception("a check of the guardian failed")
+            return math.inf
+        return math.inf if soon is None else soon
 
     def _tick(self, connection: Ticking) -> None:
         try:

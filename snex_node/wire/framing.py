@@ -147,6 +147,14 @@ class FrameReader:
         self._pinned = 0
         self._last_pinned: bytes | None = None
 
+    def begun(self, most: int) -> tuple[bytes, int]:
+        """The bytes that have come of a frame that is not complete, if they are no more than
+        ``most``; else none of them, and how many are still to come.
+        """
+        if self._have <= most:
+            return b"".join(self._chunks), 0
+        return b"", self._need - self._have
+
     def receive_data(self, data: bytes) -> list[Message | Skipped]:
         """Take bytes; returns the messages that are complete with them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -28,10 +27,8 @@ async def test_executors_are_chosen_by_request_and_environment(
     {:ok, seen} = GenServer.call(env, {:eval, "return seen", %{}})
     {for(name <- [one, two, three], do: String.starts_with?(name, "snex-thread-")), seen}
     """
-    answer: Any = await beam.eval(source, py=runtime.name)
-    threaded, seen = answer
-    assert threaded == [True, True, False]
-    assert seen == list(range(1, 101))
+    outcome = await beam.eval(source, py=runtime.name)
+    assert outcome == ([True, True, False], list(range(1, 101)))
 
 
 @pytest.mark.alone

@@ -398,6 +398,24 @@ class TestGivingUp:
             assert found == "stopped"
         await rested(beam, workers)
 
+    async def test_what_blocks_stops_with_its_caller(self, beam: Beam, workers: Runtime) -> None:
+        source = """
+        me = self()
+        code = "await snex.send(me, 'on')\\nwhile True: pass"
+        pid = spawn(fn -> GenServer.call({:snex, py}, {:eval, code, %{"me" => me}}, time) end)
+        receive do "on" -> :ok after 5000 -> raise "never" end
+        if kill, do: Process.exit(pid, :kill)
+        """
+        for kill, limit in ((True, 60_000), (False, 300)):
+            await beam.eval(source, py=workers.name, kill=kill, time=limit)
+            began = time.monotonic()
+            await rested(beam, workers)
+            assert time.monotonic() - began < 2
+        sync = 'GenServer.call({:snex, py}, {:eval, "while True: pass", %{}}, 300)'
+        with pytest.raises(BeamError, match="timeout"):
+            await beam.eval(sync, py=workers.name)
+        await rested(beam, workers)
+
     async def test_what_waits_for_a_worker_is_dropped(
         self, beam: Beam, start_runtime: Callable[..., Runtime]
     ) -> None:

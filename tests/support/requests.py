@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import copy_context
 from typing import Any
 
+from snex_node.cluster.connection import Ahead
 from snex_node.wire import control
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.gen import From
@@ -33,6 +34,9 @@ class Line:
         self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
     ) -> None:
         self.sent.append((message, before + payload, sender))
+
+    def look_ahead(self) -> Ahead:
+        return Ahead([], False)
 
 
 class Peer:
