@@ -150,7 +150,7 @@ class Lane:
         return not sent or sent < min(MOST_AHEAD, AHEAD // self._pace())
 
     def _pace(self) -> int:
-        return max(1, self.ledger.pace)
+        return self.ledger.pace or AHEAD  # nothing is known of it to begin with
 
     @property
     def has_nothing(self) -> bool:
@@ -446,6 +446,7 @@ class Front(BaseProcess):
         if job.given_up:
             self._finish(job)
             return
+        job.since = job.since or time.monotonic()
         if job.bound is not None:
             job.bound.queue.appendleft(job)
             self._count(job)
