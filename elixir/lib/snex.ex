@@ -267,9 +267,7 @@ defmodule Snex do
     if Call.ended?(interpreter) do
       {:error, Call.failed(:noproc)}
     else
-      plan = plan(code, vars, opts)
-      evaluate = fn -> evaluate(id, interpreter, plan, plan.timeout) end
-      answer = if env.pool, do: Checkout.visit(interpreter, evaluate), else: elem(evaluate.(), 1)
+      answer = run_in(env.pool, id, interpreter, plan(code, vars, opts))
       Env.used(env)
       answer
     end
@@ -278,17 +276,24 @@ defmodule Snex do
   defp run(interpreter, code, vars, opts) do
     case find(interpreter) do
       {:ok, pid, target} ->
-        plan = plan(code, vars, opts)
-        elem(evaluate(target, pid, plan, plan.timeout), 1)
+        run_in(nil, target, pid, plan(code, vars, opts))
 
       {:pool, pool} ->
-        plan = plan(code, vars, opts)
-        Checkout.run(pool, plan.timeout, &evaluate(&2, &1, plan, &3))
+        {_, _, timeout, _, _} = plan = plan(code, vars, opts)
+        Checkout.run(pool, timeout, &evaluate(&2, &1, plan, &3))
 
       {:error, reason} ->
         {:error, Call.failed(reason)}
     end
   end
+
+  defp run_in(nil, target, interpreter, {_, _, timeout, _, _} = plan) do
+    {_fate, answer} = evaluate(target, interpreter, plan, timeout)
+    answer
+  end
+
+  defp run_in(_pool, target, interpreter, {_, _, timeout, _, _} = plan),
+    do: Checkout.visit(interpreter, fn -> evaluate(target, interpreter, plan, timeout) end)
 
   # A pool need not be on this node.
   defp find(interpreter) do
@@ -300,35 +305,28 @@ defmodule Snex do
     end
   end
 
-  defp plan(code, vars, []) do
-    vars = Serde.encode_vars!(vars)
-    %{code: code, vars: vars, timeout: @default_timeout, kill_after: nil, encoding: []}
-  end
+  # Code, variables, timeout, kill_after and encoding of an evaluation, checked.
+  defp plan(code, vars, []), do: {code, Serde.encode_vars!(vars), @default_timeout, nil, []}
 
   defp plan(code, vars, opts) do
     check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :returning])
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
-
-    %{
-      code: returning(code, opts[:returning]),
-      vars: Serde.encode_vars!(vars),
-      timeout: timeout,
-      kill_after: Limits.check_kill_after!(opts[:kill_after], timeout),
-      encoding: Serde.check_options!(opts[:encoding_opts] || [])
-    }
+    kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
+    code = returning(code, opts[:returning])
+    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+    {code, Serde.encode_vars!(vars), timeout, kill_after, encoding}
   end
 
-  defp evaluate(target, interpreter, plan, timeout),
-    do: Call.attempt(target, interpreter, eval(plan, timeout), timeout, plan.kill_after)
+  defp evaluate(target, interpreter, {code, vars, _, kill_after, encoding}, timeout) do
+    request = eval(code, vars, options(timeout, kill_after), encoding)
+    Call.attempt(target, interpreter, request, timeout, kill_after)
+  end
 
-  defp eval(%{encoding: []} = plan, timeout),
-    do: {:eval, plan.code, plan.vars, options(timeout, plan.kill_after)}
+  defp eval(code, vars, options, []), do: {:eval, code, vars, options}
 
   # In front of the variables, which Python would have to pass over to know how to read them.
-  defp eval(plan, timeout) do
-    options = options(timeout, plan.kill_after) ++ [encoding_opts: plan.encoding]
-    {:eval, plan.code, options, plan.vars}
-  end
+  defp eval(code, vars, options, encoding),
+    do: {:eval, code, options ++ [encoding_opts: encoding], vars}
 
   defp options(timeout, nil), do: [timeout: timeout]
   defp options(timeout, kill_after), do: [timeout: timeout, kill_after: kill_after]
