@@ -25,10 +25,8 @@ __all__ = ["MAX_SIZE", "Batched", "batched"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-T_contra = TypeVar("T_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
 
-BatchFunction = Callable[[list[T]], "Sequence[R | Exception] | Awaitable[Sequence[R | Exception]]"]
+BatchFunction = Callable[[list[T]], Sequence[R | Exception] | Awaitable[Sequence[R | Exception]]]
 """What is batched: it takes a list of items, and returns a list with one result for each, in their
 order. An exception among them is raised for the caller of that item."""
 

@@ -280,9 +280,7 @@ defmodule Snex do
     if Call.ended?(interpreter) do
       {:error, Call.failed(:noproc)}
     else
-      plan = plan(code, vars, opts)
-      evaluate = fn -> evaluate(id, interpreter, plan, plan.timeout) end
-      answer = if env.pool, do: Checkout.visit(interpreter, evaluate), else: elem(evaluate.(), 1)
+      answer = run_in(env.pool, id, interpreter, plan(code, vars, opts))
       Env.used(env)
       answer
     end
@@ -291,17 +289,24 @@ defmodule Snex do
   defp run(interpreter, code, vars, opts) do
     case find(interpreter) do
       {:ok, pid, target} ->
-        plan = plan(code, vars, opts)
-        elem(evaluate(target, pid, plan, plan.timeout), 1)
+        run_in(nil, target, pid, plan(code, vars, opts))
 
       {:pool, pool} ->
-        plan = plan(code, vars, opts)
-        Checkout.run(pool, plan.timeout, &evaluate(&2, &1, plan, &3))
+        {_, _, timeout, _, _, _} = plan = plan(code, vars, opts)
+        Checkout.run(pool, timeout, &evaluate(&2, &1, plan, &3))
 
       {:error, reason} ->
         {:error, Call.failed(reason)}
     end
   end
+
+  defp run_in(nil, target, interpreter, {_, _, timeout, _, _, _} = plan) do
+    {_fate, answer} = evaluate(target, interpreter, plan, timeout)
+    answer
+  end
+
+  defp run_in(_pool, target, interpreter, {_, _, timeout, _, _, _} = plan),
+    do: Checkout.visit(interpreter, fn -> evaluate(target, interpreter, plan, timeout) end)
 
   # A pool need not be on this node.
   defp find(interpreter) do
@@ -313,49 +318,29 @@ defmodule Snex do
     end
   end
 
-  defp plan(code, vars, []) do
-    vars = Serde.encode_vars!(vars)
-
-    %{
-      code: code,
-      vars: vars,
-      timeout: @default_timeout,
-      kill_after: nil,
-      encoding: [],
-      executor: []
-    }
-  end
+  # Code, variables, timeout, options beside it, kill_after and encoding of an evaluation, checked.
+  defp plan(code, vars, []), do: {code, Serde.encode_vars!(vars), @default_timeout, [], nil, []}
 
   defp plan(code, vars, opts) do
     check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :executor, :returning])
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
-
-    %{
-      code: returning(code, opts[:returning]),
-      vars: Serde.encode_vars!(vars),
-      timeout: timeout,
-      kill_after: Limits.check_kill_after!(opts[:kill_after], timeout),
-      encoding: Serde.check_options!(opts[:encoding_opts] || []),
-      executor: executor!(opts)
-    }
+    kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
+    code = returning(code, opts[:returning])
+    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+    options = if kill_after, do: [kill_after: kill_after], else: []
+    {code, Serde.encode_vars!(vars), timeout, options ++ executor!(opts), kill_after, encoding}
   end
 
-  defp evaluate(target, interpreter, plan, timeout),
-    do: Call.attempt(target, interpreter, eval(plan, timeout), timeout, plan.kill_after)
+  defp evaluate(target, interpreter, {code, vars, _, options, kill_after, encoding}, timeout) do
+    request = eval(code, vars, [{:timeout, timeout} | options], encoding)
+    Call.attempt(target, interpreter, request, timeout, kill_after)
+  end
 
-  defp eval(%{encoding: []} = plan, timeout),
-    do: {:eval, plan.code, plan.vars, options(timeout, plan)}
+  defp eval(code, vars, options, []), do: {:eval, code, vars, options}
 
   # In front of the variables, which Python would have to pass over to know how to read them.
-  defp eval(plan, timeout) do
-    options = options(timeout, plan) ++ [encoding_opts: plan.encoding]
-    {:eval, plan.code, options, plan.vars}
-  end
-
-  defp options(timeout, %{kill_after: nil} = plan), do: [timeout: timeout] ++ plan.executor
-
-  defp options(timeout, plan),
-    do: [timeout: timeout, kill_after: plan.kill_after] ++ plan.executor
+  defp eval(code, vars, options, encoding),
+    do: {:eval, code, options ++ [encoding_opts: encoding], vars}
 
   # The option as it is sent, where it is given.
   defp executor!(opts) do

@@ -67,6 +67,28 @@ defmodule Snex.PoolMaintenanceTest do
     assert busy(pool) == [0, 0]
   end
 
+  test "a pool is found again when what knows of it was restarted" do
+    beam =
+      Snex.Beam.start("""
+      {:ok, pool} = Snex.Pool.start_link(size: 2, interpreter: [python: #{inspect(python())}])
+      {:ok, env} = Snex.make_env(pool, %{"x" => 1})
+      before = Process.whereis(Snex.Runtimes)
+      Process.exit(before, :kill)
+      wait = fn wait ->
+        if Process.whereis(Snex.Runtimes) in [nil, before], do: wait.(Process.sleep(10) && wait)
+      end
+      wait.(wait)
+      tell.(for _ <- 1..10, do: Snex.pyeval(pool, "return 1"))
+      tell.(Snex.pyeval(env, "return x"))
+      {:error, _} = Snex.pyeval(pool, "import os; os._exit(3)")
+      tell.({Snex.Pool.await_ready(pool), Snex.pyeval(pool, "return 1")})
+      """)
+
+    assert Snex.Beam.told(beam) == List.duplicate({:ok, 1}, 10)
+    assert Snex.Beam.told(beam) == {:ok, 1}
+    assert Snex.Beam.told(beam) == {:ok, {:ok, 1}}
+  end
+
   describe "drain" do
     test "replaces the members while others serve, and waits for their work" do
       pool = start_pool!(size: 2)

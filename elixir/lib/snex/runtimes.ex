@@ -137,6 +137,8 @@ defmodule Snex.Runtimes do
     ])
 
     :ok
+  rescue
+    ArgumentError -> :ok
   end
 
   @doc "Make known that an interpreter is no member any more."
@@ -145,6 +147,18 @@ defmodule Snex.Runtimes do
     :ets.match_delete(@members, {{pool, slot}, interpreter, :_})
     :ets.delete(@members, {:member, interpreter})
     :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @doc "Make a pool, the calling process, known again after this one has been restarted."
+  @spec renew_pool(Places.t()) :: :ok
+  def renew_pool(places) do
+    if lookup(self()) == nil, do: register_pool(places)
+    :ok
+  catch
+    # It is just being restarted, or this node stops.
+    :exit, _reason -> :ok
   end
 
   @doc "The interpreter that is the member `slot` of a pool, and its target."

@@ -198,7 +198,11 @@ defmodule Snex.Pool.Members do
   @spec look(Server.state()) :: Server.state()
   def look(state), do: Enum.reduce(Map.values(state.members), state, &look_at(&2, &1))
 
-  defp look_at(state, %{state: :up, slot: slot, pid: pid}) do
+  defp look_at(state, %{state: :up, slot: slot, pid: pid, target: target}) do
+    # What tells callers where it is has been restarted.
+    if Runtimes.member(state.places, slot) == nil,
+      do: Runtimes.put_member(state.places, slot, pid, target)
+
     cond do
       # By a caller who was killed before he could tell.
       Places.suspect?(state.places, slot) ->

@@ -156,6 +156,7 @@ defmodule Snex.Pool.Server do
   def handle_info(:snex_look, state) do
     Process.send_after(self(), :snex_look, @look)
     Places.sweep(state.places)
+    Runtimes.renew_pool(state.places)
     {:noreply, state |> Members.look() |> settle()}
   end
 
