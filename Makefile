@@ -32,7 +32,7 @@ help:
 	@echo "make elixir   the tests of the Elixir client"
 	@echo "make compat   every test on other OTP, Elixir and Python releases (root, Debian)"
 	@echo "make bench    what calls, data and environments cost, in six minutes (bench-quick: in one)"
-	@echo "make soak     everything that can befall workers, at random, for ten minutes"
+	@echo "make soak     all that can befall workers and pools, at random, for ten minutes each"
 	@echo "make dist     source distribution and wheel, in dist/"
 	@echo "make clean    remove what these commands made"
 

@@ -9,7 +9,8 @@ defmodule Snex.PoolFailureTest do
   # Crowds of callers, while one member ends in some way. The others notice nothing.
   describe "while 120 others call" do
     setup do
-      {:ok, pool: start_pool!(size: 3, restart_after: 500)}
+      interpreter = [max_memory: 300 * 1024 * 1024]
+      {:ok, pool: start_pool!(size: 3, restart_after: 500, interpreter: interpreter)}
     end
 
     defp crowd(pool) do
@@ -43,6 +44,25 @@ defmodule Snex.PoolFailureTest do
         assert reason == {:exit_status, @status}
         # Its waiting among 120 others is in it.
         assert time < 3_000_000
+        assert_served(pool, crowd, before)
+      end
+    end
+
+    for {name, code, expected} <- [
+          {"takes too much memory", "x = []\nwhile True: x.append(bytearray(b'1') * 8_000_000)",
+           :memory_limit},
+          {"cannot be interrupted", "import re; re.match('(a+)+$', 'a' * 60 + 'b')", :killed},
+          {"stops itself", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", :killed}
+        ] do
+      @code code
+      @expected expected
+      test "a member that #{name} is killed, and fails one call", %{pool: pool} do
+        before = os_pids(pool)
+        crowd = crowd(pool)
+        opts = [timeout: 1_500, kill_after: 300]
+        {time, answer} = :timer.tc(fn -> Snex.pyeval(pool, @code, %{}, opts) end)
+        assert {:error, %Error{code: @expected}} = answer
+        assert time < 5_000_000
         assert_served(pool, crowd, before)
       end
     end

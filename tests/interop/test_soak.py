@@ -13,6 +13,12 @@ async def test_some_seconds_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert " right\n" in capsys.readouterr().out
 
 
+@pytest.mark.timeout(180)
+async def test_some_seconds_of_a_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await soaking.soak_pool(5.0, callers=10, seed=1, size=2) == []
+    assert " right\n" in capsys.readouterr().out
+
+
 def test_what_is_wrong_is_told() -> None:
     counts = {"right": 5, "loop killed": 2, "twice": 1, "segfault as_it_should": 3, "lost": 0}
     assert soaking.wrong_outcomes(counts) == ["2 times: loop killed", "1 times: twice"]

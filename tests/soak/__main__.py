@@ -1,7 +1,7 @@
-"""``make soak``: what befalls workers, one after the other and all at once, for ten minutes.
+"""``make soak``: what befalls workers, and members of a pool of the client, for ten minutes each.
 
 Nothing may be lost, answered wrongly or twice; at the end nothing runs or waits, all workers are
-there, and when the node has ended no process is left.
+there, and when the node, or the pool, has ended no process is left.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import client
 from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
 from tests.support.runtime import Runtime
 
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("workers.exs")
+POOL = Path(__file__).with_name("pool.exs")
 
 MEMORY = 400 * 1024 * 1024
 
@@ -51,14 +55,19 @@ FATES: dict[str, tuple[str, dict[str, int], tuple[str, ...]]] = {
 SHARED = ("worker_exited",)
 
 
-def fates() -> list[tuple[Any, ...]]:
+# As the client tells it: the end of a member, and code that was stopped in time.
+OF_CLIENT = {"worker_exited": "call_failed", "cancelled": "response_timeout"}
+
+
+def fates(*, of_client: bool = False) -> list[tuple[Any, ...]]:
     """As the script on the BEAM has them."""
+    renamed = OF_CLIENT if of_client else {}
     return [
         (
             Atom(name),
             code.encode(),
             [(Atom(option), value) for option, value in options.items()],
-            [Atom(code) for code in (*allowed, *SHARED)],
+            [Atom(renamed.get(code, code)) for code in (*allowed, *SHARED)],
         )
         for name, (code, options, allowed) in FATES.items()
     ]
@@ -91,6 +100,34 @@ async def soak(seconds: float, callers: int, seed: int, workers: int) -> list[st
         print(f"{number:9d} {name}")
     print(f"{len(seen):9d} processes of workers")
     return [*wrong_outcomes(found), *wrong_counts(info, workers), *left]
+
+
+async def soak_pool(seconds: float, callers: int, seed: int, size: int) -> list[str]:
+    """The same with a pool of the client."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
+        compiled = await asyncio.to_thread(client.compiled, ROOT, Path(scratch))
+        with RealEpmd() as epmd, Beam.start(epmd_port=epmd.port) as beam:
+            for folder in compiled.folders:
+                await beam.eval("Code.prepend_path(folder)", folder=str(folder).encode())
+            answer: Any = await beam.eval(
+                POOL.read_text(),
+                timeout=seconds + 180,
+                python=sys.executable.encode(),
+                size=size,
+                memory=MEMORY,
+                milliseconds=round(seconds * 1000),
+                callers=callers,
+                seed=seed,
+                fates=fates(of_client=True),
+            )
+    counts, busy, queue, restarts, processes = answer
+    found = {_named(name): number for name, number in counts}
+    for name, number in sorted(found.items()):
+        print(f"{number:9d} {name}")
+    print(f"{restarts:9d} members started again")
+    wrong = [f"{busy} members busy or away at the end"] if busy else []
+    wrong += [f"{queue} calls in the queue at the end"] if queue else []
+    return [*wrong_outcomes(found), *wrong, *await _left(processes)]
 
 
 def _named(name: object) -> str:
@@ -154,13 +191,19 @@ def _lives(process: int) -> bool:
 def main() -> int:
     """Run it, and say what was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=main.__doc__)
+    parser.add_argument("what", choices=("both", "workers", "pool"), nargs="?", default="both")
     parser.add_argument("--minutes", type=float, default=10.0, help="%(default)s")
     parser.add_argument("--callers", type=int, default=20, help="%(default)s")
     parser.add_argument("--workers", type=int, default=2, help="%(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="random")
     options = parser.parse_args()
     print(f"seed {options.seed}, process {os.getpid()}", flush=True)
-    wrong = asyncio.run(soak(options.minutes * 60, options.callers, options.seed, options.workers))
+    numbers = options.minutes * 60, options.callers, options.seed, options.workers
+    wrong = []
+    if options.what != "pool":
+        wrong += asyncio.run(soak(*numbers))
+    if options.what != "workers":
+        wrong += asyncio.run(soak_pool(*numbers))
     for line in wrong:
         print(f"WRONG: {line}")
     return 1 if wrong else 0
