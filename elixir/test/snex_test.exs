@@ -143,6 +143,17 @@ defmodule SnexTest do
       end
     end
 
+    test "blocking code ends with its caller", %{interpreter: interpreter} do
+      for wait <- [10, 600] do
+        caller = spawn(fn -> Snex.pyeval(interpreter, "while True: pass", timeout: :infinity) end)
+        Process.sleep(wait)
+        Process.exit(caller, :kill)
+        began = System.monotonic_time(:millisecond)
+        assert Snex.pyeval(interpreter, "return 1", timeout: 20_000) == {:ok, 1}
+        assert System.monotonic_time(:millisecond) - began < 2_000
+      end
+    end
+
     test "refuses what it does not know", %{env: env} do
       assert_raise ArgumentError, ~r/unknown option :tiemout/, fn ->
         Snex.pyeval(env, "return 1", tiemout: 1)
