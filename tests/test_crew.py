@@ -403,6 +403,14 @@ class TestInfo:
         os.kill(running.processes["-1"], signal.SIGKILL)
         assert await call == ("error", "worker_exited")
 
+    async def test_one_that_ends_meanwhile_is_not_asked(self, start: Start) -> None:
+        running = await start(1, restarts=(0, 60.0))
+        (lane,) = running.front.lanes
+        os.kill(running.processes["-1"], signal.SIGKILL)
+        await until(lambda: not running.front.lanes)
+        await running.crew._ask(lane)
+        assert lane.requests == 0
+
     async def test_there_is_none(self, start: Start) -> None:
         running = await start(1, begin=False)
         assert (await running.info())["workers"] == []
