@@ -1057,6 +1057,17 @@ class TestWorkers:
         output = command("eval", running.name, code, "--var", 'x="a"', "--register-as", "other")
         assert output.out == "(40, (200, 200), ['child', '--loop', 'auto'], 'a')\n"
 
+    def test_one_is_replaced_when_it_has_ended(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique(), "--workers", "1", "--max-requests", "1000")
+        output = command("eval", running.name, "import os; os._exit(3)")
+        assert output.code == 1
+        assert "{:status, 3}" in output.err
+        assert command("eval", running.name, "return 1").out == "1\n"
+        running.signal(signal.SIGTERM)
+        ended = running.wait()
+        assert ended.code == 0
+        assert "-1@127.0.0.1 has ended with status 3" in ended.err
+
     def test_too_many_have_ended(self, start: Starter, command: Command) -> None:
         arguments = ("--workers", "2", "--max-restarts", "1/60")
         running = start("start", "--name", unique(), *arguments)
