@@ -36,7 +36,7 @@ from snex_node.node import Node
 from snex_node.services import import_function
 from snex_node.system import forks, tasks
 from snex_node.system.addresses import is_loopback, resolve
-from snex_node.wire.describe import short
+from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
 from snex_runtime import child, loops, search_path, serde, standard_files, watcher
@@ -523,7 +523,9 @@ def _print_failure(answer: object, args: argparse.Namespace) -> None:
             "(--timeout gives it more time)"
         )
     else:
-        _complain(f"{_text(error.get('code'))}: {_text(error.get('reason'))}")
+        reason = error.get("reason")
+        told = _text(reason) if isinstance(reason, str) else inspect(reason, MAX_WRITTEN)
+        _complain(f"{_text(error.get('code'))}: {told}")
 
 
 def _text(value: object) -> str:

@@ -222,7 +222,7 @@ class Crew:
 
     async def _ask(self, lane: Lane) -> None:
         """Ask a worker that nothing blocks how it is."""
-        if not lane.has_room:
+        if lane not in self._front.lanes or not lane.has_room:
             return
         try:
             answer = await asyncio.wait_for(self._front.ask(Atom("info"), lane), INFO_TIMEOUT)

@@ -23,6 +23,7 @@ from snex_node.epmd import EpmdServer
 from snex_runtime import cli
 from snex_runtime.cli import main
 from tests.support.epmd import RealEpmd
+from tests.support.leaks import group
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +247,21 @@ class TestHelp:
             (["start", "--max-queue", "-1"], "-1 is no whole number, 0 or more"),
             (["start", "--queue-timeout", "1.5"], "1.5 is no whole number, 0 or more"),
             (["start", "--max-time", "9999999999"], "9999999999 is no number of milliseconds up"),
+            (["start", "--workers", "0"], "0 is no whole number of 1 and more"),
+            (["start", "--workers", "-1"], "-1 is no whole number of 1 and more"),
+            (["start", "--workers", "two"], "two is no whole number of 1 and more"),
+            (["start", "--workers", "2", "--max-requests", "0"], "0 is no whole number of 1 and"),
+            (["start", "--workers", "2", "--rlimit-as", str(2**62 + 1)], "is no whole number of 1"),
+            (["start", "--workers", "2", "--max-restarts", "5"], "'5' is not N/SECONDS, such as"),
+            (["start", "--workers", "2", "--max-restarts", "x/5"], "'x/5' is not N/SECONDS, such"),
+            (
+                ["start", "--workers", "2", "--max-restarts", "5/0"],
+                "0 is no number of seconds from",
+            ),
+            (
+                ["start", "--workers", "2", "--max-restarts", "5/x"],
+                "x is no number of seconds from",
+            ),
             (["ping"], "required: NODE"),
         ],
     )
@@ -1002,6 +1018,108 @@ class TestInitScript:
         output = command("start", "--name", unique(), "--init-script", str(tmp_path / "init.py"))
         assert output.code == 1
         assert "cannot read the init script" in output.err
+
+
+PIDS = "import os\nreturn os.getpid(), os.getppid()"
+
+
+@pytest.mark.traced_processes
+class TestWorkers:
+    """Processes that evaluate in the place of the node's own."""
+
+    def test_they_evaluate_and_none_is_left(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique(), "--workers", "2")
+        assert re.fullmatch(r"ready n\S+@127\.0\.0\.1 \d+\n", running.line)
+        output = command("eval", running.name, PIDS)
+        process, parent = map(int, re.findall(r"\d+", output.out))
+        assert parent == running.process.pid
+        alive = running.name.partition("@")[0]
+        assert sorted(re.findall(rf"{alive}(-\d)? ", command("names").out)) == ["", "-1", "-2"]
+        running.signal(signal.SIGTERM)
+        ended = running.wait()
+        assert (ended.code, ended.out) == (0, "")
+        assert "Traceback" not in ended.err
+        wait_for(lambda: not group(process))
+        assert alive not in command("names").out
+
+    def test_what_they_are_told(self, start: Starter, command: Command, tmp_path: Path) -> None:
+        script = tmp_path / "init.py"
+        script.write_text("base = 40")
+        running = start(
+            *("start", "--name", unique(), "--workers", "1", "--init-script", str(script)),
+            *("--register-as", "other", "--encoding", "binary_as=bytes", "--loop", "auto"),
+            *("--rlimit-nofile", "200", "--kill-after", "500", "--max-memory", str(2**30)),
+        )
+        code = (
+            "import resource, sys\n"
+            "return base, resource.getrlimit(resource.RLIMIT_NOFILE), sys.argv[1:], x"
+        )
+        output = command("eval", running.name, code, "--var", 'x="a"', "--register-as", "other")
+        assert output.out == "(40, (200, 200), ['child', '--loop', 'auto'], 'a')\n"
+
+    def test_one_is_replaced_when_it_has_ended(self, start: Starter, command: Command) -> None:
+        running = start("start", "--name", unique(), "--workers", "1", "--max-requests", "1000")
+        output = command("eval", running.name, "import os; os._exit(3)")
+        assert output.code == 1
+        assert "{:status, 3}" in output.err
+        assert command("eval", running.name, "return 1").out == "1\n"
+        running.signal(signal.SIGTERM)
+        ended = running.wait()
+        assert ended.code == 0
+        assert "-1@127.0.0.1 has ended with status 3" in ended.err
+
+    def test_too_many_have_ended(self, start: Starter, command: Command) -> None:
+        arguments = ("--workers", "2", "--max-restarts", "1/60")
+        running = start("start", "--name", unique(), *arguments)
+        processes = []
+        for _ in range(2):
+            output = command("eval", running.name, PIDS)
+            processes.append(int(re.findall(r"\d+", output.out)[0]))
+            command("eval", running.name, "import os; os._exit(3)")
+        ended = running.wait()
+        assert (ended.code, ended.out) == (1, "")
+        assert (
+            f"{running.name} ends: more than 1 workers have ended within 60 s: see what the log "
+            "says of each (--max-restarts N/SECONDS allows more)"
+        ) in ended.err
+        assert "Traceback" not in ended.err
+        wait_for(lambda: not any(map(group, processes)))
+
+    def test_the_init_script_fails(self, environ: dict[str, str], tmp_path: Path) -> None:
+        """It is told once, and nobody tries again."""
+        script = tmp_path / "init.py"
+        tries = tmp_path / "tries"
+        script.write_text(f"open({str(tries)!r}, 'a').write('x')\nraise ValueError('no model')")
+        arguments = ("--workers", "1", "--init-script", str(script))
+        output = run("start", "--name", unique(), *arguments, environ=environ)
+        assert (output.code, output.out) == (1, "")
+        assert f"the init script {script} failed: Traceback" in output.err
+        assert f'File "{script}", line 2, in <module>' in output.err
+        assert output.err.count("ValueError: no model") == 1
+        assert tries.read_text() == "x"
+
+    def test_a_worker_cannot_be_started(self, environ: dict[str, str]) -> None:
+        arguments = ("--workers", "2", "--cgroup", "/nowhere")
+        output = run("start", "--name", unique(), *arguments, environ=environ)
+        assert (output.code, output.out) == (1, "")
+        assert "a worker did not start: cannot join the control group /nowhere" in output.err
+        assert "Traceback" not in output.err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--max-memory", "1000000000"],
+            ["--rlimit-cpu", "5"],
+            ["--cgroup", "/sys/fs/cgroup/x"],
+            ["--kill-after", "500"],
+            ["--max-requests", "5"],
+        ],
+    )
+    def test_what_is_for_workers_only(self, command: Command, arguments: list[str]) -> None:
+        output = command("start", "--name", unique(), *arguments)
+        assert (output.code, output.out) == (1, "")
+        message = f"{arguments[0]} is for the processes of workers: add --workers N"
+        assert message in output.err
 
 
 @pytest.mark.traced_processes

@@ -221,6 +221,35 @@ async def waiting(ended: list[object]) -> None:
         raise
 
 
+class TestDisarming:
+    """Something is to happen at a certain time, unless work is done by then."""
+
+    async def test_when_it_is_done(self, alone: Alone) -> None:
+        go, disarmed = asyncio.Event(), asyncio.Event()
+        alone.begin(go.wait()).disarm = disarmed.set
+        await asyncio.sleep(0)
+        assert not disarmed.is_set()
+        go.set()
+        await until(lambda: alone.sent.answers)
+        assert disarmed.is_set()
+
+    @pytest.mark.parametrize("why", ["it fails", "it is stopped", "it never begins"])
+    async def test_when_it_ends_otherwise(self, alone: Alone, why: str) -> None:
+        async def fail() -> NoReturn:
+            await asyncio.sleep(0)
+            raise KeyError
+
+        disarmed: list[int] = []
+        work = alone.begin(fail() if why == "it fails" else asyncio.Event().wait())
+        work.disarm = lambda: disarmed.append(1)
+        if why == "it is stopped":
+            await asyncio.sleep(0)
+        if why != "it fails":
+            work.stop("its caller has given up")
+        await until(lambda: alone.sent.answers)
+        assert disarmed == [1]
+
+
 class TestCallersThatDoNotMonitor:
     """Python looks after them, where the answer takes longer."""
 

@@ -82,6 +82,10 @@ def lines_of(source: str, **at: Any) -> list[str]:
 # --- Failure --------------------------------------------------------------------------------------
 
 
+def test_the_codes_of_workers_are_among_them() -> None:
+    assert {"overloaded", "worker_exited", "killed", "memory_limit"} <= set(get_args(ErrorCode))
+
+
 @pytest.mark.parametrize("code", get_args(ErrorCode))
 def test_a_failure_is_an_exception_struct_on_the_wire(code: ErrorCode) -> None:
     failure = Failure(code, {"any": [1]}, ["line\n", "lïne\n"], "KeyError")

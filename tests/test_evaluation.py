@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from snex_node.wire.etf import EncodeError
 from snex_runtime import evaluation as evaluation_room
 from snex_runtime import serde
 from snex_runtime.code import Code, compile_code
@@ -30,7 +31,7 @@ from tests.support.calling import (
     calling,
     evaluate,
 )
-from tests.support.requests import Taker, request_of, value
+from tests.support.requests import Killer, Taker, request_of, value
 
 
 @pytest.fixture
@@ -349,12 +350,18 @@ class Threads:
 class Alone:
     """An `Evaluator` without a runtime."""
 
-    def __init__(self, max_time: float | None = None) -> None:
+    def __init__(
+        self,
+        max_time: float | None = None,
+        killer: Killer | None = None,
+        kill_after: float | None = None,
+    ) -> None:
         self.root = Root()
         self.interrupter = Interrupter(BOUNDARIES)
         self.threads = Threads()
         reader = Reader(serde.DEFAULTS, max_time)
-        self.evaluator = Evaluator(self.root, reader, self.interrupter, self.threads)
+        limits = killer, kill_after
+        self.evaluator = Evaluator(self.root, reader, self.interrupter, self.threads, *limits)
 
     def do(self, kind: str, *parts: object, variables: dict[str, object] | None = None) -> Any:
         """The answer to a request, or the work that has to be done for it."""
@@ -518,6 +525,75 @@ class TestAlone:
         data, message = request_
         with pytest.raises(BadRequest, match=message):
             alone.evaluator.eval(request_of(data))
+
+
+class TestKilling:
+    """A process is killed at the last limit of a request, where there is one."""
+
+    TIMEOUT = A("timeout"), 2000
+    KILL_AFTER = A("kill_after"), 500
+
+    def test_what_is_done_in_time(self) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer)
+        assert alone.do("eval", b"return 1", {}, [self.TIMEOUT, self.KILL_AFTER]) == 1
+        assert (killer.armed, killer.disarmed) == ([(2.5, 0)], [1])
+
+    @pytest.mark.parametrize("code", [b"1 / 0", b"return object()"])
+    def test_what_fails(self, code: bytes) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer)
+        with pytest.raises((ZeroDivisionError, EncodeError)):
+            alone.do("eval", code, {}, [self.TIMEOUT, self.KILL_AFTER])
+        assert (killer.armed, killer.disarmed) == ([(2.5, 0)], [1])
+
+    def test_what_awaits_until_it_is_done(self) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer)
+        code = b"import asyncio\nawait asyncio.sleep(0)\nreturn n"
+        work = alone.do("eval", code, {b"n": 1}, [self.TIMEOUT, self.KILL_AFTER])
+        assert asyncio.run(work.awaited) == 1
+        assert (killer.armed, killer.disarmed) == ([(2.5, 0)], [])
+        work.disarm()
+        assert killer.disarmed == [1]
+
+    def test_it_is_armed_while_code_runs(self) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer)
+        alone.root.variables["killer"] = killer
+        code = b"return len(killer.armed), len(killer.disarmed)"
+        assert alone.do("eval", code, {}, [self.TIMEOUT, self.KILL_AFTER]) == (1, 0)
+
+    def test_the_node_s_is_for_those_that_give_none(self) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer, kill_after=0.25)
+        assert alone.do("eval", b"return 1", {}, [self.TIMEOUT]) == 1
+        assert alone.do("eval", b"return 1", {}, [self.TIMEOUT, self.KILL_AFTER]) == 1
+        assert killer.armed == [(2.25, 0), (2.5, 0)]
+        # And there is none without a time limit.
+        for options in ([], [(A("timeout"), A("infinity"))]):
+            assert alone.do("eval", b"return 1", {}, options) == 1
+        assert alone.do("eval", b"return 1", {}) == 1
+        assert len(killer.armed) == len(killer.disarmed) == 2
+
+    def test_nil_and_init_too(self) -> None:
+        killer = Killer()
+        alone = Alone(killer=killer, kill_after=0.25)
+        assert alone.do("eval", None, {b"n": 7}, [self.TIMEOUT], variables={}) is None
+        assert alone.do("init", b"x = 1", {}, [self.TIMEOUT]) is None
+        assert len(killer.armed) == len(killer.disarmed) == 2
+
+    def test_time_beyond_a_limit_that_is_missing(self) -> None:
+        alone = Alone(killer=Killer())
+        with pytest.raises(BadRequest, match=r"^kill_after: is the time beyond timeout:, which is"):
+            alone.do("eval", b"return 1", {}, [self.KILL_AFTER])
+
+    def test_a_node_that_is_not_to_be_killed(self) -> None:
+        alone = Alone()
+        for code in (b"return 1", b"import asyncio\nawait asyncio.sleep(0)"):
+            with pytest.raises(BadRequest, match="would end this whole node: start it with"):
+                alone.do("eval", code, {}, [self.TIMEOUT, self.KILL_AFTER])
+        assert Alone(kill_after=0.25).do("eval", b"return 1", {}, [self.TIMEOUT]) == 1
 
 
 def note_here() -> None:

@@ -111,6 +111,18 @@ class TestBadInput:
                     ([5], "[5]"),
                 ]
             ],
+            *[
+                (
+                    evaluate(b"1", {}, [(A("timeout"), 5), (A("kill_after"), wrong)]),
+                    f"kill_after takes milliseconds, 0 to 4294967295, or :infinity, not {told}",
+                )
+                for wrong, told in [(-1, "-1"), (1.5, "1.5"), (2**32, "4294967296"), ([], "[]")]
+            ],
+            (evaluate(b"1", {}, [(A("kill_after"), 5)]), "the time beyond timeout:, which is miss"),
+            (
+                evaluate(b"1", {}, [(A("timeout"), 5), (A("kill_after"), 5)]),
+                "kill_after: would end this whole node",
+            ),
             (evaluate(b"1", {}, {A("on_timeout"): A("x")}), "on_timeout takes :cancel or :contin"),
             (
                 evaluate(b"1", {}, {A("encoding_opts"): {A("x"): 1}}),
@@ -268,6 +280,11 @@ class TestOptions:
         options = EvalOptions([(A("timeout"), 1500), (A("on_timeout"), A("continue"))])
         assert (options.timeout, options.continues) == (1.5, True)
         assert EvalOptions({A("timeout"): A("infinity")}).timeout is None
+        assert EvalOptions().kill_after is None
+        assert EvalOptions([(A("kill_after"), 250)]).kill_after == 0.25
+        assert EvalOptions({A("kill_after"): 0}).kill_after == 0.0
+        assert EvalOptions({A("kill_after"): A("infinity")}).kill_after is None
+        assert EvalOptions({A("kill_after"): MAX_TIMEOUT}).kill_after == MAX_TIMEOUT / 1000
         assert EvalOptions({A("timeout"): MAX_TIMEOUT}).timeout == MAX_TIMEOUT / 1000
 
     @pytest.mark.parametrize("value", [b"pid", 7, A("nil"), [PID]])

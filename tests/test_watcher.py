@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -18,6 +19,7 @@ import pytest
 
 from snex_node.system import forks
 from snex_runtime import watcher
+from snex_runtime.forwarding import Ledger, Verdict
 from tests.support.forked import Ended, forked
 
 LAST = 0.2
@@ -253,6 +255,166 @@ class TestKilling:
 
             assert forked(test) == KILLED
             assert let_go()
+
+
+def page() -> tuple[Ledger, int]:
+    """A page that a watcher writes why it kills to, and its descriptor."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(Ledger.SIZE)
+        number = os.dup(file.fileno())
+    return Ledger(number), number
+
+
+@pytest.mark.usefixtures("any_system")
+class TestLimits:
+    """A request has gone beyond its last limit, or the process has too much memory."""
+
+    @pytest.mark.parametrize("code", ["sum(range(LOCKED))", "while True: pass"])
+    def test_a_request_beyond_its_last_limit(self, code: str) -> None:
+        ledger, number = page()
+
+        def test() -> None:
+            signals = watcher.start(limits=watcher.Limits(ledger=number))
+            signals.killer.arm(60.0, 6)
+            signals.killer.arm(0.1, 7)
+            exec(code, {"LOCKED": LOCKED})
+
+        began = time.monotonic()
+        assert forked(test) == Ended(-watcher.OVERTIME, "")
+        assert 0.1 <= time.monotonic() - began < 5
+        assert ledger.verdict == (Verdict.OVERTIME, 7)
+        os.close(number)
+
+    def test_it_is_done_in_time(self) -> None:
+        ledger, number = page()
+
+        def test() -> None:
+            killer = watcher.start(limits=watcher.Limits(ledger=number)).killer
+            tokens = [killer.arm(LONGER, culprit) for culprit in (1, 2, 3)]
+            for token in tokens:
+                killer.disarm(token)
+            killer.disarm(99)
+            live_on()
+            print("still here")
+
+        assert forked(test) == Ended(0, "still here\n")
+        assert ledger.verdict == (Verdict.NONE, 0)
+        os.close(number)
+
+    def test_nobody_asks_why(self) -> None:
+        def test() -> None:
+            watcher.start().killer.arm(0.05, 0)
+            live_on()
+
+        assert forked(test) == Ended(-watcher.OVERTIME, "")
+
+    def test_very_many_of_them(self) -> None:
+        """More than are read at once."""
+
+        def test() -> None:
+            killer = watcher.start().killer
+            for _ in range(5000):
+                killer.disarm(killer.arm(60.0, 1))
+            killer.arm(0.05, 2)
+            live_on()
+
+        assert forked(test) == Ended(-watcher.OVERTIME, "")
+
+    def test_a_signal_has_stopped_it(self) -> None:
+        ledger, number = page()
+
+        def test() -> None:
+            watcher.start(limits=watcher.Limits(ledger=number)).killer.arm(0.3, 5)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            live_on()
+
+        assert forked(test) == Ended(-watcher.OVERTIME, "")
+        assert ledger.verdict == (Verdict.OVERTIME, 5)
+        os.close(number)
+
+    def test_it_takes_no_notice(self) -> None:
+        """Then it is killed as all else is, and the page says why all the same."""
+        ledger, number = page()
+
+        def test() -> None:
+            signal.signal(watcher.OVERTIME, signal.SIG_IGN)
+            os.setpgid(0, 0)
+            limits = watcher.Limits(ledger=number)
+            leash, _ = os.pipe()
+            signals = watcher.start(leash=forks.OwnedDescriptor(leash), group=True, limits=limits)
+            signals.killer.arm(0.05, 5)
+            sum(range(LOCKED))
+
+        assert forked(test) == KILLED
+        assert ledger.verdict == (Verdict.OVERTIME, 5)
+        os.close(number)
+
+    def test_its_children_go_with_it(self) -> None:
+        with held() as (_, let_go):
+
+            def test() -> None:
+                os.setpgid(0, 0)
+                leash, _ = os.pipe()
+                signals = watcher.start(leash=forks.OwnedDescriptor(leash), group=True)
+                if os.fork() == 0:
+                    signal.pause()
+                signals.killer.arm(0.05, 1)
+                sum(range(LOCKED))
+
+            assert forked(test).status == -watcher.OVERTIME
+            assert let_go()
+
+    def test_too_much_memory(self) -> None:
+        ledger, number = page()
+
+        def test() -> None:
+            most = watcher.resident_memory(os.getpid()) + 50 * 1024 * 1024
+            watcher.start(limits=watcher.Limits(most, number))
+            kept = bytearray(100 * 1024 * 1024)
+            kept[:: os.sysconf("SC_PAGE_SIZE")] = bytes(len(kept[:: os.sysconf("SC_PAGE_SIZE")]))
+            sum(range(LOCKED))
+
+        assert forked(test) == Ended(-watcher.MEMORY, "")
+        assert ledger.verdict == (Verdict.MEMORY, 0)
+        os.close(number)
+
+    def test_less_than_it_may_have(self) -> None:
+        def test() -> None:
+            most = watcher.resident_memory(os.getpid()) + 200 * 1024 * 1024
+            watcher.start(limits=watcher.Limits(most))
+            live_on()
+
+        assert forked(test) == Ended(0, "")
+
+    def test_a_watcher_that_has_gone_is_told_nothing(self) -> None:
+        def test() -> None:
+            signals = watched()
+            killer = signals.killer
+            os.dup2(os.open(os.devnull, os.O_WRONLY), signals._wakeup.fileno())
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, killer._tells.fileno())
+            killer.disarm(killer.arm(0.0, 1))
+            print("here")
+
+        assert forked(test) == Ended(0, "here\n")
+
+    def test_signals_of_users_end_nothing(self) -> None:
+        """Those that it ends a process by are none that anybody else is likely to send."""
+        assert len({watcher.OVERTIME, watcher.MEMORY, signal.SIGKILL, signal.SIGTERM}) == 4
+
+
+class TestMemory:
+    def test_of_this_process(self) -> None:
+        before = watcher.resident_memory(os.getpid())
+        assert before > 5 * 1024 * 1024
+        kept = b"x" * (64 * 1024 * 1024)
+        assert watcher.resident_memory(os.getpid()) > before + len(kept) // 2
+
+    def test_of_one_that_has_gone(self) -> None:
+        child = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitpid(child, 0)
+        assert watcher.resident_memory(child) == 0
 
 
 class TestGuard:

@@ -24,24 +24,10 @@ from snex_runtime.forwarding import Frame, Ledger, Line, Note, NoteKind, Request
 from snex_runtime.worker import Worker
 from tests.support.asking import A, Asking, Call, coded, term_of
 from tests.support.epmd import RealEpmd
+from tests.support.requests import Killer
 from tests.support.waiting import until
 
 read = Decoder(binary_as="str").decode
-
-
-class Killer:
-    """Notes what it is to kill for."""
-
-    def __init__(self) -> None:
-        self.armed: list[tuple[float, int]] = []
-        self.disarmed: list[int] = []
-
-    def arm(self, seconds: float, culprit: int) -> int:
-        self.armed.append((seconds, culprit))
-        return len(self.armed)
-
-    def disarm(self, token: int) -> None:
-        self.disarmed.append(token)
 
 
 class Held:

@@ -26,28 +26,12 @@ from snex_runtime.workers import (
 )
 from tests.support.leaks import group
 from tests.support.waiting import until
+from tests.support.worker import COOKIE, configuration
 
-COOKIE = "the-cookie-of-workers"
 NAME = "py-1@127.0.0.1"
 ME = Pid("py@127.0.0.1", 100, 0, 5)
 
 Start = Callable[..., Any]
-
-
-def configuration(script: str | None = None, **more: object) -> dict[str, Any]:
-    return {
-        "cookie": COOKIE,
-        "epmd": Atom("none"),
-        "encoding_opts": None,
-        "register_as": "snex",
-        "script": None if script is None else (script, "init.py"),
-        "script_timeout": 20_000,
-        "listen": None,
-        "net_ticktime": 60.0,
-        "max_frame": 2**27,
-        "log_level": "warning",
-        **more,
-    }
 
 
 class Started:

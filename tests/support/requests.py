@@ -115,3 +115,18 @@ def code_of(answer: Any) -> str:
     """The code of an error."""
     assert answer[0] == "error", answer
     return str(answer[1]["code"])
+
+
+class Killer:
+    """Notes what it is to kill for."""
+
+    def __init__(self) -> None:
+        self.armed: list[tuple[float, int]] = []
+        self.disarmed: list[int] = []
+
+    def arm(self, seconds: float, culprit: int) -> int:
+        self.armed.append((seconds, culprit))
+        return len(self.armed)
+
+    def disarm(self, token: int) -> None:
+        self.disarmed.append(token)
