@@ -29,6 +29,7 @@ from tests.support.waiting import until
 encode = Encoder().encode
 read = Decoder(binary_as="str").decode
 
+QUICK = 1
 SLOW = 5000
 """Microseconds at which a worker gets one request at a time."""
 
@@ -38,7 +39,7 @@ numbers = itertools.count(1)
 class Fake:
     """A process of a worker, and what it does, which the test says."""
 
-    def __init__(self, *, pace: int = 0, name: str | None = None) -> None:
+    def __init__(self, *, pace: int = QUICK, name: str | None = None) -> None:
         self.name = name or f"py-{next(numbers)}@127.0.0.1"
         self.process = os.getpid()
         with tempfile.TemporaryFile() as file:
@@ -432,6 +433,12 @@ class TestRouting:
             assert await call == ("ok", number)
         assert rig.sources(fake) == ["1", "2", "3"]
         assert not fake.page.wanted
+
+    async def test_one_at_a_time_to_those_of_which_nothing_is_known(self, rig: Rig) -> None:
+        fake = rig.add(pace=0)
+        await rig.evals("1", "2")
+        assert len(await fake.has(1)) == 1
+        assert rig.front.queued == 1
 
     async def test_several_ahead_to_those_that_are_quick(self, rig: Rig) -> None:
         fake = rig.add(pace=500)
