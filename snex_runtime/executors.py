@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -427,7 +428,7 @@ class Pool:
         return job
 
     def _shorten_turns(self) -> None:
-        if not self._interval_set and sys.getswitchinterval() == _USUAL_INTERVAL:
+        if not self._interval_set and _interval_is(_USUAL_INTERVAL):
             sys.setswitchinterval(SWITCH_INTERVAL)
             self._interval_set = True
 
@@ -492,7 +493,7 @@ class Pool:
             self._threads -= len(idle)
         for worker in idle:
             worker.give(None)
-        if self._interval_set and sys.getswitchinterval() == SWITCH_INTERVAL:
+        if self._interval_set and _interval_is(SWITCH_INTERVAL):
             sys.setswitchinterval(_USUAL_INTERVAL)
 
     # --- in a thread ----------------------------------------------------------------------------
@@ -527,6 +528,11 @@ class Pool:
             running = list(self._running)
         for job in running:
             job.interruption.attempt()
+
+
+def _interval_is(seconds: float) -> bool:
+    """Whether this is what was set; it is kept in microseconds, and comes back a little off."""
+    return math.isclose(sys.getswitchinterval(), seconds, rel_tol=1e-3)
 
 
 BOUNDARIES: Final = (Job.finish.__code__,)
