@@ -24,7 +24,8 @@ SPIN = "while go: pass"
 
 @pytest.fixture(autouse=True)
 def boundary() -> Iterator[None]:
-    """What calls user code here."""
+    """What calls user code here; what raises is made anew."""
+    thread_interrupts._raiser.cache_clear()
     added = {Code.run.__code__} - interrupts._boundaries
     interrupts._boundaries.update(added)
     yield
