@@ -6,8 +6,12 @@ is meant for the code of one request, and must not come to ours, or to the next 
 
 * whoever interrupts looks where the thread is, and does nothing while that is in library code;
 * the thread says when the code is over, waits then for who is about to interrupt it, and has what
-  has not been raised yet raised where it is caught (`Interruption.settle`). To take it back would
-  leave CPython looking for it before every jump, until 3.12 and in all threads.
+  has not been raised yet raised where it is caught (`Interruption.settle`).
+
+Until 3.12 CPython has all threads look for such an exception before every jump, until one has been
+raised anywhere: where the thread is in a call into C, that costs all others much, and under a
+tracer they hang. So whoever interrupts raises one in itself as well. The thread that it is meant
+for looks again when it gets the interpreter back.
 
 It ends ``while True``; a call into C, ``time.sleep`` and waits for locks among them, when that
 returns.
@@ -104,24 +108,21 @@ class Interruption:
                 self.limit.over = True
                 while self._interrupting:
                     time.sleep(0)
-                if self._unsettled:
+                raise_in = _raiser() if self._unsettled else None
+                if raise_in is not None:
                     self._unsettled = False
-                    self._raise_here()
+                    raise_in(get_ident())
                 return
             except Interrupted:
                 continue
 
-    def _raise_here(self) -> None:
-        """Raise what has not been raised yet, or another one in its place."""
-        raise_in = _raiser()
-        if raise_in is not None and raise_in(get_ident()):
-            while True:
-                time.sleep(0)
-
 
 @lru_cache(maxsize=1)
 def _raiser() -> Raiser | None:
-    """What raises `Interrupted` in a thread; it tells whether there is that thread."""
+    """What raises `Interrupted` in a thread; it tells whether there is that thread.
+
+    In the thread that calls it, it is caught there, in the place of what has not been raised yet.
+    """
     try:
         ctypes: Any = importlib.import_module("ctypes")
         # One of our own: others may use the function with types of theirs.
@@ -135,4 +136,16 @@ def _raiser() -> Raiser | None:
         )
         return None
     interrupted = ctypes.py_object(Interrupted)
-    return lambda thread: bool(function(thread, interrupted))
+
+    def raise_in(thread: int) -> bool:
+        found = False
+        try:
+            # No function of Python's comes between these two.
+            found = function(thread, interrupted) == 1
+            function(get_ident(), interrupted)
+            while True:
+                time.sleep(0)
+        except Interrupted:
+            return found
+
+    return raise_in

@@ -243,7 +243,7 @@ class TestPlaces:
         assert blocking._place(None) is None
 
     def test_python_s_own_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "_STANDARD", "/")
+        monkeypatch.setattr(blocking, "_STANDARD", "")
         monkeypatch.setattr(blocking, "_INSTALLED", ())
         place = blocking._place(sys._getframe())
         assert place is not None

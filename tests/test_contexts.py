@@ -19,7 +19,7 @@ import pytest
 from snex_node import Node
 from snex_node.wire.terms import Atom
 from snex_runtime import contexts, serde
-from snex_runtime.interrupts import Deadline, current
+from snex_runtime.interrupts import Deadline, current, now
 from snex_runtime.origin import origin
 from tests.support.pair import Pair, pair
 
@@ -305,3 +305,22 @@ def _pause() -> Generator[None, None, None]:
 async def test_who_asked_is_not_seen_where_nobody_did(both: Pair) -> None:
     await evaluate(both, "1")
     assert origin.get() is None
+
+
+class TestSteps:
+    """What is set while a step runs, on the loop and in threads."""
+
+    @pytest.mark.parametrize("on_loop", [True, False])
+    async def test_what_runs_is_known(self, on_loop: bool) -> None:
+        limit, seen = Deadline(None), list[object]()
+
+        async def work() -> int:
+            for _ in range(2):
+                seen.append((now.running, current.get()))
+                await asyncio.sleep(0)
+            return 5
+
+        context = contextvars.copy_context()
+        assert await contexts.in_steps(context.run, limit, None, work(), on_loop=on_loop) == 5
+        assert seen == [(limit if on_loop else None, limit)] * 2
+        assert (now.running, current.get()) == (None, None)

@@ -544,3 +544,56 @@ class TestForked:
         with pytest.raises(Ended):
             await finish
         assert ends == ["done shown"]
+
+
+class TestInThreads:
+    """Work whose code a thread runs: what is awaited is its answer."""
+
+    def begin(self, alone: Alone, awaited: Any, **options: object) -> Work:
+        request = request_of(b"h\x03w\x04eval", alone.taker, by_alias())
+        given = EvalOptions({A(name): value for name, value in options.items()})
+        work = Work(request, awaited, given, threaded=True)
+        alone.coroutines.begin(work)
+        return work
+
+    async def test_its_answer(self, alone: Alone) -> None:
+        self.begin(alone, asyncio.sleep(0, b"w\2ok"))
+        assert len(alone.coroutines) == 1
+        assert alone.coroutines.on_loop() == []
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.answers[0][1] == b"w\2ok"
+
+    async def test_it_is_cancelled_once(self, alone: Alone) -> None:
+        ended: list[object] = []
+        work = self.begin(alone, waiting(ended), timeout=20)
+        assert alone.interrupts.watched == []
+        await until(lambda: work.begun)
+        work.stop("first")
+        work.stop("second")
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last[1]["reason"] == "first"
+        assert ended == [asyncio.CancelledError]
+
+    async def test_it_was_interrupted(self, alone: Alone) -> None:
+        async def interrupted() -> None:
+            raise Interrupted
+
+        self.begin(alone, interrupted())
+        await until(lambda: alone.sent.answers)
+        assert alone.sent.last[1]["reason"] == "timeout"
+
+
+async def test_too_many_await(alone: Alone) -> None:
+    alone.coroutines = Coroutines(
+        Unforked(), alone.sent, alone.interrupts, alone.monitors, max_queue=1
+    )
+    go = asyncio.Event()
+    first = alone.begin(go.wait())
+    assert alone.coroutines.on_loop() == [first]
+    alone.begin(go.wait())
+    assert code_of(alone.sent.last) == "overloaded"
+    go.set()
+    await until(lambda: len(alone.sent.answers) == 2)
+    alone.begin(go.wait())
+    await until(lambda: len(alone.sent.answers) == 3)
+    assert alone.sent.last is True

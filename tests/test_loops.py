@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -148,3 +150,35 @@ def test_an_unknown_choice_is_refused_before_main_begins(monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="uvloop is not installed"):
         loops.run(main(), "uvloop")
+
+
+def test_a_loop_of_a_thread() -> None:
+    """It runs what its thread gives it, and ends children that are forked there."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        loop = loops.loop_of_thread()
+        try:
+            runner = loops.Runner(loop)
+            outcome.append(runner.run(asyncio.sleep(0, 5)))
+            pid = runner.run(fork())
+            outcome.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        finally:
+            forks.leave_loop()
+            forks.leave_loop()
+            loop.close()
+
+    async def fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            await asyncio.sleep(0)  # the loop's next turn ends it
+            os._exit(7)
+        return pid
+
+    # A child does so where there is a node's loop, which is another thread's.
+    with forks.owning_loop(asyncio.new_event_loop) as owner:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join(20)
+        owner.close()
+    assert outcome == [5, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ SPIN = "while go: pass"
 
 @pytest.fixture(autouse=True)
 def boundary() -> Iterator[None]:
-    """What calls user code here."""
+    """What calls user code here; what raises is made anew."""
+    thread_interrupts._raiser.cache_clear()
     added = {Code.run.__code__} - interrupts._boundaries
     interrupts._boundaries.update(added)
     yield
@@ -189,7 +191,9 @@ def test_it_never_strikes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
     harmed: list[BaseException] = []
     current_work: list[Interruption] = []
-    code = compile_code("for n in range(200): pass")
+    code = compile_code("for n in range(20_000): pass")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
 
     def work() -> None:
         try:
@@ -220,6 +224,7 @@ def test_it_never_strikes_later(monkeypatch: pytest.MonkeyPatch) -> None:
             struck += interruption.interrupted
     stop.set()
     thread.join(10)
+    sys.setswitchinterval(before)
     assert harmed == []
     assert struck
 
@@ -231,9 +236,16 @@ def test_settling_is_repeated_when_it_is_met(monkeypatch: pytest.MonkeyPatch) ->
 
     def raise_in(thread: int) -> bool:
         raised.append(thread)
-        raise Interrupted
+        return False
 
-    monkeypatch.setattr(thread_interrupts, "_raiser", lambda: raise_in)
+    def raiser() -> Callable[[int], bool]:
+        if not asked:
+            asked.append(True)
+            raise Interrupted  # what was on its way
+        return raise_in
+
+    asked: list[bool] = []
+    monkeypatch.setattr(thread_interrupts, "_raiser", raiser)
     interruption.settle()
     assert raised == [threading.get_ident()]
     interruption.settle()
