@@ -121,7 +121,7 @@ def _tell_failure(configuration: Configuration, error: Exception) -> None:
     epmd = isinstance(error, EpmdError) or isinstance(error.__cause__, EpmdError)
     term = Atom("unregistered" if epmd else "error"), str(error)
     if configuration.worker is not None:
-        configuration.worker.tell(term)
+        configuration.worker.fail(term)
     elif configuration.beam is None:
         _tell_beam(term)
     else:
@@ -152,7 +152,7 @@ async def _serve_front(configuration: Configuration, worker: ForWorker, leash: L
         if worker.script is not None:
             failure = await server.init(*worker.script, timeout=worker.script_timeout)
             if failure is not None:
-                worker.tell((Atom("script"), failure.describe()))
+                worker.fail((Atom("script"), failure.describe()))
                 return 1
             _check_memory(configuration)
         gone = asyncio.get_running_loop().create_future()

@@ -84,6 +84,11 @@ class ForWorker:
         self.max_frame: int = term["max_frame"]
         self.log_level = str(term["log_level"])
 
+    def fail(self, term: object) -> None:
+        """Tell the front why this process ends."""
+        self.tell(term)
+        self.line.close()
+
     def tell(self, term: object) -> None:
         """Tell the front how the start went: a 32-bit length, and the term."""
         data = Encoder().encode(term)

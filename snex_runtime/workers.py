@@ -97,9 +97,7 @@ class WorkerProcess:
             await self._take(await _report(told, wait, self.exited))
         except BaseException:
             self.kill()
-            if self._reaping is not None:
-                await asyncio.wait([self._reaping])
-            self.close()
+            await self._gone()
             raise
         finally:
             os.close(told)
@@ -126,6 +124,18 @@ class WorkerProcess:
                 raise WorkerStartError(f"it ended before it was ready ({how})")
             case _:
                 raise WorkerStartError(f"it told what nobody understands: {short(told)}")
+
+    async def _gone(self) -> None:
+        """Wait for the end of what has been killed, which takes a moment; also when cancelled."""
+        cancelled = False
+        while self._reaping is not None and not self._reaping.done():
+            try:
+                await asyncio.wait([self._reaping])
+            except asyncio.CancelledError:
+                cancelled = True
+        self.close()
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _reap(self, child: asyncio.subprocess.Process) -> None:
         status = await child.wait()

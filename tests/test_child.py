@@ -27,11 +27,13 @@ from snex_node.processes.process import Process
 from snex_node.system import forks
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.terms import Atom
-from snex_runtime import child, serde
+from snex_runtime import child, serde, watcher
+from snex_runtime.workers import ScriptFailedError, WorkerProcess, WorkerStartError
 from tests.support import endless
 from tests.support.epmd import RealEpmd
 from tests.support.leaks import group
 from tests.support.waiting import until
+from tests.support.worker import configuration
 
 PROMISE = 5.0
 """Seconds within which a child is gone when its BEAM is."""
@@ -824,3 +826,67 @@ class TestExecution:
         process.close()
         assert process.gone_within(PROMISE)
         assert cleaned.exists()
+
+
+@pytest.mark.traced_processes
+class TestWorker:
+    """A child of a front instead: it says on a pipe how its start went, and serves a line."""
+
+    @pytest.fixture
+    async def process(self) -> AsyncIterator[WorkerProcess]:
+        process = WorkerProcess(f"worker_{secrets.token_hex(5)}@127.0.0.1")
+        yield process
+        process.kill()
+        await process.ended()
+        process.close()
+
+    async def test_until_it_is_let_go(self, process: WorkerProcess) -> None:
+        await process.start(configuration("x = 1", max_memory=2**31, kill_after=500), ())
+        assert process.pid is not None
+        assert process.pid.node == process.name
+        process.stop()
+        assert await asyncio.wait_for(process.exited, 2 * PROMISE) == 0
+
+    async def test_until_its_line_ends(self, process: WorkerProcess) -> None:
+        await process.start(configuration(), ())
+        process.socket.close()
+        assert await asyncio.wait_for(process.exited, 2 * PROMISE) == 1
+
+    async def test_a_script_that_fails(self, process: WorkerProcess) -> None:
+        with pytest.raises(ScriptFailedError, match="ZeroDivisionError"):
+            await process.start(configuration("1 / 0"), ())
+
+    async def test_limits_that_cannot_be_set(self, process: WorkerProcess) -> None:
+        with pytest.raises(WorkerStartError, match="cannot join the control group"):
+            await process.start(configuration(cgroup="/nowhere"), ())
+
+    async def test_a_script_that_takes_all_its_memory(self, process: WorkerProcess) -> None:
+        """Whether it is seen when that has run, or by the watcher before."""
+        with pytest.raises(WorkerStartError, match=r"max_memory is|more memory than"):
+            await process.start(configuration("kept = b'x' * 2**27", max_memory=2**27), ())
+
+    async def test_a_name_that_is_none(self, process: WorkerProcess) -> None:
+        process.name = "no node name"
+        with pytest.raises(WorkerStartError, match="no node name"):
+            await process.start(configuration(), ())
+
+
+@pytest.mark.traced_processes
+def test_limits_of_a_beam_s_child(start: Start) -> None:
+    process = start(max_memory=1000)
+    told = process.told()
+    assert told[0] == "error"
+    assert "max_memory is 1000 bytes, and Python with its init script takes" in str(told[1])
+    assert process.process.wait(PROMISE) == 1
+
+
+async def test_a_request_beyond_its_last_limit_ends_it(start: Start) -> None:
+    process = start(kill_after=100)
+    process.told()
+    await process.begin()
+    async with process.caller() as node:
+        options = [(Atom("timeout"), 100)]
+        node.send(("snex", process.name), (Atom("eval"), "sum(range(10**12))", {}, options))
+        await until(lambda: process.process.poll() is not None)
+    assert process.process.returncode == -watcher.OVERTIME
+    assert process.gone_within(PROMISE)

@@ -245,6 +245,13 @@ class TestForWorker:
         assert Decoder(binary_as="str").decode(data[4:])[0] == term
         self.end(worker)
 
+    def test_why_it_ends(self, files: Files) -> None:
+        worker = for_worker(files)
+        worker.fail(Atom("error"))
+        assert os.read(files.told, 1000) == struct.pack(">I", 7) + b"w\5error"
+        assert files.line.recv(1) == b""
+        self.end(worker)
+
     def test_long_texts_too(self, files: Files) -> None:
         """More than a pipe has room for: the front reads while they are written."""
         worker = for_worker(files)

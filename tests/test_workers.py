@@ -300,6 +300,25 @@ class TestFailedStart:
         assert process.exited.result() == -signal.SIGKILL
         await until(lambda: not group(process.process))
 
+    async def test_it_is_cancelled_when_it_has_failed(
+        self, make: Callable[[], WorkerProcess]
+    ) -> None:
+        """Its end is waited for all the same."""
+        process = make()
+        starting = asyncio.ensure_future(process.start(configuration("1 / 0"), ()))
+        kill = process.kill
+
+        def cancel() -> None:
+            asyncio.get_running_loop().call_soon(starting.cancel)
+            kill()
+
+        process.kill = cancel  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        process.kill = kill  # type: ignore[method-assign]
+        assert process.exited.done()
+        assert process.socket.fileno() == -1
+
     async def test_it_leaves_no_file(self, make: Callable[[], WorkerProcess]) -> None:
         before = set(os.listdir("/proc/self/fd"))
         for _ in range(2):
