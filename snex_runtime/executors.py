@@ -59,12 +59,6 @@ _AGAIN: Final = 0.02  # seconds between attempts to meet code outside of the lib
 Executor: TypeAlias = Literal["loop", "thread"]
 """Where requests run."""
 
-
-def _interval_is(seconds: float) -> bool:
-    """Whether it is this one: Python keeps whole microseconds."""
-    return abs(sys.getswitchinterval() - seconds) < 1e-6
-
-
 _log: Final = logging.getLogger(__name__)
 
 
