@@ -70,6 +70,7 @@ class Job:
         "bound",
         "caller",
         "data",
+        "destroys",
         "given_up",
         "lane",
         "makes",
@@ -98,6 +99,8 @@ class Job:
         self.take = take
         self.makes = makes
         """Whether it makes an environment."""
+        self.destroys = False
+        """Whether it destroys one."""
         self.bound: Lane | None = None
         """The only worker that can do it, if it is not all one."""
         self.lane: Lane | None = None
@@ -557,11 +560,11 @@ class Front(BaseProcess):
         for job in reversed(lane.sent):
             if job.sequence > started and job.bound is None:
                 self._again(job)
-        for job in list(lane.jobs()):
-            if job.lane is lane:
+        for job in [*lane.jobs(), *lane.queue]:
+            if job.destroys:  # the environment has gone with it
+                self.answer(job, OK)
+            elif job.lane is lane or job.bound is lane:
                 self._fail(job, _exit_failure(status, verdict if job in blamed else None))
-        for job in list(lane.queue):
-            self._fail(job, _exit_failure(status, None))
         lane.sent.clear()  # who still looks at it must not ask the page
         lane.waiting.clear()
         lane.queue.clear()
@@ -599,12 +602,13 @@ class Front(BaseProcess):
             self._look_soon()
 
     def _look_at(self, lane: Lane, now: float) -> None:
-        if not lane.revoked:
-            if lane.sent[-1].sequence > lane.ledger.started:
-                lane.revoked = lane.ledger.wanted = True
-                lane.ledger.revoke(lane.sequence)
-                self._loop.call_later(Ledger.SETTLED, self._take_back, lane, lane.sequence)
-        elif now - lane.progress >= STOPPED and lane.process.is_stopped():
+        if not lane.revoked and lane.sent[-1].sequence > lane.ledger.started:
+            lane.revoked = lane.ledger.wanted = True
+            lane.ledger.revoke(lane.sequence)
+            self._loop.call_later(Ledger.SETTLED, self._take_back, lane, lane.sequence)
+            return
+        others_wait = lane.revoked or self._queue or lane.queue
+        if others_wait and now - lane.progress >= STOPPED and lane.process.is_stopped():
             _log.error("%s has been stopped by a signal: it is ended", lane.process.name)
             lane.process.kill()
 
@@ -622,13 +626,17 @@ class Front(BaseProcess):
 
     def _end_waiting(self, now: float) -> None:
         limit = self._queue_timeout
-        while limit is not None and self._queue:
-            job = self._queue[0]
-            if not job.over and now - job.since < limit:
-                return
-            self._queue.popleft()
-            if not job.over:
-                self._fail(job, _overloaded(f"no worker was free within {limit:g} s"))
+        if limit is None:
+            return
+        for queue in (self._queue, *(lane.queue for lane in self.lanes)):
+            while queue:
+                job = queue[0]
+                late = job.caller is not None and now - job.since >= limit
+                if not job.over and not late:
+                    break
+                queue.popleft()
+                if not job.over:
+                    self._fail(job, _overloaded(f"no worker was free within {limit:g} s"))
 
     # --- requests that are more than one worker's -----------------------------------------------
 
@@ -703,6 +711,7 @@ class Front(BaseProcess):
                 if lane is None:
                     self.answer(job, OK)
                 else:
+                    job.destroys = True
                     self.submit(job, lane)
                 return
         self.submit(job)  # a worker says what is wrong with it
@@ -734,7 +743,7 @@ class Front(BaseProcess):
         return partial(self._call_function, module, function)
 
     async def _call_function(self, module: str, function: str, *args: object) -> object:
-        request = (Atom("rpc"), Atom(module), Atom(function), list(args))
+        request = (Atom("rpc"), module, function, list(args))
         answer, _ = self.owner.decoder.decode(await self.ask(request))
         match answer:
             case ("ok", ("return", value)):

@@ -32,7 +32,7 @@ from snex_runtime.dispatch import Kinds
 from snex_runtime.errors import BadRequest
 from snex_runtime.forwarding import Frame, Ledger, Line, Note, NoteKind, Status
 from snex_runtime.forwarding import Request as Sent
-from snex_runtime.requests import Asker, Receiver, Request, make_request
+from snex_runtime.requests import Asker, Receiver, Request, make_request, typed
 from snex_runtime.server import Server
 
 __all__ = ["CONNECT_AGAIN", "Worker"]
@@ -196,15 +196,15 @@ class Worker(Server):
         """``{:rpc, module, function, args}``: somebody has called that on the front's node."""
         if not isinstance(request, _Forwarded) or request.arity != 4:
             raise BadRequest("unknown request: rpc")
-        decoder = self.node.decoder
-        module, function, args = (request.read(decoder) for _ in range(3))
+        module, function = str(request.read(typed)), str(request.read(typed))
+        args = request.read(self.node.decoder)
         called: Callable[..., object] | None = None
         try:
-            called = import_function(str(module), str(function))
+            called = import_function(module, function)
             value = called(*args)
         except Exception as error:
             if called is None and isinstance(error, UndefinedFunctionError):
-                stack: list[object] = [(Atom(module), Atom(function), args, [])]
+                stack: list[object] = [(Atom(module[:255]), Atom(function[:255]), args, [])]
                 return self._encoded((_RAISED, Atom("undef"), stack))
             return self._encoded(_raised(error))
         if isawaitable(value):

@@ -174,6 +174,8 @@ class TestCalls:
         assert found in processes_of(await workers.info(beam))
         with pytest.raises(BeamError, match="undef"):
             await beam.eval(":erpc.call(py, :math, :nope, [1])", py=workers.name)
+        with pytest.raises(BeamError, match="undef"):
+            await beam.eval(":erpc.call(py, nil, :nope, [1])", py=workers.name)
         with pytest.raises(BeamError, match="math domain error"):
             await beam.eval(":erpc.call(py, :math, :sqrt, [-1])", py=workers.name)
 
@@ -361,6 +363,23 @@ class TestFates:
         with contextlib.suppress(ProcessLookupError):
             os.kill(processes_of(info)[0], signal.SIGCONT)
         await rested(beam, workers)
+
+    async def test_one_that_stops_with_its_only_worker_holds_up_nobody_for_long(
+        self, beam: Beam, start_runtime: Callable[..., Runtime]
+    ) -> None:
+        runtime = start_runtime(cookie=beam.cookie, flags=("--workers", "1"))
+        stop = '{:eval, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", %{}}'
+        one = asyncio.ensure_future(runtime.call(beam, stop, timeout=30_000))
+
+        async def is_stopped() -> bool:
+            [worker] = (await runtime.info(beam))["workers"]
+            return bool(worker["state"] == "busy")
+
+        await until(is_stopped)
+        tag, _ = await runtime.call(beam, "{:make_env, %{}}", timeout=30_000)
+        assert tag == "ok"
+        tag, failure = await one
+        assert (tag, failure["code"]) == ("error", "worker_exited")
 
     async def test_without_a_limit_it_holds_up_nobody(self, beam: Beam, workers: Runtime) -> None:
         source = """
