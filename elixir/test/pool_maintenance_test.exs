@@ -10,6 +10,7 @@ defmodule Snex.PoolMaintenanceTest do
     pool = start_pool!(size: 1)
     [%{pid: pid}] = Pool.info(pool).members
     :ok = Interpreter.stop(pid)
+    wait_until(fn -> match?([%{restarts: 1, state: :up}], Pool.info(pool).members) end)
     assert Snex.pyeval(pool, "return 1") == {:ok, 1}
     [%{pid: pid}] = Pool.info(pool).members
     Process.exit(pid, :shutdown)
