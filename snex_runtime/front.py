@@ -558,7 +558,9 @@ class Front(BaseProcess):
         verdict, culprit = lane.ledger.verdict
         blamed = _blamed(lane, started, verdict, culprit)
         for job in reversed(lane.sent):
-            if job.sequence > started and job.bound is None:
+            if lane.ledger.status(job.sequence) == Status.DONE:
+                self._finish(job)  # behind one of which nobody knows what became of it
+            elif job.sequence > started and job.bound is None:
                 self._again(job)
         for job in [*lane.jobs(), *lane.queue]:
             if job.destroys:  # the environment has gone with it

@@ -16,6 +16,7 @@ import pytest
 
 from snex_node import Node
 from snex_runtime import crew as crew_room
+from snex_runtime import front as front_room
 from snex_runtime import serde
 from snex_runtime.crew import Crew
 from snex_runtime.front import Front
@@ -318,6 +319,7 @@ class TestReplacing:
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(crew_room, "INFO_TIMEOUT", 0.1)
+        monkeypatch.setattr(front_room, "REVOKE_AFTER", 60.0)  # it is to be made in this one
         running = await start(1, max_requests=1)
         old = running.processes["-1"]
         ok, env = await running.call("make_env", {}, {A("handle"): A("none")})

@@ -721,6 +721,18 @@ class TestLost:
         assert not calls[0].done()
         assert rig.front.running == 0
 
+    async def test_what_it_had_done_behind_one_that_was_about_to_wait(self, rig: Rig) -> None:
+        """Its caller has the answer, and must not get another one."""
+        fake = rig.add()
+        calls = await rig.evals("1", "2", "3")
+        for request in await fake.has(3):
+            fake.begin(request)
+        fake.page.set_status(2, Status.DONE)
+        rig.lost(fake)
+        assert await calls[0] == await calls[2] == ("error", "worker_exited")
+        assert not calls[1].done()
+        assert rig.front.running == 0
+
     async def test_what_only_it_could_do(self, rig: Rig) -> None:
         fake, other = rig.add(pace=SLOW), rig.add()
         other.auto = True
