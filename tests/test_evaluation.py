@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -32,6 +32,14 @@ from tests.support.calling import (
     evaluate,
 )
 from tests.support.requests import Killer, Taker, request_of, value
+
+
+@pytest.fixture(autouse=True)
+def nowhere() -> Iterator[None]:
+    """What evaluates in the context of the tests leaves nothing there for others."""
+    token = here.set(None)
+    yield
+    here.reset(token)
 
 
 @pytest.fixture
