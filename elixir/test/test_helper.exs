@@ -10,9 +10,10 @@ without =
     []
   end
 
-# Most of them wait for programs, or for time to pass.
+# Most of them wait for programs, or for time to pass; a time limit is for what hangs.
 ExUnit.start(
   capture_log: true,
+  timeout: 180_000,
   assert_receive_timeout: 5_000,
   exclude: without,
   max_cases: max(8, 2 * System.schedulers_online())
