@@ -17,6 +17,14 @@ RESOURCES: Final = {
 time in seconds; both limits of `resource.setrlimit` are set."""
 
 
+FOR_THE_START: Final = 64 * 1024 * 1024
+"""Bytes of address space that the threads of a node and its modules take."""
+
+
+LEAST_FILES: Final = 64
+"""Open files that a node is to have, beside those of the code that it evaluates."""
+
+
 class LimitError(ValueError):
     """A limit cannot be set, or is less than what Python needs; the message says what would do."""
 
@@ -46,6 +54,10 @@ def _join(directory: str) -> None:
 def _limit(name: str, of_system: str, value: object) -> None:
     if type(value) is not int or value <= 0:
         raise LimitError(f"{name} is a positive integer, not {value!r}")
+    if name == "rlimit_as":
+        _check_address_space(value)
+    if name == "rlimit_nofile" and value < LEAST_FILES:
+        raise LimitError(f"rlimit_nofile is {value}, and a node needs {LEAST_FILES} open files")
     try:
         import resource  # noqa: PLC0415 - most processes have no limits, and Windows has no module
 
@@ -54,6 +66,20 @@ def _limit(name: str, of_system: str, value: object) -> None:
         raise LimitError(f"{name} is not known to this system") from None
     except (ValueError, OverflowError, OSError) as error:
         raise LimitError(f"{name} cannot be {value}: {error}") from None
+
+
+def _check_address_space(most: int) -> None:
+    """Raise `LimitError` for less than this process needs to start, where the system tells."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            have = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return
+    if most < have + FOR_THE_START:
+        raise LimitError(
+            f"rlimit_as is {most} bytes, and Python takes {have} of address space already, and "
+            f"{FOR_THE_START} more to start"
+        )
 
 
 def check_memory(most: int, have: int) -> None:

@@ -51,9 +51,9 @@ class TestResources:
 
     def test_files_beyond_it_are_an_error_of_the_system(self) -> None:
         def test() -> None:
-            apply({"rlimit_nofile": 40})
+            apply({"rlimit_nofile": 64})
             with pytest.raises(OSError, match="Too many open files"):
-                [os.dup(0) for _ in range(60)]
+                [os.dup(0) for _ in range(65)]
 
         assert forked(test) == Ended(0, "")
 
@@ -116,7 +116,10 @@ class TestControlGroup:
         (tmp_path / "cgroup.procs").write_text("")
 
         def test() -> None:
-            apply({"rlimit_nofile": 1, "cgroup": str(tmp_path)})
+            [os.dup(0) for _ in range(64)]
+            apply({"rlimit_nofile": 64, "cgroup": str(tmp_path)})
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(0)
 
         assert forked(test) == Ended(0, "")
         assert (tmp_path / "cgroup.procs").read_text().isdecimal()
@@ -161,3 +164,17 @@ class TestMemory:
 def test_it_is_an_error_of_what_was_given() -> None:
     assert issubclass(LimitError, ValueError)
     assert set(limits.RESOURCES) == {"rlimit_as", "rlimit_cpu", "rlimit_nofile"}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell")
+def test_less_address_space_than_python_needs() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    have = pages * os.sysconf("SC_PAGE_SIZE")
+    for most in (1, have, have + limits.FOR_THE_START // 2):
+        with pytest.raises(LimitError, match=rf"^rlimit_as is {most} bytes, and Python takes \d+ "):
+            apply({"rlimit_as": most})
+
+
+def test_fewer_files_than_a_node_needs() -> None:
+    with pytest.raises(LimitError, match=r"^rlimit_nofile is 63, and a node needs 64 open files$"):
+        apply({"rlimit_nofile": 63})

@@ -372,12 +372,7 @@ class TestFates:
         runtime = start_runtime(cookie=beam.cookie, flags=("--workers", "1"))
         stop = '{:eval, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", %{}}'
         one = asyncio.ensure_future(runtime.call(beam, stop, timeout=30_000))
-
-        async def is_stopped() -> bool:
-            [worker] = (await runtime.info(beam))["workers"]
-            return bool(worker["state"] == "busy")
-
-        await until(is_stopped)
+        await until_busy(beam, runtime)
         tag, _ = await runtime.call(beam, "{:make_env, %{}}", timeout=30_000)
         assert tag == "ok"
         tag, failure = await one
@@ -440,21 +435,42 @@ class TestGivingUp:
     async def test_what_waits_for_a_worker_is_dropped(
         self, beam: Beam, start_runtime: Callable[..., Runtime]
     ) -> None:
+        """It waits behind code that ends when this test says so, and never runs."""
         runtime = start_runtime(cookie=beam.cookie, flags=("--workers", "1"))
+        gate = runtime.home / "gate"
+        slow = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+        blocking = asyncio.ensure_future(self._call(runtime, beam, slow))
+        await until_busy(beam, runtime)
         source = """
-        me = self()
-        slow = "import time; time.sleep(1); ran = True"
-        spawn(fn -> GenServer.call({:snex, py}, {:eval, slow, %{}}) end)
-        count = "n = globals().get('n', 0) + 1"
-        for _ <- 1..10, do: spawn(fn -> GenServer.call({:snex, py}, {:init, count, %{}}) end)
-        for _ <- 1..10 do
-          spawn(fn -> GenServer.call({:snex, py}, {:call, "builtins", "setattr", []}, 100) end)
-        end
-        Process.sleep(300)
-        GenServer.call({:snex, py}, {:eval, "return n", %{}})
+        1..10
+        |> Task.async_stream(fn _ ->
+          try do
+            GenServer.call({:snex, py}, {:eval, "import builtins; builtins.ran = 1", %{}}, 100)
+          catch
+            :exit, {:timeout, _} -> :given_up
+          end
+        end, max_concurrency: 10)
+        |> Enum.frequencies()
         """
-        assert await beam.eval(source, py=runtime.name) == ("ok", 10)
+        assert await beam.eval(source, py=runtime.name) == {("ok", "given_up"): 10}
+        gate.touch()
+        assert await blocking == ("ok", None)
+        code = "import builtins; return hasattr(builtins, 'ran')"
+        assert await runtime.run(beam, code) is False
         await rested(beam, runtime, 1)
+
+    async def _call(self, runtime: Runtime, beam: Beam, code: str) -> Any:
+        return await runtime.call(beam, "{:eval, code, %{}}", 30_000, code=code.encode())
+
+
+async def until_busy(beam: Beam, runtime: Runtime) -> None:
+    """Code blocks the only worker."""
+
+    async def is_so() -> bool:
+        [worker] = (await runtime.info(beam))["workers"]
+        return bool(worker["state"] == "busy")
+
+    await until(is_so)
 
 
 class TestBounds:
@@ -484,10 +500,10 @@ class TestBounds:
     ) -> None:
         flags = ("--workers", "1", "--queue-timeout", "300")
         runtime = start_runtime(cookie=beam.cookie, flags=flags)
+        slow = '{:eval, "import time; time.sleep(2)", %{}}'
+        blocking = asyncio.ensure_future(runtime.call(beam, slow, timeout=30_000))
+        await until_busy(beam, runtime)
         source = """
-        slow = "import time; time.sleep(2)"
-        spawn(fn -> GenServer.call({:snex, py}, {:eval, slow, %{}}) end)
-        Process.sleep(100)
         call = fn -> GenServer.call({:snex, py}, {:eval, "1", %{}}) end
         {time, {:error, error}} = :timer.tc(call)
         {error.code, div(time, 1000)}
@@ -496,6 +512,7 @@ class TestBounds:
         code, took = answer
         assert code == "overloaded"
         assert 290 < took < 1000
+        assert await blocking == ("ok", None)
 
     async def test_a_worker_is_replaced_after_its_requests(
         self, beam: Beam, start_runtime: Callable[..., Runtime]
