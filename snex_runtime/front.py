@@ -134,7 +134,6 @@ class Lane:
         self.requests = 0
         self.progress = 0.0
         """When it was seen last that something had been done, or there was nothing to do."""
-        self.seen = 0
         self.revoked = False
         """Whether what had not begun was taken from it, and it has not come as far since."""
         self.retiring = False
