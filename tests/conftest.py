@@ -123,6 +123,15 @@ def loop_errors(request: pytest.FixtureRequest) -> Iterator[list[str]]:
         pytest.fail("the event loop reported:\n" + "\n".join(handler.messages), pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def no_callbacks_of_the_collector() -> None:
+    """Have no code of Hypothesis's run wherever the collector does, to time it.
+
+    What interrupts code of a test may come to that, and Python reports it as unraisable.
+    """
+    gc.callbacks.clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_process_left() -> Iterator[None]:
     """Fail the run if a process that it started is still there at its end."""

@@ -565,7 +565,7 @@ class TestInThreads:
 
     async def test_it_is_cancelled_once(self, alone: Alone) -> None:
         ended: list[object] = []
-        work = self.begin(alone, waiting(ended), timeout=20)
+        work = self.begin(alone, waiting(ended), timeout=60_000)
         assert alone.interrupts.watched == []
         await until(lambda: work.begun)
         work.stop("first")
