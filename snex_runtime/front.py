@@ -510,17 +510,15 @@ class Front(BaseProcess):
                 self._by_monitor[job.monitor] = job
 
     def _given_up(self, job: Job) -> None:
-        lane = job.lane
-        if lane is None:
+        if job.lane is None:
             self._finish(job)
             return
+        # Nearly always it has its answer, and that is why it waits no more: a look at its worker
+        # has time, and what came with this has not.
         job.given_up = True
-        # Nearly always it has its answer, and that is why it waits no more.
-        self._refresh(lane)
-        if not job.over:
-            if not self._left:
-                self._loop.call_later(STOP_AFTER, self._stop_left)
-            self._left.append(job)
+        if not self._left:
+            self._loop.call_later(STOP_AFTER, self._stop_left)
+        self._left.append(job)
 
     def _stop_left(self) -> None:
         left, self._left = self._left, []
