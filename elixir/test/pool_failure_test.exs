@@ -7,16 +7,16 @@ defmodule Snex.PoolFailureTest do
   alias Snex.Pool
 
   # Crowds of callers, while one member ends in some way. The others notice nothing.
-  describe "while 120 others call" do
+  describe "while 500 others call" do
     setup do
       interpreter = [max_memory: 300 * 1024 * 1024]
       {:ok, pool: start_pool!(size: 3, restart_after: 500, interpreter: interpreter)}
     end
 
     defp crowd(pool) do
-      code = "import time; time.sleep(0.004); return n"
+      code = "import time; time.sleep(0.001); return n"
 
-      for n <- 1..120 do
+      for n <- 1..500 do
         Task.async(fn -> {n, Snex.pyeval(pool, code, %{"n" => n}, timeout: 30_000)} end)
       end
     end
@@ -42,7 +42,7 @@ defmodule Snex.PoolFailureTest do
         {time, answer} = :timer.tc(fn -> Snex.pyeval(pool, @code) end)
         assert {:error, %Error{code: :call_failed, reason: %Error{reason: reason}}} = answer
         assert reason == {:exit_status, @status}
-        # Its waiting among 120 others is in it.
+        # Its waiting among 500 others is in it.
         assert time < 3_000_000
         assert_served(pool, crowd, before)
       end
