@@ -10,7 +10,7 @@ defmodule Snex do
   pool of them (`Snex.Pool`).
   """
 
-  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde}
+  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde, Telemetry}
   alias Snex.Pool.Checkout
 
   @default_timeout 5_000
@@ -276,7 +276,13 @@ defmodule Snex do
        when not (is_binary(code) or is_nil(code) or is_struct(code, Code)),
        do: raise(ArgumentError, "code is a string or a %Snex.Code{}, got: #{inspect(code)}")
 
-  defp run(%Env{id: id, interpreter: interpreter} = env, code, vars, opts) do
+  defp run(target, code, vars, opts) do
+    if Telemetry.on?(),
+      do: Telemetry.call(target, fn -> evaluate_on(target, code, vars, opts) end),
+      else: evaluate_on(target, code, vars, opts)
+  end
+
+  defp evaluate_on(%Env{id: id, interpreter: interpreter} = env, code, vars, opts) do
     if Call.ended?(interpreter) do
       {:error, Call.failed(:noproc)}
     else
@@ -286,7 +292,7 @@ defmodule Snex do
     end
   end
 
-  defp run(interpreter, code, vars, opts) do
+  defp evaluate_on(interpreter, code, vars, opts) do
     case find(interpreter) do
       {:ok, pid, target} ->
         run_in(nil, target, pid, plan(code, vars, opts))

@@ -318,6 +318,18 @@ defmodule Snex.InterpreterTest do
              Snex.pyeval(interpreter, "import os; return os.getpid()")
   end
 
+  test "info is what Python tells of itself" do
+    interpreter = start_interpreter!()
+    {:ok, _env} = Snex.make_env(interpreter)
+    os_pid = Interpreter.os_pid(interpreter)
+    assert {:ok, %{os_pid: ^os_pid, environments: environments}} = Interpreter.info(interpreter)
+    assert environments >= 1
+    Interpreter.stop(interpreter)
+    assert {:error, %Error{code: :call_failed, reason: :noproc}} = Interpreter.info(interpreter)
+    pool = Snex.PoolCase.start_pool!(size: 1)
+    assert_raise ArgumentError, ~r/is a pool: see Snex.Pool.info/, fn -> Interpreter.info(pool) end
+  end
+
   test "what Python and its children print is shown" do
     printed =
       capture_io(fn ->

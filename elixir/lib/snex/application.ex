@@ -5,6 +5,7 @@ defmodule Snex.Application do
   @impl Application
   def start(_type, _args) do
     Snex.Nif.warn_if_refused()
+    Snex.Telemetry.detect()
     children = [Snex.Runtimes, Snex.Collector]
     Supervisor.start_link(children, strategy: :one_for_one, name: Snex.Supervisor)
   end

@@ -3,7 +3,7 @@ defmodule Snex.Attachment do
   # Interpreters for nodes that someone else runs; in the process of the interpreter, whose state is
   # that of `Snex.Launch`.
 
-  alias Snex.{Call, Distribution, Error, Launch, Runtimes}
+  alias Snex.{Call, Distribution, Error, Launch, Runtimes, Telemetry}
 
   # ms after which connecting is tried again.
   @again 500
@@ -38,7 +38,8 @@ defmodule Snex.Attachment do
   @spec lost(Launch.state()) :: Launch.state()
   def lost(state) do
     Process.send_after(self(), :snex_attach, @again)
-    %{state | server: nil}
+    if state.ready?, do: Telemetry.gone(state, :nodedown)
+    %{state | server: nil, ready?: false, began: System.monotonic_time()}
   end
 
   defp prepare(%{opts: opts} = state) do
@@ -54,7 +55,7 @@ defmodule Snex.Attachment do
   end
 
   defp watch(state, os_pid),
-    do: %{state | os_pid: os_pid, server: Process.monitor(state.target)}
+    do: Telemetry.ready(%{state | os_pid: os_pid, server: Process.monitor(state.target)})
 
   defp task(%{target: target}), do: fn -> attach(target) end
 

@@ -54,6 +54,7 @@ defmodule Snex.Interpreter do
   use GenServer
 
   alias Snex.{Attachment, Call, Error, Launch, Limits, Options, OSProcess, Port, Runtimes, Serde}
+  alias Snex.Telemetry
 
   @default_init_script_timeout Launch.default_timeout()
 
@@ -270,6 +271,29 @@ defmodule Snex.Interpreter do
   @spec os_pid(GenServer.server()) :: non_neg_integer()
   def os_pid(interpreter), do: GenServer.call(interpreter, :os_pid, :infinity)
 
+  @doc """
+  What the interpreter's Python tells of itself, a map: versions, `:os_pid`, `:uptime_ms`, `:environments`,
+  `:requests_running`, `:requests_queued`, `:bytes_in`, `:bytes_out` and more. All keys are atoms.
+
+      {:ok, %{environments: 3, python_version: "3.13.5"}} = Snex.Interpreter.info(interpreter)
+
+  Errors are those of `Snex.pyeval/4`. Those who wait for Python that is busy wait at most `timeout` ms.
+  """
+  @spec info(GenServer.server(), timeout()) :: {:ok, map()} | {:error, Error.t()}
+  def info(interpreter, timeout \\ 5_000) do
+    case Runtimes.find(interpreter) do
+      {:ok, pid, target} ->
+        Call.request(target, pid, :info, timeout)
+
+      {:pool, _pool} ->
+        raise ArgumentError,
+              "#{inspect(interpreter)} is a pool: see Snex.Pool.info/1, which tells its members"
+
+      {:error, reason} ->
+        {:error, Call.failed(reason)}
+    end
+  end
+
   @doc false
   def child_spec(opts) do
     # One second more than Python has.
@@ -321,7 +345,8 @@ defmodule Snex.Interpreter do
 
   defp started(state) do
     Runtimes.register(state.target, state.opts[:kill_after])
-    state
+    # A node that it is attached to may be away.
+    if state.opts[:node], do: state, else: Telemetry.ready(state)
   end
 
   @impl GenServer
@@ -376,11 +401,11 @@ defmodule Snex.Interpreter do
   def handle_info(_other, state), do: {:noreply, state}
 
   @impl GenServer
-  def terminate(_reason, %{process: nil}), do: :ok
-
   def terminate(reason, state) do
-    Runtimes.ending(reason)
-    Launch.stop(state)
+    if state.process != nil, do: Runtimes.ending(reason)
+    # That a node is away has been told already.
+    if state.ready? or state.opts[:node] == nil, do: Telemetry.gone(state, reason)
+    if state.process != nil, do: Launch.stop(state), else: :ok
   end
 
   # What users give to Python, and what Python prints, is not for logs. (Elixir knows the callback from

@@ -18,7 +18,8 @@ defmodule Snex.Launch do
 
   @typedoc """
   The state of an interpreter. `os_pid` is the number that is told; `process` is what there is to end,
-  `server` the monitor of the process that takes requests, `lost` tells that it is gone.
+  `server` the monitor of the process that takes requests, `lost` tells that it is gone. `began` is when
+  it began to start, or was ready, in native units of time.
   """
   @type state :: %{
           opts: keyword(),
@@ -33,7 +34,9 @@ defmodule Snex.Launch do
           timer: reference() | nil,
           deadline: integer() | :infinity,
           output: binary(),
-          lost: map() | nil
+          lost: map() | nil,
+          began: integer(),
+          ready?: boolean()
         }
 
   @type result :: {:ok, state()} | {:error, reason :: term(), state()}
@@ -64,7 +67,9 @@ defmodule Snex.Launch do
       timer: if(timed?, do: Process.send_after(self(), :snex_start_timeout, timeout)),
       deadline: if(timed?, do: now() + timeout, else: :infinity),
       output: "",
-      lost: nil
+      lost: nil,
+      began: System.monotonic_time(),
+      ready?: false
     }
   end
 

@@ -3,7 +3,7 @@ defmodule Snex.Pool.Checkout do
   # A pool as those see it who call: a place is taken, the request goes to that member, the place is
   # left. The pool's process is asked only where no place is free, or the pool is on another node.
 
-  alias Snex.{Call, Error, Runtimes}
+  alias Snex.{Call, Error, Runtimes, Telemetry}
   alias Snex.Pool.{Cluster, Places}
 
   @typedoc "What is to be given back: a place of this node, or what another node has lent."
@@ -62,24 +62,38 @@ defmodule Snex.Pool.Checkout do
   defp wait(places, timeout) do
     if Places.queue_full?(places) do
       Places.count_overloaded(places)
-      {:error, overloaded()}
+      waited({:error, overloaded()}, places.pool, System.monotonic_time())
     else
       ask(places.pool, timeout)
     end
   end
 
   defp ask(pool, timeout) do
-    began = now()
+    began = System.monotonic_time()
 
-    case GenServer.call(pool, {:checkout, timeout}, :infinity) do
+    case waited(ask_for_place(pool, timeout), pool, began) do
       {:ok, lease, {interpreter, target}} ->
-        {:ok, lease, interpreter, target, left(timeout, now() - began)}
+        waited = System.convert_time_unit(System.monotonic_time() - began, :native, :millisecond)
+        {:ok, lease, interpreter, target, left(timeout, waited)}
 
       {:error, _} = error ->
         error
     end
+  end
+
+  defp ask_for_place(pool, timeout) do
+    GenServer.call(pool, {:checkout, timeout}, :infinity)
   catch
     :exit, {reason, {GenServer, :call, _}} -> {:error, Call.failed(reason)}
+  end
+
+  defp waited(answer, pool, began) do
+    if Telemetry.on?() do
+      about = Map.put(Telemetry.outcome(answer), :pool, pool)
+      Telemetry.execute([:pool, :wait], %{duration: System.monotonic_time() - began}, about)
+    end
+
+    answer
   end
 
   defp left(:infinity, _waited), do: :infinity
@@ -188,6 +202,4 @@ defmodule Snex.Pool.Checkout do
           "give the pool a larger :size (Snex.Pool.resize/2) or :max_queue"
     }
   end
-
-  defp now, do: System.monotonic_time(:millisecond)
 end

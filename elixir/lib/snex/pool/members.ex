@@ -7,8 +7,11 @@ defmodule Snex.Pool.Members do
   # does not for `restart_after` ms, and no other call is under way on it that might be why, it is
   # ended by force, and its supervisor starts another one.
 
-  alias Snex.{Error, Launch, Options, Runtimes}
+  alias Snex.{Error, Launch, Options, Runtimes, Telemetry}
   alias Snex.Pool.{Asked, Places, Server}
+
+  # ms that the message of an end is waited for, after the end.
+  @late 1_000
 
   @typedoc """
   A member. `held` is what is done with it when it ends: it is replaced, or removed; `error` why it
@@ -122,7 +125,7 @@ defmodule Snex.Pool.Members do
 
       %{pid: old} = member ->
         # The supervisor may be faster than the message of the end of the one before.
-        state = if old, do: elem(ended(state, old, :killed), 1), else: state
+        state = if old, do: elem(ended(state, old, why_ended(member)), 1), else: state
         # The answers come in this order, both when it is ready.
         asked =
           state.asked
@@ -132,6 +135,15 @@ defmodule Snex.Pool.Members do
         restarts = (state.members[slot] || member).restarts
         fresh = %{new(slot) | pid: pid, monitor: Process.monitor(pid), restarts: restarts}
         put(%{state | asked: asked}, %{fresh | error: member.error})
+    end
+  end
+
+  # It has ended, so the message is here, or on its way.
+  defp why_ended(%{monitor: monitor}) do
+    receive do
+      {:DOWN, ^monitor, _, _, reason} -> reason
+    after
+      @late -> :killed
     end
   end
 
@@ -271,6 +283,9 @@ defmodule Snex.Pool.Members do
   end
 
   defp restarting(state, member, reason) do
+    about = %{pool: self(), name: state.settings.name, slot: member.slot, reason: reason}
+    Telemetry.execute([:python, :restart], %{count: member.restarts + 1}, about)
+
     put(state, %{
       new(member.slot)
       | state: :restarting,
