@@ -70,11 +70,14 @@ others: $(VENV)/.stamp-dev
 	@$(BIN)/python -m pytest --numprocesses $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder --one-for-waiting -m 'not alone and not beside' $(COVERAGE) $(PYTEST_ARGS) || $(NONE_CHOSEN)
 	@$(BIN)/python -m pytest --numprocesses $(ALONE_PROCESSES) -m alone $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
+# A BEAM that waits leaves the processors to what it waits for.
+QUIET = +sbwt none +sbwtdcpu none +sbwtdio none
+
 # The client is tested on a port of its own for epmd, so that it is alone with its nodes.
 elixir: system-packages $(VENV)/.stamp-uv
 	@cd elixir && mix format --check-formatted && PATH="$(CURDIR)/$(BIN):$$PATH" MIX_ENV=test \
 		mix compile --warnings-as-errors && \
-		PATH="$(CURDIR)/$(BIN):$$PATH" \
+		PATH="$(CURDIR)/$(BIN):$$PATH" ERL_FLAGS="$(QUIET) $$ERL_FLAGS" \
 		ERL_EPMD_PORT=$$($(CURDIR)/$(BIN)/python -c \
 			'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])') \
 		mix test

@@ -25,15 +25,16 @@ from snex_node.epmd import EpmdServer
 from tests.support import leaks
 from tests.support.beam import Beam, remove_compiled
 from tests.support.epmd import RealEpmd, kill_epmd
+from tests.support.examples import IN_CI, examples
 from tests.support.peer import ScriptedPeer
 from tests.support.ports import free_port
 from tests.support.scripted import Listener, connect
 
-# In CI a property test tries the same examples each time: what is red there can be repeated.
-# Elsewhere each run tries others. No deadline: an example takes as long as the machine is busy.
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+# No deadline: an example takes as long as the machine is busy.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=IN_CI, max_examples=examples(1)
+)
+hypothesis.settings.load_profile("tests")
 
 # A shell that starts tests in the background has Ctrl-C ignored, by them and all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -112,10 +113,14 @@ def loop_errors(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     handler = _LoopErrors()
     logger = logging.getLogger("asyncio")
     logger.addHandler(handler)
+    awaits = inspect.iscoroutinefunction(getattr(request.node, "obj", None))
+    if awaits:
+        gc.freeze()
     try:
         yield handler.messages
-        if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
-            # An exception that was never retrieved is reported when its task is collected.
+        if awaits:
+            # An exception that was never retrieved is reported when its task is collected. What had
+            # been there before the test is left out: it would take longer than most tests do.
             gc.collect()
     finally:
         logger.removeHandler(handler)
@@ -238,6 +243,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 "uvloop" in item.name,
             )
         )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_other_files() -> None:
+    """Collect what tests of other files have left, and was out of the collector's sight since."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_finish() -> None:

@@ -36,6 +36,7 @@ from snex_runtime.code import (
     Code,
     compile_code,
 )
+from tests.support.examples import IN_CI
 
 Env = dict[str, object]
 
@@ -500,7 +501,8 @@ def standard_library() -> Iterator[Path]:
         "json",
         "unittest",
     ):
-        yield from sorted((root / name).glob("*.py"))
+        # In CI the same few each time.
+        yield from sorted((root / name).glob("*.py"))[:: 3 if IN_CI else 1]
 
 
 @pytest.mark.untraced
@@ -520,7 +522,7 @@ def test_the_standard_library_compiles_without_a_local_variable() -> None:
         # A module of 3.14 keeps in a cell which of its annotations count.
         assert {*code.co_cellvars} == {*module.co_cellvars} - {"__conditional_annotations__"}, path
         compiled += 1
-    assert compiled > 100
+    assert compiled > (30 if IN_CI else 100)
 
 
 # --- return ---------------------------------------------------------------------------------------

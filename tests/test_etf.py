@@ -30,6 +30,7 @@ from snex_node.wire.terms import (
 )
 from tests import golden
 from tests.golden import Golden, Oracle, OracleError
+from tests.support.examples import examples
 
 NAMES: dict[str, object] = {name: getattr(terms, name) for name in terms.__all__}
 
@@ -201,7 +202,7 @@ records = st.builds(record, atoms, atoms, record_fields, u8)
 all_terms = beam_terms | records
 
 thorough = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(2), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # generated terms are large
 
 
@@ -286,7 +287,7 @@ class TestAnyBytes:
             assert 0 <= refused.offset <= len(data)
 
     @given(st.binary(max_size=200))
-    @settings(max_examples=200)
+    @settings(max_examples=examples(2))
     def test_at_random(self, data: bytes) -> None:
         self.check(data)
 
@@ -306,12 +307,12 @@ class TestAnyBytes:
             max_size=60,
         )
     )
-    @settings(max_examples=400)
+    @settings(max_examples=examples(4))
     def test_of_tags_and_small_sizes(self, parts: list[bytes]) -> None:
         self.check(b"".join(parts))
 
     @given(st.data())
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=examples(4), deadline=None)
     def test_of_terms_with_some_bytes_changed(self, data: st.DataObject) -> None:
         line = data.draw(st.sampled_from(golden.golden_terms()))
         changed = bytearray(
@@ -473,7 +474,7 @@ source_terms = st.recursive(
     max_leaves=25,
 )
 with_erl = settings(
-    max_examples=300,
+    max_examples=examples(3),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

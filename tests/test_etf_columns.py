@@ -28,6 +28,7 @@ from snex_node.wire.etf_columns import (
     learn,
     merge,
 )
+from tests.support.examples import examples
 from tests.support.times import ratio
 
 encode = Encoder().encode
@@ -357,7 +358,7 @@ def another(value: object, number: random.Random) -> object:
     return type(value)("y" * number.randrange(40)) if isinstance(value, str) else value
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(records, st.randoms(use_true_random=False), st.sampled_from(["bytes", "str"]))
 def test_any_records(record: object, number: random.Random, binary_as: As) -> None:
     data = encode([another(record, number) for _ in range(60)])
@@ -366,7 +367,7 @@ def test_any_records(record: object, number: random.Random, binary_as: As) -> No
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(records, st.randoms(use_true_random=False), st.sampled_from(["bytes", "str"]))
 def test_records_with_bytes_changed(record: object, number: random.Random, binary_as: As) -> None:
     data = bytearray(encode([another(record, number) for _ in range(30)]))
@@ -496,7 +497,7 @@ def test_looking_for_many_takes_no_time() -> None:
         for i in range(20)
     )
     data = b"l\0\0\0\x14" + lists + b"j"
-    assert min(slower(data) for _ in range(6)) < 1.5
+    assert any(slower(data) < 1.5 for _ in range(6))
 
 
 def test_seen_shapes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from snex_node import Atom, Pid
 from snex_node.wire import etf_rows
 from snex_node.wire.etf import Decoder, EncodeError, Encoder
+from tests.support.examples import examples
 from tests.support.times import ratio
 from tests.test_etf_columns import (
     ELEMENTS,
@@ -203,7 +204,7 @@ def test_atoms_of_the_class_asked_for() -> None:
     assert Encoder(atom=Special).encode(values) == by_loop(atom=Special).encode(values)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(records, st.randoms(use_true_random=False))
 def test_any_records(record: object, number: random.Random) -> None:
     values = [another(record, number) for _ in range(60)]

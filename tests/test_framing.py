@@ -39,6 +39,7 @@ from snex_node.wire.handshake import Identity
 from snex_node.wire.terms import Atom, Pid, Reference
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
+from tests.support.examples import examples
 from tests.support.peer import ScriptedPeer
 
 HEADERS = int(CLAIMED)
@@ -500,7 +501,7 @@ pieces = st.one_of(
 
 
 @modes
-@settings(max_examples=200)
+@settings(max_examples=examples(2))
 @given(st.lists(pieces, max_size=12), mutations, st.integers(1, 100))
 def test_anything_gives_messages_or_one_stored_failure(
     flags: int, parts: list[bytes], changes: list[tuple[int, int]], cut: int
@@ -639,7 +640,7 @@ operations = st.lists(
 
 @pytest.mark.untraced
 @modes
-@settings(max_examples=60)
+@settings(max_examples=examples(0.6))
 @given(operations, st.randoms(use_true_random=False), st.sampled_from([1, 1000, 100_000, MIB]))
 def test_order_sizes_and_frames_whatever_is_taken_and_put_back(
     flags: int, steps: list[tuple[str | None, int, bool]], choose: random.Random, most: int

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from snex_node.wire import terms
 from snex_node.wire.terms import Atom
 from tests.support.beam import Beam
+from tests.support.examples import examples
 from tests.support.runtime import Runtime
 
 # `ask` evaluates on the runtime; the wrappers are what the functions of `Snex.Serde` return.
@@ -314,7 +315,7 @@ end
 """
 
 _settings = settings(
-    max_examples=40,
+    max_examples=examples(0.4),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
