@@ -28,6 +28,7 @@ from snex_runtime.requests import (
     handle_in,
     options_in,
     read_variables,
+    receive_from_here,
     threaded_in,
     typed,
 )
@@ -110,10 +111,12 @@ class Environment(BaseProcess):
         self._home.intake.received(self, self.enter, data, offset, remote)
 
     def message_received(self, message: object) -> None:
-        """Take a message from a process of this node: only system messages come this way."""
+        """Take a message from a process of this node: a system message, or a call or a cast."""
         system = parse_system(message)
         if system is not None:
             self.system_received(*system)
+        else:
+            receive_from_here(self, message)
 
     def system_received(self, caller: From, request: object) -> None:
         """``GenServer.stop/1`` frees the environment."""

@@ -10,9 +10,10 @@ from struct import Struct
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from snex_node.cluster.connection import Ahead
+from snex_node.processes.host import Host
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
-from snex_node.wire.gen import From
+from snex_node.wire.gen import GEN_CALL, GEN_CAST, From
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde
 from snex_runtime.contexts import Enter
@@ -164,6 +165,27 @@ class Request:
     def let_go(self) -> None:
         """Forget the bytes, which may be large: all that counts of them has been read."""
         self.data = b""
+
+
+class Served(Protocol):
+    """Who takes requests, on a node."""
+
+    @property
+    def node(self) -> Host:
+        """The node that it is on."""
+
+    def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
+        """A message in external form."""
+
+
+def receive_from_here(process: Served, message: object) -> None:
+    """Have a call or a cast of a process of this node taken as one of another node is.
+
+    Other messages are dropped. Raises `EncodeError` for what has no external form.
+    """
+    if isinstance(message, tuple) and message[:1] in ((GEN_CALL,), (GEN_CAST,)):
+        node = process.node
+        process.external_received(node.encoder.encode(message), 0, node.remote(node.name))
 
 
 R = TypeVar("R", bound=Request)

@@ -40,7 +40,15 @@ from snex_runtime.evaluation import Evaluator
 from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
 from snex_runtime.namespace import Variables
-from snex_runtime.requests import Asker, Place, Reader, Receiver, Request, typed
+from snex_runtime.requests import (
+    Asker,
+    Place,
+    Reader,
+    Receiver,
+    Request,
+    receive_from_here,
+    typed,
+)
 
 __all__ = ["Server"]
 
@@ -192,7 +200,7 @@ class Server(BaseProcess):
         self._coroutines.given_up(ref)
 
     def message_received(self, message: object) -> None:
-        """Take a message from this node: of a handle, a node that is up, an exit signal."""
+        """Take a message from this node: of a handle, a node that is up, an exit signal, a call."""
         if isinstance(message, tuple) and len(message) == 3 and message[0] == EXIT:
             _log.warning("an exit signal of %s does not end the runtime", message[1])
         elif isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
@@ -205,6 +213,8 @@ class Server(BaseProcess):
             task.add_done_callback(self._tasks.discard)
         elif isinstance(message, tuple) and message[:1] == ("nodedown",):
             self.backend.disconnected(str(message[1]))
+        else:
+            receive_from_here(self, message)
 
     async def _learn_sets(self, name: str) -> None:
         """Ask a node that has just connected which fields its ``MapSet`` has."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snex_node import Node, Process
-from snex_node.errors import ProcessExitError
+from snex_node.errors import CallTimeoutError, ProcessExitError
 from snex_node.wire.etf import Encoder
 from snex_runtime import interface, serde
 from snex_runtime.namespace import NAME
@@ -58,6 +58,40 @@ async def test_a_runtime_that_stops_cancels_what_runs(started: Caller) -> None:
     with contextlib.suppress(ProcessExitError):
         tag, error = await call
         assert (tag, error[A("code")]) == (A("error"), A("cancelled"))
+
+
+class TestOnItsOwnNode:
+    """Processes of the node that it is on call it as others do."""
+
+    async def test_calls(self, caller: Caller) -> None:
+        node, server = caller.server.node, caller.to
+        assert await node.call(server, A("ping")) == A("pong")
+        assert await node.call(server, (A("eval"), "return x + 1", {"x": 1})) == (OK, 2)
+        awaits = "import asyncio\nawait asyncio.sleep(0)\nreturn 'slept'"
+        assert await node.call(server, (A("eval"), awaits, {})) == (OK, "slept")
+        error: Any = await node.call(server, (A("eval"), "1 / 0", {}))
+        assert error[1][A("code")] == A("python_runtime_error")
+
+    async def test_environments(self, caller: Caller) -> None:
+        node, env = caller.server.node, await caller.env({"x": 1})
+        assert await node.call(env, (A("eval"), "x += 1", {})) == (OK, None)
+        assert await node.call(env, (A("eval"), "return x", {})) == (OK, 2)
+        node.cast(env, (A("eval"), "x = 5", {}))
+        assert await node.call(env, (A("eval"), "return x", {})) == (OK, 5)
+
+    async def test_a_caller_that_gives_up(self, started: Caller) -> None:
+        root: dict[str, Any] = started.server.root
+        with pytest.raises(CallTimeoutError):
+            await started.server.node.call(started.to, (A("eval"), FINALLY, {}), timeout=0.1)
+        await asyncio.wait_for(root["ended"].wait(), 5)
+
+    async def test_what_is_no_call_is_dropped(self, caller: Caller) -> None:
+        caller.server.provide(seen=[])
+        messages: list[object] = ["hello", (), (A("eval"), "seen.append(1)", {})]
+        for message in messages:
+            caller.server.message_received(message)
+        caller.server.message_received((A("$gen_cast"), (A("eval"), "seen.append(2)", {})))
+        assert caller.server.root["seen"] == [2]
 
 
 class TestEnd:
