@@ -27,7 +27,10 @@ nitpicky = True
 # The standard library has no page here, and pages of others are not fetched. The second group is
 # annotations of ours that are no public names: aliases, type variables, and rooms of the house.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections|contextlib|enum|argparse|logging|os|pathlib|types|typing)\..*"),
+    (
+        r"py:.*",
+        r"(asyncio|collections|contextlib|enum|argparse|logging|os|pathlib|types|typing)\..*",
+    ),
     (r"py:(obj|data|mod|exc|func|meth|attr)", r".*"),
     (r"py:class", r"([a-z_]*\.)*(snex_node|snex_runtime)\..*"),
     (r"py:class", r"[A-Za-z_]\w*|optional|\.\.\."),

@@ -69,7 +69,7 @@ class CommandReference(SphinxDirective):
         self.env.note_dependency(cli.__file__)
         container = nodes.Element()
         self.state.nested_parse(StringList(page(), cli.__file__), 0, container, match_titles=True)
-        return container.children
+        return list(container.children)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The reference of the Elixir client: pages made before the build, and links to them.
 
 The pages are what `Code.fetch_docs` gives (docs/elixir_reference.exs), so there is nothing to keep
-up to date. A name such as ``Snex.Pool`` or ``Snex.pyeval/4`` in code type leads there from any page.
+up to date. A name such as ``Snex.Pool`` or ``Snex.pyeval/4`` in code type leads there from any
+page.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 PAGES = {
     "README.md": "index",
@@ -22,10 +23,11 @@ PAGES = {
 
 _LINK = re.compile(r"\]\(((?:\.\./)+|docs/)?([^)#\s]*)(#[^)\s]*)?\)")
 _INCLUDE = re.compile(r"^<!-- page: (\S+) -->$", re.M)
+_PART = re.compile(r"^<!-- part: (\S+) (.+) -->$", re.M)
 
 
 def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Put in files of the repository that a page is, and lead links to pages."""
+    """Put in what a page has of files of the repository, and lead links to pages."""
     source = Path(app.srcdir)
     depth = docname.count("/")
 
@@ -44,7 +46,13 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
             return f"]({'../' * depth}{name}{anchor})"
         return found[0]
 
-    text = _INCLUDE.sub(included, content[0])
+    def part(found: re.Match[str]) -> str:
+        _, heading, after = included(found).partition(f"\n## {found[2]}\n")
+        if not heading:
+            raise ExtensionError(f"{docname}: {found[1]} has no section {found[2]!r}")
+        return after.partition("\n## ")[0]
+
+    text = _PART.sub(part, _INCLUDE.sub(included, content[0]))
     content[0] = _LINK.sub(link, text)
 
 

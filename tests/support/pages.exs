@@ -97,5 +97,8 @@ defmodule Pages do
   defp quote!(code, env), do: Code.string_to_quoted!(code, file: env.file, line: env.line)
 end
 
+# The node of the page "A node for any BEAM" is there already, under the name that the page has.
+{:ok, _} = Node.start(:"me@127.0.0.1")
+Node.set_cookie(String.to_atom(System.fetch_env!("PAGES_COOKIE")))
 [file] = System.argv()
 file |> File.read!() |> :erlang.binary_to_term() |> Pages.run()

@@ -52,9 +52,7 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
             indent, ticks, language, _ = fence.groups()
             end = next(n for n in range(number, len(lines)) if lines[n].strip() == ticks)
             text = "\n".join(line.removeprefix(indent) for line in lines[number:end])
-            yield Block(
-                language, text, number + 1, marks.get("not run"), marks.get("needs")
-            )
+            yield Block(language, text, number + 1, marks.get("not run"), marks.get("needs"))
             marks = {}
             number = end + 1
         elif fence:  # a directive of MyST: its content is not code, or a file's that has tests
