@@ -29,6 +29,7 @@ from tests.support.pages import ROOT, Block, blocks
 
 pytestmark = [pytest.mark.beside, pytest.mark.timeout(300)]
 
+NOTEBOOK = ROOT / "elixir" / "guides" / "snex.livemd"
 GUIDES = sorted((ROOT / "elixir" / "guides").glob("*.*md"))
 PAGES = [
     *(
@@ -117,7 +118,7 @@ def test_the_elixir_of_the_pages_runs(
     epmd: RealEpmd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ERL_EPMD_PORT", str(epmd.port))
-    pages = [(name_of(page), list(elixir_of(page))) for page in PAGES]
+    pages = [(name_of(page), list(elixir_of(page))) for page in PAGES if page != NOTEBOOK]
     file = tmp_path / "pages.etf"
     file.write_bytes(etf.encode([(name, code) for name, code in pages if code]))
     with node_of_the_pages(tmp_path, epmd.port) as cookie:
@@ -129,6 +130,27 @@ def test_the_elixir_of_the_pages_runs(
                 "ERL_AFLAGS": f"{QUIET_SCHEDULERS} -start_epmd false",
             },
         )
+
+
+@pytest.mark.interop
+def test_the_notebook_runs_from_top_to_bottom(
+    epmd: RealEpmd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells as one script, with the client of this tree in the place of the released one."""
+    monkeypatch.setenv("ERL_EPMD_PORT", str(epmd.port))
+    cells = [block.text for block in blocks(NOTEBOOK) if block.language == "elixir"]
+    install, count = re.subn(r"{:snex, .+}", f'{{:snex, path: "{ROOT}/elixir"}}', cells[0])
+    assert count == 1
+    assert install.startswith("Mix.install(")
+    (tmp_path / "notebook.exs").write_text("\n".join([install, *cells[1:]]))
+    env = {
+        # Compiled once, and again when the client has changed.
+        "MIX_INSTALL_DIR": str(ROOT / "build" / "notebook"),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        "ERL_AFLAGS": f"{QUIET_SCHEDULERS} -start_epmd false",
+    }
+    printed = mix.run(tmp_path, "elixir", "notebook.exs", env=env)
+    assert "mean requires at least one data point" in printed
 
 
 # --- Python ---------------------------------------------------------------------------------------
@@ -185,10 +207,54 @@ def commands_of(block: Block) -> Iterator[list[str]]:
             line = line[2:]
         for part in re.split(r" && | \|\| | \| ", line):
             words = shlex.split(part, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.S):
                 words = words[1:]
             if words:
                 yield words
+
+
+@pytest.mark.interop
+def test_commands_print_what_the_pages_say(epmd: RealEpmd, tmp_path: Path) -> None:
+    """Those that ask a node, asked of one that was started as the pages say."""
+    asked = 0
+    with node_of_the_pages(tmp_path, epmd.port):
+        for page in PAGES:
+            for block in blocks(page):
+                if block.language != "console" or block.not_run:
+                    continue
+                for line, expected in sessions(block):
+                    words = shlex.split(line)
+                    setting = dict([words.pop(0).split("=", 1)]) if "=" in words[0] else {}
+                    if words[1] not in ("ping", "eval", "names"):
+                        continue
+                    printed = ask(words, tmp_path, epmd.port, setting)
+                    pattern = ".*".join(map(re.escape, expected.split("...")))
+                    assert re.fullmatch(pattern, printed), f"{name_of(page)}: {line}\n{printed}"
+                    asked += 1
+    assert asked > 5
+
+
+def sessions(block: Block) -> Iterator[tuple[str, str]]:
+    """The commands of a block, each with what stands below it."""
+    for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+        line, _, printed = part.partition("\n")
+        if "snex-node " in line:
+            yield line, printed.strip()
+
+
+def ask(words: list[str], home: Path, epmd_port: int, setting: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "snex_runtime", *words[1:]],
+        env={**os.environ, "HOME": str(home), "ERL_EPMD_PORT": str(epmd_port), **setting},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout.strip()
 
 
 def check_snex_node(arguments: list[str]) -> None:
@@ -213,6 +279,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         if block.language not in ("sh", "console"):
             continue
         for program, *arguments in commands_of(block):
+            program = Path(program).name if program.startswith("/opt/") else program  # noqa: PLW2901
             assert program in PROGRAMS, f"{name_of(page)}:{block.line}: {program}"
             if program == "snex-node":
                 check_snex_node(arguments)
