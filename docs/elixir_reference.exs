@@ -30,7 +30,12 @@ defmodule ElixirReference do
       "(#{inspect(module)})=\n# `#{inspect(module)}`\n\n",
       markdown(doc, 0),
       for title <- ["Functions", "Macros", "Callbacks", "Types"] do
-        section(title, for({id, _, _, _, _} = e <- entries, title(id, entries) == title, do: e), module, specs)
+        section(
+          title,
+          for({id, _, _, _, _} = e <- entries, title(id, entries) == title, do: e),
+          module,
+          specs
+        )
       end
     ]
   end
@@ -79,7 +84,9 @@ defmodule ElixirReference do
   defp markdown(text, level) do
     text
     |> String.split("\n")
-    |> Enum.map(&if(String.starts_with?(&1, "#"), do: String.duplicate("#", level) <> &1, else: &1))
+    |> Enum.map(
+      &if(String.starts_with?(&1, "#"), do: String.duplicate("#", level) <> &1, else: &1)
+    )
     |> fence([])
     |> Enum.map(&(&1 <> "\n"))
   end
@@ -88,9 +95,15 @@ defmodule ElixirReference do
   defp fence([], done), do: Enum.reverse(done)
 
   defp fence(["", "    " <> _ = first | rest], done) do
-    {code, rest} = Enum.split_while([first | rest], &(&1 == "" or String.starts_with?(&1, "    ")))
+    {code, rest} =
+      Enum.split_while([first | rest], &(&1 == "" or String.starts_with?(&1, "    ")))
+
     code = code |> Enum.reverse() |> Enum.drop_while(&(&1 == ""))
-    block = ["", "```"] ++ Enum.map(code, &String.replace_prefix(&1, "    ", "")) ++ ["```#{language(code)}", ""]
+
+    block =
+      ["", "```"] ++
+        Enum.map(code, &String.replace_prefix(&1, "    ", "")) ++ ["```#{language(code)}", ""]
+
     fence(rest, block ++ done)
   end
 
@@ -107,8 +120,14 @@ defmodule ElixirReference do
     types = fetched(&Code.Typespec.fetch_types/1, module)
 
     Map.new(
-      for({{name, arity}, forms} <- functions, do: {{:function, name, arity}, each(forms, name, "@spec ")}) ++
-        for({{name, arity}, forms} <- callbacks, do: {{:callback, name, arity}, each(forms, name, "@callback ")}) ++
+      for(
+        {{name, arity}, forms} <- functions,
+        do: {{:function, name, arity}, each(forms, name, "@spec ")}
+      ) ++
+        for(
+          {{name, arity}, forms} <- callbacks,
+          do: {{:callback, name, arity}, each(forms, name, "@callback ")}
+        ) ++
         for {kind, {name, _, arguments} = type} <- types do
           quoted = Code.Typespec.type_to_quoted(type)
           # What an opaque type is made of is nobody's business.

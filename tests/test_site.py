@@ -279,7 +279,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
         if block.language not in ("sh", "console"):
             continue
         for program, *arguments in commands_of(block):
-            program = Path(program).name if program.startswith("/opt/") else program  # noqa: PLW2901
+            program = Path(program).name if program.startswith("/opt/") else program
             assert program in PROGRAMS, f"{name_of(page)}:{block.line}: {program}"
             if program == "snex-node":
                 check_snex_node(arguments)
@@ -320,6 +320,12 @@ def test_a_block_says_what_language_it_is(page: Path) -> None:
             list(pytest.importorskip("yaml").safe_load_all(block.text))
         if block.language == "ini":
             configparser.ConfigParser(strict=False).read_string(block.text)
+
+
+def test_every_guide_is_one_of_the_documentation_of_the_client() -> None:
+    mixfile = (ROOT / "elixir" / "mix.exs").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"guides/(\S+)"', mixfile)) == [guide.name for guide in GUIDES]
+    assert '"SNEX_DOCS"' in mixfile  # what only documentation needs is named for that alone
 
 
 # --- the site -------------------------------------------------------------------------------------

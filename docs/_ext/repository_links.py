@@ -23,6 +23,7 @@ PAGES = {
 
 _LINK = re.compile(r"\]\(((?:\.\./)+|docs/)?([^)#\s]*)(#[^)\s]*)?\)")
 _INCLUDE = re.compile(r"^<!-- page: (\S+) -->$", re.M)
+_HIDDEN = re.compile(r"\[[^\]]+\]\((\.github/[^)]+)\)")  # of no interest but on a forge
 _PART = re.compile(r"^<!-- part: (\S+) (.+) -->$", re.M)
 
 
@@ -34,7 +35,8 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
     def included(found: re.Match[str]) -> str:
         path = source.parent / found[1]
         app.env.note_dependency(str(path))
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace("](guides/", "](")
+        return _HIDDEN.sub(r"`\1`", text.replace("](snex.livemd)", "](livebook.md)"))
 
     def link(found: re.Match[str]) -> str:
         before, name, anchor = found[1] or "", found[2], found[3] or ""
@@ -50,7 +52,9 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
         _, heading, after = included(found).partition(f"\n## {found[2]}\n")
         if not heading:
             raise ExtensionError(f"{docname}: {found[1]} has no section {found[2]!r}")
-        return after.partition("\n## ")[0]
+        text = after.partition("\n## ")[0]
+        # A paragraph that leads from there to this page has nothing to say here.
+        return "\n\n".join(p for p in text.split("\n\n") if f"](docs/{docname}.md)" not in p)
 
     text = _PART.sub(part, _INCLUDE.sub(included, content[0]))
     content[0] = _LINK.sub(link, text)

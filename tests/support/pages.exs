@@ -79,10 +79,17 @@ defmodule Pages do
     code
     |> String.split("iex> ", trim: true)
     |> Enum.reduce({binding, env}, fn step, {binding, env} ->
-      {more, shown} = step |> String.split("\n") |> tl() |> Enum.split_while(&String.starts_with?(&1, "...> "))
-      source = Enum.join([hd(String.split(step, "\n")) | Enum.map(more, &String.slice(&1, 5..-1))], "\n")
+      {more, shown} =
+        step |> String.split("\n") |> tl() |> Enum.split_while(&String.starts_with?(&1, "...> "))
+
+      source =
+        Enum.join([hd(String.split(step, "\n")) | Enum.map(more, &String.slice(&1, 5..-1))], "\n")
+
       {value, binding, env} = Code.eval_quoted_with_env(quote!(source, env), binding, env)
-      shown = shown |> Enum.reject(&(&1 == "" or String.starts_with?(&1, "# "))) |> Enum.join("\n")
+
+      shown =
+        shown |> Enum.reject(&(&1 == "" or String.starts_with?(&1, "# "))) |> Enum.join("\n")
+
       given = inspect(value, pretty: true, width: 80)
 
       if shown != "" and comparable(shown) != comparable(given),
