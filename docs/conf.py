@@ -57,6 +57,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
+smartquotes = False  # `--help` has two hyphens
 highlight_language = "none"
 pygments_style = "default"
 pygments_dark_style = "monokai"

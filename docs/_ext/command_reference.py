@@ -44,6 +44,8 @@ def _row(action: argparse.Action, command: argparse.ArgumentParser) -> str:
         meaning, _, default = meaning.removesuffix(")").rpartition(" (default: ")
     elif meaning == str(action.default):  # `names` tells its host so
         meaning, default = "the host", meaning
+    if default.endswith(" here"):  # on the machine that builds the site
+        default = "by the number of processors"
     shown = ", ".join(f"`{_cell(name)}`" for name in names)
     return f"| {shown} | {_cell(meaning)} | {_cell(default)} |"
 

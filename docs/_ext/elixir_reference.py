@@ -71,26 +71,31 @@ class LinkNames(SphinxTransform):
 
     def apply(self, **_: Any) -> None:
         labels: dict[str, str] = self.config.elixir_labels
+        here = self.env.docname
+        # On the page of a module its own functions go without its name.
+        own = here.removeprefix(f"{FOLDER}/") if here.startswith(f"{FOLDER}/") else None
         for node in list(self.document.findall(nodes.literal)):
-            label = self.label(node.astext().removeprefix("t:"), node.astext().startswith("t:"))
+            label = self.label(node.astext(), own)
             parent = node.parent
             if label not in labels or isinstance(parent, (nodes.title, nodes.reference)):
                 continue
-            if type(parent).__name__ == "pending_xref" or labels[label] == self.env.docname:
+            if type(parent).__name__ == "pending_xref" or label == own:
                 continue
             # As Sphinx writes the addresses of pages below others.
-            target = os.path.relpath(labels[label], os.path.dirname(self.env.docname) or ".")
-            anchor = nodes.make_id(label)
-            link = nodes.reference("", "", internal=True, refuri=f"{target}.html#{anchor}")
+            page = os.path.relpath(labels[label], os.path.dirname(here) or ".")
+            target = "" if labels[label] == here else f"{page}.html"
+            link = nodes.reference("", "", internal=True, refuri=f"{target}#{nodes.make_id(label)}")
             parent.replace(node, link)
             link += node
 
     @staticmethod
-    def label(name: str, is_type: bool) -> str:
-        if not is_type:
+    def label(name: str, own: str | None) -> str:
+        """The label of what is called so: ``t:Snex.Env.t/0`` has it as ``Snex.Env.t:t/0``."""
+        kind, name = ("t:", name[2:]) if name.startswith("t:") else ("", name)
+        module, _, last = name.rpartition(".")
+        if "/" not in name:
             return name
-        module, _, kind = name.rpartition(".")
-        return f"{module}.t:{kind}"
+        return f"{module or own}.{kind}{last}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
