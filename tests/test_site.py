@@ -13,7 +13,6 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +125,7 @@ def test_the_elixir_of_the_pages_runs(
             ["run", str(ROOT / "tests/support/pages.exs"), str(file)],
             {
                 "PAGES_COOKIE": cookie,
-                "PAGES_PYTHONPATH": sysconfig.get_path("purelib"),
+                "PAGES_PYTHON": sys.executable,
                 "ERL_AFLAGS": f"{QUIET_SCHEDULERS} -start_epmd false",
             },
         )

@@ -3,7 +3,8 @@
 # variables, aliases and imports; pages share nothing but modules. Kinds: "run", "iex" (a session,
 # whose values are compared with what is printed) and "parse".
 
-# What most pages use: a module with a Python of its own, and with the packages of the tests.
+# What most pages use: a module with a Python of its own. The one that runs is that of the tests, with
+# their packages.
 defmodule MyApp.Python do
   use Snex.Interpreter,
     pyproject_toml: """
@@ -15,10 +16,8 @@ defmodule MyApp.Python do
     """,
     managed_python: false
 
-  def start_link(opts) do
-    packages = System.fetch_env!("PAGES_PYTHONPATH")
-    opts |> Keyword.put(:environment, %{"PYTHONPATH" => packages}) |> super()
-  end
+  def start_link(opts),
+    do: opts |> Keyword.put(:python, System.fetch_env!("PAGES_PYTHON")) |> super()
 end
 
 defmodule Pages do
