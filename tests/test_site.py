@@ -317,6 +317,9 @@ def test_a_block_says_what_language_it_is(page: Path) -> None:
         assert block.language in LANGUAGES, f"{name_of(page)}:{block.line}: {block.language!r}"
         if block.language == "yaml":
             list(pytest.importorskip("yaml").safe_load_all(block.text))
+        if block.language == "dockerfile":
+            words = {line.split()[0] for line in block.text.splitlines() if line.strip()}
+            assert words <= {"FROM", "USER", "RUN", "COPY", "ENV", "CMD"}, words
         if block.language == "ini":
             configparser.ConfigParser(strict=False).read_string(block.text)
 
