@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks)
+SOURCES := $(wildcard snex_node snex_runtime snex tests examples benchmarks docs)
 PYTEST_ARGS ?=
 # A file of tests is one process's. More processes than processors would hold up tests of times, but
 # for one more that runs what waits. Tests that run alone mostly wait for one process to end.
@@ -23,13 +23,14 @@ COVERAGE = $(if $(PYTEST_ARGS),,--coverage-by-file)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test static lint format typecheck pytest beside others elixir compat bench bench-quick soak dist clean system-packages
+.PHONY: help demo test static lint format typecheck pytest beside others elixir docs compat bench bench-quick soak dist clean system-packages
 
 help:
 	@echo "make demo     start a node, evaluate Python on it from Elixir (or from a second node)"
 	@echo "make test     linters, types and every test; installs what they need"
 	@echo "make format   write the formatting that 'make test' checks"
 	@echo "make elixir   the tests of the Elixir client"
+	@echo "make docs     the documentation site, in build/site"
 	@echo "make compat   every test on other OTP, Elixir and Python releases (root, Debian)"
 	@echo "make bench    what calls, data and environments cost, in six minutes (bench-quick: in one)"
 	@echo "make soak     all that can befall workers and pools, at random, for ten minutes each"
@@ -62,8 +63,9 @@ typecheck: $(VENV)/.stamp-dev
 
 pytest: beside others
 
-# They run whole commands, beside much else: a time limit there is for what hangs.
-beside: $(VENV)/.stamp-dev
+# They run whole commands, beside much else: a time limit there is for what hangs. Code on pages of
+# the site has modules with a Python environment, which uv makes.
+beside: $(VENV)/.stamp-dev $(VENV)/.stamp-uv
 	@$(BIN)/python -m pytest --timeout 300 --numprocesses $(PROCESSORS) --dist loadfile -m beside $(PYTEST_ARGS) || $(NONE_CHOSEN)
 
 others: $(VENV)/.stamp-dev
@@ -82,6 +84,11 @@ elixir: system-packages $(VENV)/.stamp-uv
 			'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])') \
 		mix test
 
+# Every warning is an error. The reference of the client is made of its compiled code.
+docs: system-packages $(VENV)/.stamp-docs
+	@$(BIN)/python -m sphinx -W --keep-going -n -q -b html -d build/doctrees docs build/site
+	@echo "The site is in build/site: open build/site/index.html"
+
 compat:
 	@tests/compat/run $(COMPAT_ARGS)
 
@@ -98,7 +105,7 @@ dist: $(VENV)/.stamp-dev
 	@$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist elixir/_build elixir/priv elixir/python .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/elixir/reference elixir/_build elixir/priv elixir/python .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian keeps `venv` and `ensurepip` in a package of their own, so a machine with Python may lack them.
@@ -119,6 +126,11 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-venv pyproject.toml
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
 	@echo "Installing snex-node and its development tools into $(VENV) ..."
 	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.stamp-package
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing what builds the site into $(VENV) ..."
+	@$(PIP) install --editable '.[docs]'
 	@touch $@ $(VENV)/.stamp-package
 
 # Without a network, or on a Python that it has not been built for, there are figures and no charts.

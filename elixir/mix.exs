@@ -15,11 +15,41 @@ defmodule Snex.MixProject do
       elixirc_paths: if(Mix.env() == :test, do: ["lib", "test/support"], else: ["lib"]),
       consolidate_protocols: Mix.env() != :test,
       start_permanent: Mix.env() == :prod,
-      deps: [],
+      deps: deps(),
       aliases: aliases(),
+      docs: docs(),
       package: [
         licenses: ["Apache-2.0"],
-        files: ~w(lib c_src python mix.exs mix_compilers.exs .formatter.exs README.md)
+        files: ~w(lib c_src python mix.exs mix_compilers.exs .formatter.exs README.md guides)
+      ]
+    ]
+  end
+
+  # None. `SNEX_DOCS=1 mix do deps.get + docs` writes the documentation as Hex shows it. Mix wants to
+  # have what is named here also for what does not need it, so it is named for that command alone.
+  defp deps do
+    if System.get_env("SNEX_DOCS") == "1",
+      do: [{:ex_doc, "~> 0.34", only: :dev, runtime: false, optional: true}],
+      else: []
+  end
+
+  defp docs do
+    [
+      main: "getting-started",
+      extras: [
+        "guides/getting-started.md",
+        "guides/cookbook.md",
+        "guides/testing.md",
+        "guides/releases.md",
+        "guides/migrating.md",
+        "guides/snex.livemd",
+        {"README.md", [filename: "client", title: "The client"]}
+      ],
+      groups_for_extras: [Guides: ~r/guides/],
+      groups_for_modules: [
+        "Many Pythons": [Snex.Pool, Snex.Batch],
+        Values: [Snex.Serde, Snex.Serde.Encoder, Snex.Code, Snex.Sigils],
+        Releases: [Snex.Release]
       ]
     ]
   end
