@@ -234,6 +234,7 @@ class Evaluator:
         if not isinstance(module, str) or not isinstance(function, str):
             named = f"{inspect(module)} and {inspect(function)}"
             raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
+        request.runs = module, function
         decoder = self._decoder
         args, at = decoder.decode(data, at)
         kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
@@ -323,7 +324,8 @@ class Snippets:
             raise BadRequest("the request ends before its code does") from None
         request.at = end
         raw = data[at:end]
-        return self._codes.get(raw) or self._compile(raw)
+        request.runs = code = self._codes.get(raw) or self._compile(raw)
+        return code
 
     def _compile(self, raw: bytes) -> Code | None:
         try:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from struct import Struct
+from time import perf_counter_ns
+from types import CodeType
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from snex_node.cluster.connection import Ahead
-from snex_node.wire.describe import inspect
+from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, ImproperList, Pid
@@ -19,7 +21,7 @@ from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.namespace import Variables
 from snex_runtime.origin import OriginNode
-from snex_runtime.sources import VIRTUAL_FILE
+from snex_runtime.sources import VIRTUAL_FILE, shown
 
 MAX_TIMEOUT: Final = 2**32 - 1
 """Longest time limit, in milliseconds (49 days): a BEAM waits for no longer itself. Larger numbers
@@ -114,12 +116,15 @@ class Request:
     __slots__ = (
         "arity",
         "at",
+        "began",
         "caller",
         "continues",
         "data",
         "enter",
+        "kind",
         "process",
         "remote",
+        "runs",
         "variables",
     )
 
@@ -148,6 +153,15 @@ class Request:
     arity: int
     """The number of all its parts, its kind among them; 0 of an atom."""
 
+    began: int
+    """When it was read, in nanoseconds of `time.perf_counter_ns`."""
+
+    kind: str
+    """What it asks for, ``eval`` say; set when that has been read: see `called`."""
+
+    runs: object
+    """What it runs, set once that is known: a snippet, or module and function of a call."""
+
     continues: bool
     """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
 
@@ -155,6 +169,16 @@ class Request:
     def goes_on(self) -> bool:
         """Whether it goes on when its caller has given up."""
         return getattr(self, "continues", False)
+
+    @property
+    def called(self) -> str:
+        """Its `kind`, for people; of one that has none, ``unknown``."""
+        return getattr(self, "kind", "unknown")
+
+    @property
+    def place(self) -> str | None:
+        """Where what it runs is: file and line of a snippet, or the function; None: not known."""
+        return _place_of(getattr(self, "runs", None))
 
     def read(self, decoder: Decoder) -> Any:
         """The next part."""
@@ -164,6 +188,20 @@ class Request:
     def let_go(self) -> None:
         """Forget the bytes, which may be large: all that counts of them has been read."""
         self.data = b""
+
+
+_LONG: Final = 300
+
+
+def _place_of(runs: object) -> str | None:
+    if isinstance(runs, tuple):
+        place = ".".join(map(str.__str__, runs))
+    else:
+        code = getattr(runs, "code", None)
+        if not isinstance(code, CodeType):
+            return None
+        place = f"{shown(code.co_filename)}:{code.co_firstlineno}"
+    return place if len(place) < _LONG and place.isprintable() else short(place)
 
 
 R = TypeVar("R", bound=Request)
@@ -180,7 +218,7 @@ def make_request(
 ) -> R:
     """A request to ``process``, of which nothing has been read: it is at ``data[at]``.
 
-    0.22 us; with an ``__init__`` it would be 0.35, as Python up to 3.12 has it.
+    0.3 us; with an ``__init__`` it would be 0.4, as Python up to 3.12 has it.
     """
     request = kind()
     request.process = process
@@ -191,6 +229,7 @@ def make_request(
     request.data = data
     request.at = at
     request.arity = 0
+    request.began = perf_counter_ns()
     return request
 
 
