@@ -166,6 +166,10 @@ class Coroutines:
     def __len__(self) -> int:
         return len(self._all)
 
+    def all(self) -> list[Work]:
+        """All of it."""
+        return list(self._all)
+
     def on_loop(self) -> list[Work]:
         """The work whose code the event loop runs, from any thread."""
         return [work for work in list(self._all) if not work.threaded]
