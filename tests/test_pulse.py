@@ -10,6 +10,7 @@ import pytest
 
 from snex_runtime.pulse import INTERVAL, KEPT, Pulse
 from tests.support.pair import pair
+from tests.support.waiting import until
 
 
 class Line:
@@ -115,7 +116,6 @@ async def test_it_beats() -> None:
         pulse = Pulse(both.node)
         line = both.node.remote(both.peer.name).connection
         assert line is not None
-        while line not in pulse._heard:
-            await asyncio.sleep(0.01)
+        await until(lambda: line in pulse._heard)
         assert 0.0 <= pulse.lag < 5.0
         pulse.close()
