@@ -6,12 +6,14 @@ import argparse
 import ast
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -39,7 +41,7 @@ from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
-from snex_runtime import child, loops, search_path, serde, standard_files, watcher
+from snex_runtime import child, loops, overview, search_path, serde, standard_files, watcher
 from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
@@ -64,6 +66,9 @@ until it sees that the time is over, and 1 s for ``finally`` blocks that do not 
 LEAVE = 0.5
 """Seconds that a command which is done waits for a thread that it cannot stop. A name server that
 does not answer keeps one for as long as the system asks it, 10 s and more."""
+
+SIZED_EVERY: Final = 10.0
+"""Seconds between two questions of `top` for the sizes of environments."""
 
 MOST: Final = 2**62
 """The largest whole number that an option takes."""
@@ -532,6 +537,92 @@ def _text(value: object) -> str:
     return str.__str__(value) if isinstance(value, str) else short(value)
 
 
+# --- what a node tells of itself ------------------------------------------------------------------
+
+
+async def _info(args: argparse.Namespace) -> int:
+    async with _client(args) as node:
+        await _connect(node, args)
+        look = await _look(node, args)
+    _say(*_shown_look(look, args))
+    return 0
+
+
+async def _top(args: argparse.Namespace) -> int:
+    return await _until_signal(_keep_looking(args))
+
+
+async def _keep_looking(args: argparse.Namespace) -> None:
+    """Show what there is, again and again; the first look has to succeed."""
+    loop = asyncio.get_running_loop()
+    async with _client(args) as node:
+        await _connect(node, args)
+        last: overview.Look | None = None
+        at = sized_at = -math.inf
+        for number in itertools.count(1):
+            began = loop.time()
+            try:
+                if last is not None:
+                    await _connect(node, args)
+                sized = last is None or began - sized_at >= SIZED_EVERY
+                look = await _look(node, args, sized=sized)
+            except (CommandError, NodeError, ValueError) as error:
+                if last is None:
+                    raise
+                _complain(error)
+            else:
+                if last is not None:
+                    kept = look.environments if sized else last.environments
+                    look = look._replace(environments=kept, seconds=began - at, before=last.info)
+                last, at, sized_at = look, began, began if sized else sized_at
+                _show_again(look, args, number)
+            if number == args.count:
+                return
+            await asyncio.sleep(args.interval - min(args.interval, loop.time() - began))
+
+
+async def _look(node: Node, args: argparse.Namespace, *, sized: bool = True) -> overview.Look:
+    """Ask a node what there is, and if ``sized`` how large its environments are."""
+    to = args.register_as, args.node
+    answer = await _ask(node, to, Atom("info"), args.timeout)
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
+        raise CommandError(f"unexpected answer of {args.node}: {short(answer)}")
+    if answer[0] != "ok":
+        raise CommandError(f"{args.node} does not tell: {_text(answer[1].get('reason'))}")
+    environments = None
+    if sized:
+        request = Atom("info"), Atom("environments")
+        sizes = await _ask(node, to, request, args.timeout)
+        if isinstance(sizes, tuple) and sizes[0] == "ok":  # older nodes do not know that
+            environments = overview.readable(sizes[1])
+    return overview.Look(overview.readable(answer[1]), environments)
+
+
+def _shown_look(look: overview.Look, args: argparse.Namespace) -> list[str]:
+    if args.json:
+        indent = None if args.run is _top else 2
+        return [json.dumps(overview.as_json(look), indent=indent)]
+    if not _on_terminal():
+        return overview.plain(look)
+    width = shutil.get_terminal_size().columns
+    return overview.colored(look, width) or overview.plain(look, width)
+
+
+def _show_again(look: overview.Look, args: argparse.Namespace, number: int) -> None:
+    lines = _shown_look(look, args)
+    if args.json:
+        _say(*lines)
+    elif _on_terminal():
+        lines = lines[: shutil.get_terminal_size().lines - 1]
+        _say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+    else:
+        _say(*([""] if number > 1 else []), *lines)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
 async def _ping(args: argparse.Namespace) -> int:
     began = asyncio.get_running_loop().time()
     why = f"{args.node} did not answer within {args.timeout:g} s"
@@ -767,6 +858,7 @@ def _parser() -> argparse.ArgumentParser:
     ping = _add(commands, "ping", _ping, "say whether a node answers: pong (0) or not (1)")
     ping.add_argument("node", metavar="NODE", help="full name of the node")
     _add_client(ping)
+    _add_looks(commands)
     names = _add(commands, "names", _names, "list the nodes that the epmd of a host knows")
     names.add_argument("host", metavar="HOST", nargs="?", default="127.0.0.1", help="%(default)s")
     names.set_defaults(asks=True, loop="asyncio")
@@ -1035,6 +1127,27 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     evaluate.add_argument("--register-as", default="snex", metavar="NAME", help="as given to start")
     _add_client(evaluate)
+
+
+def _add_looks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = _add(commands, "info", _info, "show what runs on a node, what it holds and how it is")
+    top = _add(commands, "top", _top, "show that again and again, until Ctrl-C")
+    for parser in (info, top):
+        parser.add_argument("node", metavar="NODE", help="full name of the node")
+        parser.add_argument("--json", action="store_true", help="as JSON (of top: a line each)")
+        parser.add_argument(
+            "--register-as", default="snex", metavar="NAME", help="as given to start"
+        )
+        _add_client(parser)
+    top.add_argument(
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="time between two looks (default: %(default)s); the sizes of environments, which may "
+        f"hold up the node for 0.05 s, are asked for every {SIZED_EVERY:.0f} s",
+    )
+    top.add_argument("--count", type=_count, metavar="N", help="end after N looks (default: never)")
 
 
 def _add_cookie(parser: argparse.ArgumentParser) -> None:

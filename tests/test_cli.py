@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pty
 import re
 import select
 import shlex
@@ -195,11 +197,13 @@ class TestHelp:
     def test_of_the_whole(self, command: Command) -> None:
         output = command("--help")
         assert output.code == 0
-        for name in ("start", "eval", "ping", "names", "epmd", "demo"):
+        for name in ("start", "eval", "ping", "info", "top", "names", "epmd", "demo"):
             assert re.search(rf"^    {name}\s+\S", output.out, re.M)
         assert "never from an argument" in output.out
 
-    @pytest.mark.parametrize("name", ["start", "eval", "ping", "names", "epmd", "demo"])
+    @pytest.mark.parametrize(
+        "name", ["start", "eval", "ping", "info", "top", "names", "epmd", "demo"]
+    )
     def test_of_each_command(self, command: Command, name: str) -> None:
         output = command(name, "--help")
         assert output.code == 0
@@ -263,6 +267,9 @@ class TestHelp:
                 "x is no number of seconds from",
             ),
             (["ping"], "required: NODE"),
+            (["info"], "required: NODE"),
+            (["top", "py@127.0.0.1", "--interval", "0"], "0 is no number of seconds from"),
+            (["top", "py@127.0.0.1", "--count", "0"], "at least 1 is needed"),
         ],
     )
     def test_wrong_usage(self, command: Command, arguments: list[str], message: str) -> None:
@@ -490,6 +497,103 @@ class TestEval:
         assert command("eval", node.name, "return 1").code == 0
         assert "snex-cli" not in command("names").out
         assert not (Path(environ["HOME"]) / ".erlang.cookie").exists()
+
+
+class TestInfo:
+    def test_for_people(self, command: Command, node: Running) -> None:
+        output = command("info", node.name)
+        assert (output.code, output.err) == (0, "")
+        lines = output.out.splitlines()
+        assert lines[0].startswith(f"{node.name}: snex-node {__version__}, ")
+        assert "Running (0)" in lines
+        assert any(line.startswith("Environments (") for line in lines)
+
+    def test_as_json(self, command: Command, node: Running) -> None:
+        output = command("info", node.name, "--json")
+        told = json.loads(output.out)
+        assert told["info"]["node"] == node.name
+        assert told["environments"] == []
+        assert told["calls_per_second"] is None
+
+    def test_what_is_no_node_of_ours(self, command: Command, node: Running) -> None:
+        output = command("info", node.name, "--register-as", "nope")
+        assert (output.code, output.out) == (1, "")
+        assert f"nothing is registered as nope on {node.name}" in output.err
+
+    def test_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
+        text = on_terminal(environ, "info", node.name)
+        assert "\x1b[1m" in text
+        assert node.name in text
+
+
+class TestTop:
+    def test_blocks_one_after_another(self, command: Command, node: Running) -> None:
+        output = command("top", node.name, "--count", "3", "--interval", "0.05")
+        assert (output.code, output.err) == (0, "")
+        blocks = output.out.split(f"\n{node.name}: ")
+        assert len(blocks) == 3
+        assert "per second" not in blocks[0]
+        assert "per second" in blocks[1]
+
+    def test_a_line_of_json_each(self, command: Command, node: Running) -> None:
+        output = command("top", node.name, "--count", "2", "--interval", "0.05", "--json")
+        first, second = map(json.loads, output.out.splitlines())
+        assert first["calls_per_second"] is None
+        assert second["calls_per_second"] > 0
+        assert second["environments"] == first["environments"] == []
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_until_it_is_stopped(self, start: Starter, node: Running, number: int) -> None:
+        running = start("top", node.name, "--interval", "0.05")
+        assert running.line.startswith(node.name)
+        running.signal(number)
+        output = running.wait()
+        assert (output.code, output.err) == (0, "")
+
+    def test_there_is_no_such_node(self, command: Command) -> None:
+        output = command("top", "nobody@127.0.0.1")
+        assert (output.code, output.out) == (1, "")
+        assert "knows no node nobody" in output.err
+
+    def test_a_node_that_goes_and_comes(self, command: Command, start: Starter) -> None:
+        name = unique()
+        first = start("start", "--name", name)
+        top = start("top", name, "--interval", "0.1", "--json")
+        first.signal(signal.SIGTERM)
+        first.wait()
+        start("start", "--name", name)
+        before = json.loads(top.line)["info"]["os_pid"]
+        wait_for(lambda: json.loads(top.read_line())["info"]["os_pid"] != before)
+        top.signal(signal.SIGTERM)
+        output = top.wait()
+        assert output.code == 0
+        assert f"knows no node {name.partition('@')[0]}" in output.err
+
+    def test_in_place_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
+        arguments = "top", node.name, "--count", "2", "--interval", "0.05"
+        text = on_terminal(environ, *arguments)
+        assert text.count("\x1b[H") == text.count("\x1b[J") == 2
+        assert node.name in text
+
+
+def on_terminal(environ: dict[str, str], *arguments: str) -> str:
+    """What a command writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snex_runtime", *arguments],
+            env={**environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while part := terminal.read(65536):
+                written += part
+        assert process.wait(SECONDS) == 0, written
+    return written.decode()
 
 
 class TestPing:
