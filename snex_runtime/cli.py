@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -41,7 +42,7 @@ from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
-from snex_runtime import child, loops, overview, search_path, serde, standard_files, watcher
+from snex_runtime import child, doctor, loops, overview, search_path, serde, standard_files, watcher
 from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
@@ -573,7 +574,7 @@ async def _keep_looking(args: argparse.Namespace) -> None:
             else:
                 if last is not None:
                     kept = look.environments if sized else last.environments
-                    look = look._replace(environments=kept, seconds=began - at, before=last.info)
+                    look = overview.Look(look.info, kept, began - at, last.info)
                 last, at, sized_at = look, began, began if sized else sized_at
                 _show_again(look, args, number)
             if number == args.count:
@@ -621,6 +622,24 @@ def _show_again(look: overview.Look, args: argparse.Namespace, number: int) -> N
 
 def _on_terminal() -> bool:
     return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+async def _doctor(args: argparse.Namespace) -> int:
+    patient = doctor.Patient(
+        args.node, partial(_client, args), args.cookie_file, args.register_as, args.timeout
+    )
+    found = []
+    async for check in doctor.examine(patient):
+        found.append(check)
+        if not args.json:
+            _say(f"{check.state:<8} {check.name}: {check.text}")
+            if check.remedy is not None and check.state != "ok":
+                _say(f"{'':<8} -> {check.remedy}")
+    healthy = all(check.state != "failed" for check in found)
+    if args.json:
+        checks = [check._asdict() for check in found]
+        _say(json.dumps({"ok": healthy, "checks": checks}, indent=2))
+    return 0 if healthy else 1
 
 
 async def _ping(args: argparse.Namespace) -> int:
@@ -1139,6 +1158,17 @@ def _add_looks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             "--register-as", default="snex", metavar="NAME", help="as given to start"
         )
         _add_client(parser)
+    examined = _add(
+        commands,
+        "doctor",
+        _doctor,
+        "say what nodes need that is there or not, and with NODE how far one gets on the way to "
+        "it; 1 when something failed",
+    )
+    examined.add_argument("node", metavar="NODE", nargs="?", help="full name of a node")
+    examined.add_argument("--json", action="store_true", help="as JSON")
+    examined.add_argument("--register-as", default="snex", metavar="NAME", help="as given to start")
+    _add_client(examined)
     top.add_argument(
         "--interval",
         type=_seconds,

@@ -86,7 +86,7 @@ NEW: dict[str, Any] = {
         }
     ],
 }
-ENVIRONMENTS = [
+ENVIRONMENTS: list[dict[str, Any]] = [
     {"env": "#PID<a.1.0>", "handle": None, "age_ms": 1, "variables": 1, "bytes": 10},
     {
         "env": "#PID<a.2.0>",
