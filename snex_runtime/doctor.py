@@ -183,7 +183,7 @@ def _cookie(patient: Patient) -> Check:
             if not os.path.lexists(path):
                 return Check(
                     "cookie",
-                    "warning",
+                    "warning" if patient.node is None else "failed",
                     f"{path} is missing: the first node makes one that no other machine has",
                     "copy that of your BEAM nodes to it, and run chmod 400 on it",
                 )

@@ -197,12 +197,12 @@ class TestHelp:
     def test_of_the_whole(self, command: Command) -> None:
         output = command("--help")
         assert output.code == 0
-        for name in ("start", "eval", "ping", "info", "top", "names", "epmd", "demo"):
+        for name in ("start", "eval", "ping", "info", "top", "doctor", "names", "epmd", "demo"):
             assert re.search(rf"^    {name}\s+\S", output.out, re.M)
         assert "never from an argument" in output.out
 
     @pytest.mark.parametrize(
-        "name", ["start", "eval", "ping", "info", "top", "names", "epmd", "demo"]
+        "name", ["start", "eval", "ping", "info", "top", "doctor", "names", "epmd", "demo"]
     )
     def test_of_each_command(self, command: Command, name: str) -> None:
         output = command(name, "--help")
@@ -574,6 +574,31 @@ class TestTop:
         text = on_terminal(environ, *arguments)
         assert text.count("\x1b[H") == text.count("\x1b[J") == 2
         assert node.name in text
+
+
+class TestDoctor:
+    def test_the_way_to_a_node(self, command: Command, node: Running) -> None:
+        output = command("doctor", node.name)
+        assert (output.code, output.err) == (0, "")
+        lines = output.out.splitlines()
+        assert lines[0].startswith(f"ok       versions: snex-node {__version__} on ")
+        assert "ok       handshake: done: the cookie is that of the node" in lines
+        assert COOKIE not in output.out
+
+    def test_what_failed(self, command: Command) -> None:
+        output = command("doctor", "nobody@127.0.0.1", "--json")
+        told = json.loads(output.out)
+        assert (output.code, told["ok"]) == (1, False)
+        last = told["checks"][-1]
+        assert (last["name"], last["state"]) == ("registered", "failed")
+        assert last["remedy"]
+
+    def test_what_to_do_next(self, command: Command, node: Running) -> None:
+        output = command("doctor", node.name, SNEX_COOKIE="another")
+        assert output.code == 1
+        *_, failed, remedy = output.out.splitlines()
+        assert failed.startswith("failed   handshake: cookie: ")
+        assert remedy.startswith("         -> give both the same cookie")
 
 
 def on_terminal(environ: dict[str, str], *arguments: str) -> str:
