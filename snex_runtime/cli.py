@@ -42,7 +42,18 @@ from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
-from snex_runtime import child, doctor, loops, overview, search_path, serde, standard_files, watcher
+from snex_runtime import (
+    child,
+    doctor,
+    formats,
+    journal,
+    loops,
+    overview,
+    search_path,
+    serde,
+    standard_files,
+    watcher,
+)
 from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
@@ -105,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args = _parse(argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    args.log = log_to_stderr(args.log_level)
+    args.log = log_to_stderr(args.log_level, args.log_format)
     try:
         with _leaving(args) as leave:
             return loops.run(_run(args, leave), args.loop)
@@ -230,6 +241,7 @@ async def _start(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> None:
     options = serde.merge_options(_pairs(args.encoding))
     name = full_name(args.name, args.sname)
+    args.log.setFormatter(formats.formatter(args.log_format, name))
     _check_bounds(args)
     cookie = find_cookie(args.cookie_file)
     script = None if args.init_script is None else _read_script(Path(args.init_script))
@@ -329,11 +341,12 @@ def _worker_configuration(
         "net_ticktime": args.net_ticktime,
         "max_frame": args.max_frame,
         "log_level": args.log_level,
+        "log_format": args.log_format,
     }
     for name in (*BOUNDS, "executor", "threads", "max_queue"):
         if getattr(args, name) is not None:
             configuration[name] = getattr(args, name)
-    for name in ("queue_timeout", "max_time"):
+    for name in ("queue_timeout", "max_time", "slow"):
         if getattr(args, name) is not None:
             configuration[name] = math.ceil(getattr(args, name) * 1000)
     return configuration
@@ -356,6 +369,7 @@ def _execution(args: argparse.Namespace) -> dict[str, Any]:
         "max_queue": args.max_queue,
         "queue_timeout": args.queue_timeout,
         "max_time": args.max_time,
+        "slow": args.slow,
     }
 
 
@@ -813,6 +827,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _some_milliseconds(text: str) -> float:
+    """Milliseconds, at least one, as seconds."""
+    _count(text)
+    return _milliseconds(text)
+
+
 def _milliseconds(text: str) -> float:
     """Milliseconds, as seconds."""
     number = _number(text)
@@ -870,7 +890,9 @@ def _parser() -> argparse.ArgumentParser:
         "users of the machine could read.",
     )
     parser.add_argument("--version", action="version", version=f"snex-node {__version__}")
-    parser.set_defaults(run=None, loop="asyncio", log_level="warning", asks=False, needs=())
+    parser.set_defaults(
+        run=None, loop="asyncio", log_level="warning", log_format="text", asks=False, needs=()
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_start(commands)
     _add_eval(commands)
@@ -935,6 +957,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_execution(start)
     _add_limits(start)
     _add_workers(start)
+    _add_logs(start)
     start.add_argument(
         "--loop",
         choices=loops.CHOICES,
@@ -1057,6 +1080,28 @@ def _add_limits(start: argparse.ArgumentParser) -> None:
         default=128 * 1024 * 1024,
         metavar="BYTES",
         help="longest frame accepted; a longer one closes its connection (default: %(default)s)",
+    )
+
+
+def _add_logs(start: argparse.ArgumentParser) -> None:
+    """What it tells."""
+    start.epilog = (
+        "Loggers: snex_node.* tell of connections and epmd, snex_runtime.* of the runtime; "
+        f"{journal.LOGGER} has a line for each request that failed (info) or was slow (warning): "
+        "its kind, its caller and the place in the code, no values."
+    )
+    start.add_argument(
+        "--log-format",
+        choices=formats.CHOICES,
+        default="text",
+        help="lines of the log as text, or each as a JSON object with time, level, logger, "
+        "message, node, pid and exception (default: %(default)s)",
+    )
+    start.add_argument(
+        "--slow",
+        type=_some_milliseconds,
+        metavar="MS",
+        help="log a warning for each request that takes so long or longer (default: none)",
     )
 
 

@@ -251,6 +251,8 @@ class TestHelp:
             (["start", "--max-queue", "-1"], "-1 is no whole number, 0 or more"),
             (["start", "--queue-timeout", "1.5"], "1.5 is no whole number, 0 or more"),
             (["start", "--max-time", "9999999999"], "9999999999 is no number of milliseconds up"),
+            (["start", "--slow", "0"], "at least 1 is needed"),
+            (["start", "--log-format", "xml"], "invalid choice: 'xml'"),
             (["start", "--workers", "0"], "0 is no whole number of 1 and more"),
             (["start", "--workers", "-1"], "-1 is no whole number of 1 and more"),
             (["start", "--workers", "two"], "two is no whole number of 1 and more"),
@@ -1252,6 +1254,34 @@ class TestWorkers:
 
 
 @pytest.mark.traced_processes
+class TestLogs:
+    @pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+    def test_requests_that_fail_or_are_slow_as_json(
+        self, command: Command, start: Starter, workers: tuple[str, ...]
+    ) -> None:
+        options = "--log-format", "json", "--log-level", "info", "--slow", "50"
+        running = start("start", "--name", unique(), *options, *workers)
+        command("eval", running.name, "raise KeyError('secret')")
+        command("eval", running.name, "import time\ntime.sleep(0.1)")
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        told = [json.loads(line) for line in output.err.splitlines()]
+        failed, slow = [each for each in told if each["logger"] == "snex_runtime.requests"]
+        alive, _, host = running.name.partition("@")
+        assert failed["node"] == (f"{alive}-1@{host}" if workers else running.name)
+        assert (failed["level"], slow["level"]) == ("info", "warning")
+        assert "failed: python_runtime_error (KeyError), <Snex.Code>:1 in" in failed["message"]
+        assert re.search(r"took \d+ ms: <Snex.Code>:1$", slow["message"])
+        assert "secret" not in output.err
+
+    def test_as_text(self, command: Command, start: Starter) -> None:
+        running = start("start", "--name", unique(), "--log-level", "info")
+        command("eval", running.name, "1 / 0")
+        running.signal(signal.SIGTERM)
+        pattern = r" INFO eval of \S+ failed: python_runtime_error \(ZeroDivisionError\), "
+        assert re.search(pattern, running.wait().err)
+
+
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal(self, start: Starter, command: Command, number: int) -> None:
