@@ -18,7 +18,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib import import_module
@@ -48,6 +56,7 @@ from snex_runtime import (
     formats,
     journal,
     loops,
+    metrics,
     overview,
     search_path,
     serde,
@@ -97,6 +106,13 @@ _log = logging.getLogger(__name__)
 
 class CommandError(Exception):
     """The command failed; the message, for the terminal, says what to do."""
+
+
+_TOLD: Final = (
+    *(CommandError, CookieError, NodeStartError, ConnectError, metrics.MetricsError),
+    ValueError,
+)
+"""What says enough by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +175,7 @@ async def _run(args: argparse.Namespace, leave: Callable[[int], None]) -> int:
     code = 130
     try:
         code = await command(args)
-    except (CommandError, CookieError, NodeStartError, ConnectError, ValueError) as error:
+    except _TOLD as error:
         _complain(error)
         code = 1
     finally:
@@ -252,6 +268,8 @@ async def _serve(args: argparse.Namespace) -> None:
         """Find what other nodes call here; of a front, what a worker calls."""
         return fronts[0].resolve(module, function) if fronts else import_function(module, function)
 
+    if args.metrics is not None:
+        metrics.check()
     node = Node(
         name,
         cookie=cookie,
@@ -280,7 +298,26 @@ async def _serve(args: argparse.Namespace) -> None:
         server = Server(node, name=args.register_as, options=options, **_execution(args))
         if script is not None:
             await _init(server, script, args.init_script, args.init_script_timeout)
-        await _serve_until_ended(node, server.wait_ended(), args)
+        async with _metrics(args, partial(_info_of, server)):
+            await _serve_until_ended(node, server.wait_ended(), args)
+
+
+async def _info_of(server: Server) -> Mapping[Any, Any]:
+    return server.info()
+
+
+@contextlib.asynccontextmanager
+async def _metrics(args: argparse.Namespace, gather: metrics.Gather) -> AsyncIterator[None]:
+    """Serve metrics where that is asked for."""
+    if args.metrics is None:
+        yield
+        return
+    host, port = args.metrics
+    exporter = metrics.Exporter(host, port, gather)
+    try:
+        yield
+    finally:
+        await exporter.close()
 
 
 async def _serve_until_ended(
@@ -310,6 +347,19 @@ async def _serve_workers(
     )
     try:
         await crew.start()
+        await _serve_with(crew, front, args)
+    except ScriptFailedError as error:
+        raise CommandError(f"the init script {args.init_script} failed: {error}") from None
+    except WorkerStartError as error:
+        raise CommandError(f"a worker did not start: {error}") from None
+    finally:
+        await crew.stop()
+
+
+async def _serve_with(crew: Crew, front: Front, args: argparse.Namespace) -> None:
+    """Serve until something ends that, or too many workers have ended."""
+    node = front.owner
+    async with _metrics(args, crew.info):
         serving = tasks.start(_serve_until_ended(node, front.wait_ended(), args))
         try:
             waiting: list[asyncio.Future[Any]] = [serving, crew.failed]
@@ -319,12 +369,6 @@ async def _serve_workers(
         if crew.failed.done():
             raise CommandError(f"{node.name} ends: {crew.failed.result()}")
         await serving
-    except ScriptFailedError as error:
-        raise CommandError(f"the init script {args.init_script} failed: {error}") from None
-    except WorkerStartError as error:
-        raise CommandError(f"a worker did not start: {error}") from None
-    finally:
-        await crew.stop()
 
 
 def _worker_configuration(
@@ -651,7 +695,7 @@ async def _doctor(args: argparse.Namespace) -> int:
                 _say(f"{'':<8} -> {check.remedy}")
     healthy = all(check.state != "failed" for check in found)
     if args.json:
-        checks = [check._asdict() for check in found]
+        checks = [dict(zip(doctor.FIELDS, check, strict=True)) for check in found]
         _say(json.dumps({"ok": healthy, "checks": checks}, indent=2))
     return 0 if healthy else 1
 
@@ -813,6 +857,12 @@ def _address(text: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT (port 0 takes a free one)")
     return host.strip("[]"), int(port)
+
+
+def _metrics_address(text: str) -> tuple[str, int]:
+    """As `_address`; a port alone is on loopback."""
+    host, port = _address(text if ":" in text else f":{text}")
+    return host or "127.0.0.1", port
 
 
 def _seconds(text: str) -> float:
@@ -1096,6 +1146,13 @@ def _add_logs(start: argparse.ArgumentParser) -> None:
         default="text",
         help="lines of the log as text, or each as a JSON object with time, level, logger, "
         "message, node, pid and exception (default: %(default)s)",
+    )
+    start.add_argument(
+        "--metrics",
+        type=_metrics_address,
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus there, for whoever can reach it; without a host on "
+        "loopback (needs the extra `metrics`)",
     )
     start.add_argument(
         "--slow",

@@ -202,6 +202,10 @@ class Crew:
         return sorted(self._front.lanes, key=lambda lane: lane.process.name)
 
     async def _tell(self, job: Job) -> None:
+        self._front.answer(job, OK_ + serde.encoder.encode(await self.info()))
+
+    async def info(self) -> dict[Atom, object]:
+        """What ``:info`` answers: of all workers together, which are asked for it."""
         front, lanes = self._front, self._lanes
         fresh = await asyncio.gather(*(self._ask(lane) for lane in lanes))
         last = [self._told.get(lane.process.name, {}) for lane in lanes]
@@ -222,7 +226,7 @@ class Crew:
         map_[Atom("running")] = totals.oldest(each for part in parts for each in part)
         map_[Atom("worker_restarts")] = self.restarts
         map_[Atom("workers")] = [totals.of_lane(lane) for lane in lanes]
-        front.answer(job, OK_ + serde.encoder.encode(map_))
+        return map_
 
     async def _tell_environments(self, job: Job) -> None:
         lanes = self._lanes

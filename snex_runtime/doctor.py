@@ -27,7 +27,7 @@ from snex_node.node import Node
 from snex_node.system.addresses import resolve
 from snex_node.wire.terms import Atom
 
-__all__ = ["SKEW", "Check", "Patient", "examine"]
+__all__ = ["FIELDS", "SKEW", "Check", "Patient", "examine"]
 
 SKEW: Final = 2.0
 """Seconds by which two clocks may differ before that is told of."""
@@ -46,6 +46,10 @@ class Check(NamedTuple):
 
     remedy: str | None = None
     """What to do next."""
+
+
+FIELDS: Final = ("name", "state", "text", "remedy")
+"""Those of a `Check`."""
 
 
 class Patient(NamedTuple):

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -251,6 +252,7 @@ class TestHelp:
             (["start", "--max-queue", "-1"], "-1 is no whole number, 0 or more"),
             (["start", "--queue-timeout", "1.5"], "1.5 is no whole number, 0 or more"),
             (["start", "--max-time", "9999999999"], "9999999999 is no number of milliseconds up"),
+            (["start", "--metrics", "here"], "':here' is not HOST:PORT"),
             (["start", "--slow", "0"], "at least 1 is needed"),
             (["start", "--log-format", "xml"], "invalid choice: 'xml'"),
             (["start", "--workers", "0"], "0 is no whole number of 1 and more"),
@@ -1280,6 +1282,38 @@ class TestLogs:
         running.signal(signal.SIGTERM)
         pattern = r" INFO eval of \S+ failed: python_runtime_error \(ZeroDivisionError\), "
         assert re.search(pattern, running.wait().err)
+
+
+class TestMetrics:
+    @pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+    def test_they_are_served(
+        self, command: Command, start: Starter, workers: tuple[str, ...]
+    ) -> None:
+        port = free_port()
+        running = start("start", "--name", unique(), "--metrics", str(port), *workers)
+        assert command("eval", running.name, "return 1").code == 0
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
+            lines = answer.read().decode().splitlines()
+        assert "snex_fresh 1.0" in lines
+        assert "snex_environments 0.0" in lines
+        assert ("snex_workers 1.0" in lines) is bool(workers)
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert (output.code, output.err) == (0, "")
+
+    def test_the_port_is_taken(self, start: Starter, node: Running) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"127.0.0.1:{taken.getsockname()[1]}"
+            output = start("start", "--name", unique(), "--metrics", place, ready=False).wait()
+        assert (output.code, output.out) == (1, "")
+        assert "snex-node: cannot serve metrics at 127.0.0.1, port" in output.err
+
+    def test_without_the_library(self, start: Starter) -> None:
+        absent = "sys.modules['prometheus_client'] = None"
+        arguments = "start", "--name", unique(), "--metrics", "9464"
+        output = start(*arguments, ready=False, before=absent).wait()
+        assert (output.code, output.out) == (1, "")
+        assert "pip install 'snex-node[metrics]'" in output.err
 
 
 class TestStopping:
