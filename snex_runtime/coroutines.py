@@ -264,8 +264,7 @@ class Coroutines:
         if work.threaded:
             answer = await self.finish(work)
         else:
-            asked = request.remote, request.caller
-            answer = await contexts.in_steps(request.enter, work, asked, self.finish(work))
+            answer = await contexts.in_steps(request.enter, work, request.asked, self.finish(work))
         self._answers.send(request, answer)
 
     async def finish(self, work: Work) -> bytes:

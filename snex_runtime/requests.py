@@ -16,11 +16,11 @@ from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, ImproperList, Pid
-from snex_runtime import serde
+from snex_runtime import serde, tracing
 from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.namespace import Variables
-from snex_runtime.origin import OriginNode
+from snex_runtime.origin import Origin, OriginNode
 from snex_runtime.sources import VIRTUAL_FILE, shown
 
 MAX_TIMEOUT: Final = 2**32 - 1
@@ -125,6 +125,7 @@ class Request:
         "process",
         "remote",
         "runs",
+        "traceparent",
         "variables",
     )
 
@@ -162,6 +163,9 @@ class Request:
     runs: object
     """What it runs, set once that is known: a snippet, or module and function of a call."""
 
+    traceparent: str
+    """Where it stands in a trace; set where it says so."""
+
     continues: bool
     """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
 
@@ -169,6 +173,14 @@ class Request:
     def goes_on(self) -> bool:
         """Whether it goes on when its caller has given up."""
         return getattr(self, "continues", False)
+
+    @property
+    def asked(self) -> Origin:
+        """Where it came from."""
+        traceparent = getattr(self, "traceparent", None)
+        if traceparent is None:
+            return self.remote, self.caller
+        return self.remote, self.caller, traceparent
 
     @property
     def called(self) -> str:
@@ -286,6 +298,8 @@ class Reader:
             options = EvalOptions(typed.decode(data, end)[0], self._max_time)
             if len(tail) > MAX_EVAL_OPTIONS:
                 raise BadRequest(f"options of {len(tail)} bytes: more than {MAX_EVAL_OPTIONS}")
+            if options.traceparent is not None:  # it comes once
+                return variables, options
             if len(self._eval_options) >= MAX_EVAL_OPTIONS_KNOWN:
                 self._eval_options.clear()
             self._eval_options[tail] = options
@@ -295,10 +309,13 @@ class Reader:
 class EvalOptions:
     """The options of an eval request, checked; ``max_time`` is the limit where they give none."""
 
-    __slots__ = ("continues", "kill_after", "limited", "threaded", "timeout")
+    __slots__ = ("continues", "kill_after", "limited", "threaded", "timeout", "traceparent")
 
     def __init__(self, raw: object = None, max_time: float | None = None) -> None:
-        known = ("encoding_opts", "timeout", "on_timeout", "kill_after", "executor")
+        known = (
+            *("encoding_opts", "timeout", "on_timeout", "kill_after", "executor"),
+            "traceparent",
+        )
         options = options_in(raw, known)
         self.limited = options.get("timeout") is not None
         """Whether they say how long it may take."""
@@ -310,6 +327,17 @@ class EvalOptions:
         if on_timeout not in ("cancel", "continue"):
             raise BadRequest(f"on_timeout takes :cancel or :continue, not {inspect(on_timeout)}")
         self.continues = on_timeout == "continue"
+        self.traceparent = _traceparent_in(options.get("traceparent"))
+        """Where the request stands in a trace, if it says so."""
+
+
+def _traceparent_in(value: object) -> str | None:
+    if value is None:
+        return None
+    try:
+        return tracing.checked(value)
+    except ValueError as error:
+        raise BadRequest(f"{error}, not {inspect(value)}") from None
 
 
 def _seconds_in(options: Mapping[str, object], name: str) -> float | None:
