@@ -168,7 +168,12 @@ class TestTraces:
         assert await started.eval(None, {"x": 1}, options) == (A("ok"), None)
 
     async def test_of_code_that_prepares(self, started: Caller) -> None:
-        request: object = A("init"), b"trace = snex.traceparent()", {}, {A("traceparent"): self.TRACE}
+        request: object = (
+            A("init"),
+            b"trace = snex.traceparent()",
+            {},
+            {A("traceparent"): self.TRACE},
+        )
         assert await started.call(request) == (A("ok"), None)
         assert await started.value("return trace") == self.TRACE
 
