@@ -524,6 +524,41 @@ class TestInfo:
         assert (output.code, output.out) == (1, "")
         assert f"nothing is registered as nope on {node.name}" in output.err
 
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [(7, "unexpected answer of"), (("error", {"reason": "why not"}), "does not tell: why not")],
+    )
+    def test_one_that_does_not_tell(
+        self,
+        command: Command,
+        node: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        answer: object,
+        message: str,
+    ) -> None:
+        async def ask(*_: object) -> object:
+            return answer
+
+        monkeypatch.setattr(cli, "_ask", ask)
+        output = command("info", node.name)
+        assert (output.code, output.out) == (1, "")
+        assert message in output.err
+
+    def test_an_older_one(
+        self, command: Command, node: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def ask(node: object, to: object, request: object, timeout: float) -> object:
+            if request == "info":
+                return "ok", {"node": "old@host", "environments": 3}
+            return "error", {"reason": "unknown request"}
+
+        monkeypatch.setattr(cli, "_ask", ask)
+        output = command("info", node.name)
+        assert (output.code, output.err) == (0, "")
+        assert output.out.startswith("old@host: snex-node -, ")
+        assert "\nEnvironments (3)\n" in output.out
+
+    @pytest.mark.traced_processes
     def test_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
         text = on_terminal(environ, "info", node.name)
         assert "\x1b[1m" in text
@@ -559,6 +594,7 @@ class TestTop:
         assert (output.code, output.out) == (1, "")
         assert "knows no node nobody" in output.err
 
+    @pytest.mark.traced_processes
     def test_a_node_that_goes_and_comes(self, command: Command, start: Starter) -> None:
         name = unique()
         first = start("start", "--name", name)
@@ -573,6 +609,7 @@ class TestTop:
         assert output.code == 0
         assert f"knows no node {name.partition('@')[0]}" in output.err
 
+    @pytest.mark.traced_processes
     def test_in_place_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
         arguments = "top", node.name, "--count", "2", "--interval", "0.05"
         text = on_terminal(environ, *arguments)
@@ -1284,6 +1321,7 @@ class TestLogs:
         assert re.search(pattern, running.wait().err)
 
 
+@pytest.mark.traced_processes
 class TestMetrics:
     @pytest.mark.parametrize("workers", [(), ("--workers", "1")])
     def test_they_are_served(
