@@ -134,6 +134,7 @@ async def _erlang(patient: Patient) -> Check:
             f"{command[0]} does not say its version",
             f"run it yourself to see why: {command[0]}",
         )
+    told = re.sub(r"\(.*?\)", "", told)  # what Elixir was compiled with
     found = re.findall(r"(?:Erlang/OTP|Elixir) [\w.-]+", told)
     return Check("erlang", "ok", ", ".join(dict.fromkeys(found)) or str(command[0]))
 

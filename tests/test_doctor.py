@@ -82,7 +82,11 @@ class TestThisMachine:
     async def test_programs_that_are_there(self, tmp_path: Path) -> None:
         for name in ("uv", "gcc"):
             program(tmp_path, name, "")
-        program(tmp_path, "elixir", "echo 'Erlang/OTP 27 [erts-15]'; echo 'Elixir 1.18.1 (..)'")
+        program(
+            tmp_path,
+            "elixir",
+            "echo 'Erlang/OTP 27 [erts-15]'; echo 'Elixir 1.18.1 (with Erlang/OTP 25)'",
+        )
         found = await checks(patient())
         assert found["uv"].text == str(tmp_path / "uv")
         assert found["compiler"].text == str(tmp_path / "gcc")
