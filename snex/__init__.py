@@ -11,7 +11,15 @@ Every environment starts with this module as ``snex``, and with `Elixir`.
 
 from snex import interface, models  # noqa: F401 - `snex.models` is there without an import of its own
 from snex_runtime.batches import Batched, batched
-from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
+from snex_runtime.interface import (
+    BeamModuleProxy,
+    Elixir,
+    ElixirError,
+    call,
+    cast,
+    send,
+    traceparent,
+)
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.serde import (
     Atom,
@@ -42,4 +50,5 @@ __all__ = [
     "serve",
     "serve_forever",
     "set_custom_encoder",
+    "traceparent",
 ]

@@ -6,7 +6,15 @@
 """
 
 from snex_runtime.batches import batched
-from snex_runtime.interface import BeamModuleProxy, Elixir, ElixirError, call, cast, send
+from snex_runtime.interface import (
+    BeamModuleProxy,
+    Elixir,
+    ElixirError,
+    call,
+    cast,
+    send,
+    traceparent,
+)
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
 
@@ -22,4 +30,5 @@ __all__ = [
     "serve",
     "serve_forever",
     "set_custom_encoder",
+    "traceparent",
 ]

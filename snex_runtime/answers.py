@@ -13,8 +13,9 @@ from typing import Final, Protocol
 from snex_node.wire.framing import FRAGMENT_SIZE
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Pid
-from snex_runtime import serde
+from snex_runtime import journal, serde
 from snex_runtime.errors import Failure
+from snex_runtime.latency import Latency
 from snex_runtime.requests import Request
 
 __all__ = ["MAX_REPLY", "OK", "OK_", "OK_NIL", "PONG", "Answers", "error", "failed"]
@@ -54,10 +55,21 @@ class Records(Protocol):
 class Answers:
     """Sends answers, when what their requests logged has arrived.
 
-    ``max_reply`` bounds the length of one, in bytes.
+    ``max_reply`` bounds the length of one, in bytes. Requests that take ``slow`` seconds or more
+    are told of in the log; None: none is.
     """
 
-    def __init__(self, node: Replies, logs: Records, max_reply: int = MAX_REPLY) -> None:
+    def __init__(
+        self,
+        node: Replies,
+        logs: Records,
+        max_reply: int = MAX_REPLY,
+        slow: float | None = None,
+    ) -> None:
+        self.latency: Final[Latency[Request]] = Latency(slow, journal.told_slow)
+        """How long requests took, from when they were read to their answer."""
+        self.ended: Final = self.latency.ended
+        """To be called where a request comes to its answer, which each does once: in `send`."""
         self._reply = node.reply_encoded
         self._logs = logs
         self._records = logs.records
@@ -65,6 +77,7 @@ class Answers:
 
     def send(self, request: Request, answer: bytes) -> None:
         """Send ``answer`` to who waits for it, if anybody does."""
+        self.ended(request)
         caller = request.caller
         if caller is None:
             return
@@ -107,6 +120,7 @@ class Answers:
 
 def failed(request: Request, failure: Failure) -> bytes:
     """The answer ``{:error, error}``; it is logged where nobody waits for one."""
+    journal.told_failure(request, failure)
     if request.caller is None:
         _log.error("a request without an answer failed: %s", failure.describe())
     return error(failure)

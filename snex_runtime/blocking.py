@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
 from typing import Final, NamedTuple, Protocol
 
 from snex_node.cluster.connection import Ahead
@@ -31,7 +29,7 @@ from snex_node.wire.control import (
 )
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, Pid, Reference
-from snex_runtime import interrupts, sources
+from snex_runtime import interrupts, journal, places
 from snex_runtime.coroutines import Work
 from snex_runtime.interrupts import Deadline, Interrupter, now
 from snex_runtime.requests import Line, Request
@@ -47,10 +45,6 @@ AGAIN: Final = 0.1
 
 TOLD_AFTER: Final = 1.0
 """Seconds after which a blocked loop is told of in the log, once."""
-
-_STANDARD: Final = os.path.dirname(os.__file__) + os.sep
-_INSTALLED: Final = ("site-packages", "dist-packages")
-_OWN: Final = interrupts.OWN
 
 _log: Final = logging.getLogger(__name__)
 
@@ -147,7 +141,8 @@ class Watch:
 
     def _is_blocked(self, seconds: float) -> None:
         running = now.running
-        place = _place(sys._current_frames().get(self._thread))  # noqa: SLF001 - documented
+        frame = sys._current_frames().get(self._thread)  # noqa: SLF001 - documented
+        place = places.innermost(frame)
         self.blocked = Blocked(seconds, max(seconds, self.blocked.longest), place)
         if seconds >= TOLD_AFTER and not self._told and type(running) is not Deadline:
             self._told = True
@@ -232,25 +227,4 @@ def _caller_text(running: object) -> str:
     request = running.request if isinstance(running, Work) else running
     if not isinstance(request, Request):
         return "no request"
-    if request.caller is None:
-        return f"a process of {request.remote.name} that waits for no answer"
-    return str(request.caller.pid)
-
-
-def _place(frame: FrameType | None) -> str | None:
-    """Where a thread is, as far in as it is in code that is neither ours nor Python's own."""
-    inmost = None
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_OWN):
-            inmost = inmost or frame
-            if not file.startswith((_STANDARD, "<frozen")) or any(n in file for n in _INSTALLED):
-                return _described(frame)
-        elif inmost is None:
-            return _described(frame)
-        frame = frame.f_back
-    return None if inmost is None else _described(inmost)
-
-
-def _described(frame: FrameType) -> str:
-    return f"{sources.shown(frame.f_code.co_filename)}:{frame.f_lineno}, in {frame.f_code.co_name}"
+    return journal.caller_of(request)

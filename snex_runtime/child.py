@@ -34,7 +34,7 @@ from snex_node.system import forks, tasks
 from snex_node.system.addresses import resolve
 from snex_node.wire.etf import Encoder
 from snex_node.wire.terms import Atom
-from snex_runtime import ending, limits, loops, search_path, serde, standard_files, watcher
+from snex_runtime import ending, formats, limits, loops, search_path, serde, standard_files, watcher
 from snex_runtime.configuration import Configuration, ForWorker
 from snex_runtime.forwarding import Line
 from snex_runtime.logging import is_untold
@@ -94,6 +94,8 @@ async def run(*_: object) -> int:
         _leave_logging_to_users()
     else:
         logging.getLogger().setLevel(worker.log_level.upper())
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(formats.formatter(worker.log_format, configuration.name))
     leash = Leash((given if relay is None else relay.leash).fileno(), signals)
     leash.start()
     try:

@@ -6,18 +6,29 @@ import argparse
 import ast
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -39,7 +50,19 @@ from snex_node.system.addresses import is_loopback, resolve
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.terms import Atom
-from snex_runtime import child, loops, search_path, serde, standard_files, watcher
+from snex_runtime import (
+    child,
+    doctor,
+    formats,
+    journal,
+    loops,
+    metrics,
+    overview,
+    search_path,
+    serde,
+    standard_files,
+    watcher,
+)
 from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
@@ -65,6 +88,9 @@ LEAVE = 0.5
 """Seconds that a command which is done waits for a thread that it cannot stop. A name server that
 does not answer keeps one for as long as the system asks it, 10 s and more."""
 
+SIZED_EVERY: Final = 10.0
+"""Seconds between two questions of `top` for the sizes of environments."""
+
 MOST: Final = 2**62
 """The largest whole number that an option takes."""
 
@@ -80,6 +106,13 @@ _log = logging.getLogger(__name__)
 
 class CommandError(Exception):
     """The command failed; the message, for the terminal, says what to do."""
+
+
+_TOLD: Final = (
+    *(CommandError, CookieError, NodeStartError, ConnectError, metrics.MetricsError),
+    ValueError,
+)
+"""What says enough by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +132,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args = _parse(argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    args.log = log_to_stderr(args.log_level)
+    args.log = log_to_stderr(args.log_level, args.log_format)
     try:
         with _leaving(args) as leave:
             return loops.run(_run(args, leave), args.loop)
@@ -142,7 +175,7 @@ async def _run(args: argparse.Namespace, leave: Callable[[int], None]) -> int:
     code = 130
     try:
         code = await command(args)
-    except (CommandError, CookieError, NodeStartError, ConnectError, ValueError) as error:
+    except _TOLD as error:
         _complain(error)
         code = 1
     finally:
@@ -224,6 +257,7 @@ async def _start(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace) -> None:
     options = serde.merge_options(_pairs(args.encoding))
     name = full_name(args.name, args.sname)
+    args.log.setFormatter(formats.formatter(args.log_format, name))
     _check_bounds(args)
     cookie = find_cookie(args.cookie_file)
     script = None if args.init_script is None else _read_script(Path(args.init_script))
@@ -234,6 +268,8 @@ async def _serve(args: argparse.Namespace) -> None:
         """Find what other nodes call here; of a front, what a worker calls."""
         return fronts[0].resolve(module, function) if fronts else import_function(module, function)
 
+    if args.metrics is not None:
+        metrics.check()
     node = Node(
         name,
         cookie=cookie,
@@ -262,7 +298,26 @@ async def _serve(args: argparse.Namespace) -> None:
         server = Server(node, name=args.register_as, options=options, **_execution(args))
         if script is not None:
             await _init(server, script, args.init_script, args.init_script_timeout)
-        await _serve_until_ended(node, server.wait_ended(), args)
+        async with _metrics(args, partial(_info_of, server)):
+            await _serve_until_ended(node, server.wait_ended(), args)
+
+
+async def _info_of(server: Server) -> Mapping[Any, Any]:
+    return server.info()
+
+
+@contextlib.asynccontextmanager
+async def _metrics(args: argparse.Namespace, gather: metrics.Gather) -> AsyncIterator[None]:
+    """Serve metrics where that is asked for."""
+    if args.metrics is None:
+        yield
+        return
+    host, port = args.metrics
+    exporter = metrics.Exporter(host, port, gather)
+    try:
+        yield
+    finally:
+        await exporter.close()
 
 
 async def _serve_until_ended(
@@ -292,6 +347,19 @@ async def _serve_workers(
     )
     try:
         await crew.start()
+        await _serve_with(crew, front, args)
+    except ScriptFailedError as error:
+        raise CommandError(f"the init script {args.init_script} failed: {error}") from None
+    except WorkerStartError as error:
+        raise CommandError(f"a worker did not start: {error}") from None
+    finally:
+        await crew.stop()
+
+
+async def _serve_with(crew: Crew, front: Front, args: argparse.Namespace) -> None:
+    """Serve until something ends that, or too many workers have ended."""
+    node = front.owner
+    async with _metrics(args, crew.info):
         serving = tasks.start(_serve_until_ended(node, front.wait_ended(), args))
         try:
             waiting: list[asyncio.Future[Any]] = [serving, crew.failed]
@@ -301,12 +369,6 @@ async def _serve_workers(
         if crew.failed.done():
             raise CommandError(f"{node.name} ends: {crew.failed.result()}")
         await serving
-    except ScriptFailedError as error:
-        raise CommandError(f"the init script {args.init_script} failed: {error}") from None
-    except WorkerStartError as error:
-        raise CommandError(f"a worker did not start: {error}") from None
-    finally:
-        await crew.stop()
 
 
 def _worker_configuration(
@@ -323,11 +385,12 @@ def _worker_configuration(
         "net_ticktime": args.net_ticktime,
         "max_frame": args.max_frame,
         "log_level": args.log_level,
+        "log_format": args.log_format,
     }
     for name in (*BOUNDS, "executor", "threads", "max_queue"):
         if getattr(args, name) is not None:
             configuration[name] = getattr(args, name)
-    for name in ("queue_timeout", "max_time"):
+    for name in ("queue_timeout", "max_time", "slow"):
         if getattr(args, name) is not None:
             configuration[name] = math.ceil(getattr(args, name) * 1000)
     return configuration
@@ -350,6 +413,7 @@ def _execution(args: argparse.Namespace) -> dict[str, Any]:
         "max_queue": args.max_queue,
         "queue_timeout": args.queue_timeout,
         "max_time": args.max_time,
+        "slow": args.slow,
     }
 
 
@@ -532,6 +596,110 @@ def _text(value: object) -> str:
     return str.__str__(value) if isinstance(value, str) else short(value)
 
 
+# --- what a node tells of itself ------------------------------------------------------------------
+
+
+async def _info(args: argparse.Namespace) -> int:
+    async with _client(args) as node:
+        await _connect(node, args)
+        look = await _look(node, args)
+    _say(*_shown_look(look, args))
+    return 0
+
+
+async def _top(args: argparse.Namespace) -> int:
+    return await _until_signal(_keep_looking(args))
+
+
+async def _keep_looking(args: argparse.Namespace) -> None:
+    """Show what there is, again and again; the first look has to succeed."""
+    loop = asyncio.get_running_loop()
+    async with _client(args) as node:
+        await _connect(node, args)
+        last: overview.Look | None = None
+        at = sized_at = -math.inf
+        for number in itertools.count(1):
+            began = loop.time()
+            try:
+                if last is not None:
+                    await _connect(node, args)
+                sized = last is None or began - sized_at >= SIZED_EVERY
+                look = await _look(node, args, sized=sized)
+            except (CommandError, NodeError, ValueError) as error:
+                if last is None:
+                    raise
+                _complain(error)
+            else:
+                if last is not None:
+                    kept = look.environments if sized else last.environments
+                    look = overview.Look(look.info, kept, began - at, last.info)
+                last, at, sized_at = look, began, began if sized else sized_at
+                _show_again(look, args, number)
+            if number == args.count:
+                return
+            await asyncio.sleep(args.interval - min(args.interval, loop.time() - began))
+
+
+async def _look(node: Node, args: argparse.Namespace, *, sized: bool = True) -> overview.Look:
+    """Ask a node what there is, and if ``sized`` how large its environments are."""
+    to = args.register_as, args.node
+    answer = await _ask(node, to, Atom("info"), args.timeout)
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
+        raise CommandError(f"unexpected answer of {args.node}: {short(answer)}")
+    if answer[0] != "ok":
+        raise CommandError(f"{args.node} does not tell: {_text(answer[1].get('reason'))}")
+    environments = None
+    if sized:
+        request = Atom("info"), Atom("environments")
+        sizes = await _ask(node, to, request, args.timeout)
+        if isinstance(sizes, tuple) and sizes[0] == "ok":  # older nodes do not know that
+            environments = overview.readable(sizes[1])
+    return overview.Look(overview.readable(answer[1]), environments)
+
+
+def _shown_look(look: overview.Look, args: argparse.Namespace) -> list[str]:
+    if args.json:
+        indent = None if args.run is _top else 2
+        return [json.dumps(overview.as_json(look), indent=indent)]
+    if not _on_terminal():
+        return overview.plain(look)
+    width = shutil.get_terminal_size().columns
+    return overview.colored(look, width) or overview.plain(look, width)
+
+
+def _show_again(look: overview.Look, args: argparse.Namespace, number: int) -> None:
+    lines = _shown_look(look, args)
+    if args.json:
+        _say(*lines)
+    elif _on_terminal():
+        lines = lines[: shutil.get_terminal_size().lines - 1]
+        _say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+    else:
+        _say(*([""] if number > 1 else []), *lines)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+async def _doctor(args: argparse.Namespace) -> int:
+    patient = doctor.Patient(
+        args.node, partial(_client, args), args.cookie_file, args.register_as, args.timeout
+    )
+    found = []
+    async for check in doctor.examine(patient):
+        found.append(check)
+        if not args.json:
+            _say(f"{check.state:<8} {check.name}: {check.text}")
+            if check.remedy is not None and check.state != "ok":
+                _say(f"{'':<8} -> {check.remedy}")
+    healthy = all(check.state != "failed" for check in found)
+    if args.json:
+        checks = [dict(zip(doctor.FIELDS, check, strict=True)) for check in found]
+        _say(json.dumps({"ok": healthy, "checks": checks}, indent=2))
+    return 0 if healthy else 1
+
+
 async def _ping(args: argparse.Namespace) -> int:
     began = asyncio.get_running_loop().time()
     why = f"{args.node} did not answer within {args.timeout:g} s"
@@ -691,6 +859,12 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _metrics_address(text: str) -> tuple[str, int]:
+    """As `_address`; a port alone is on loopback."""
+    host, port = _address(text if ":" in text else f":{text}")
+    return host or "127.0.0.1", port
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -701,6 +875,12 @@ def _seconds(text: str) -> float:
             f"{text} is no number of seconds from 0.001 to {LONGEST:.0f}"
         )
     return seconds
+
+
+def _some_milliseconds(text: str) -> float:
+    """Milliseconds, at least one, as seconds."""
+    _count(text)
+    return _milliseconds(text)
 
 
 def _milliseconds(text: str) -> float:
@@ -760,13 +940,16 @@ def _parser() -> argparse.ArgumentParser:
         "users of the machine could read.",
     )
     parser.add_argument("--version", action="version", version=f"snex-node {__version__}")
-    parser.set_defaults(run=None, loop="asyncio", log_level="warning", asks=False, needs=())
+    parser.set_defaults(
+        run=None, loop="asyncio", log_level="warning", log_format="text", asks=False, needs=()
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_start(commands)
     _add_eval(commands)
     ping = _add(commands, "ping", _ping, "say whether a node answers: pong (0) or not (1)")
     ping.add_argument("node", metavar="NODE", help="full name of the node")
     _add_client(ping)
+    _add_looks(commands)
     names = _add(commands, "names", _names, "list the nodes that the epmd of a host knows")
     names.add_argument("host", metavar="HOST", nargs="?", default="127.0.0.1", help="%(default)s")
     names.set_defaults(asks=True, loop="asyncio")
@@ -824,6 +1007,7 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_execution(start)
     _add_limits(start)
     _add_workers(start)
+    _add_logs(start)
     start.add_argument(
         "--loop",
         choices=loops.CHOICES,
@@ -949,6 +1133,35 @@ def _add_limits(start: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_logs(start: argparse.ArgumentParser) -> None:
+    """What it tells."""
+    start.epilog = (
+        "Loggers: snex_node.* tell of connections and epmd, snex_runtime.* of the runtime; "
+        f"{journal.LOGGER} has a line for each request that failed (info) or was slow (warning): "
+        "its kind, its caller and the place in the code, no values."
+    )
+    start.add_argument(
+        "--log-format",
+        choices=formats.CHOICES,
+        default="text",
+        help="lines of the log as text, or each as a JSON object with time, level, logger, "
+        "message, node, pid and exception (default: %(default)s)",
+    )
+    start.add_argument(
+        "--metrics",
+        type=_metrics_address,
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus there, for whoever can reach it; without a host on "
+        "loopback (needs the extra `metrics`)",
+    )
+    start.add_argument(
+        "--slow",
+        type=_some_milliseconds,
+        metavar="MS",
+        help="log a warning for each request that takes so long or longer (default: none)",
+    )
+
+
 def _add_workers(start: argparse.ArgumentParser) -> None:
     """Processes that evaluate in the place of this one, and what they may have."""
     start.add_argument(
@@ -1035,6 +1248,38 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     evaluate.add_argument("--register-as", default="snex", metavar="NAME", help="as given to start")
     _add_client(evaluate)
+
+
+def _add_looks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = _add(commands, "info", _info, "show what runs on a node, what it holds and how it is")
+    top = _add(commands, "top", _top, "show that again and again, until Ctrl-C")
+    for parser in (info, top):
+        parser.add_argument("node", metavar="NODE", help="full name of the node")
+        parser.add_argument("--json", action="store_true", help="as JSON (of top: a line each)")
+        parser.add_argument(
+            "--register-as", default="snex", metavar="NAME", help="as given to start"
+        )
+        _add_client(parser)
+    examined = _add(
+        commands,
+        "doctor",
+        _doctor,
+        "say what nodes need that is there or not, and with NODE how far one gets on the way to "
+        "it; 1 when something failed",
+    )
+    examined.add_argument("node", metavar="NODE", nargs="?", help="full name of a node")
+    examined.add_argument("--json", action="store_true", help="as JSON")
+    examined.add_argument("--register-as", default="snex", metavar="NAME", help="as given to start")
+    _add_client(examined)
+    top.add_argument(
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="time between two looks (default: %(default)s); the sizes of environments, which may "
+        f"hold up the node for 0.05 s, are asked for every {SIZED_EVERY:.0f} s",
+    )
+    top.add_argument("--count", type=_count, metavar="N", help="end after N looks (default: never)")
 
 
 def _add_cookie(parser: argparse.ArgumentParser) -> None:

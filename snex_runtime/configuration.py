@@ -28,8 +28,8 @@ class Configuration:
     ``interpreter`` is told there how the start went.
 
     Where requests run and for how long, as `Server` has it but in milliseconds: ``executor``,
-    ``threads``, ``max_queue``, ``queue_timeout``, ``max_time``, ``kill_after``. What else bounds
-    it: ``max_memory`` (bytes), and what `limits.apply` takes.
+    ``threads``, ``max_queue``, ``queue_timeout``, ``max_time``, ``kill_after``, ``slow``. What else
+    bounds it: ``max_memory`` (bytes), and what `limits.apply` takes.
     With ``line`` this process is a worker: `ForWorker` has the rest of that.
     """
 
@@ -66,7 +66,8 @@ class ForWorker:
     """What a worker is told besides: the name that its runtime is to ``register_as``, the
     descriptors of its ``line`` to the front, of the ``ledger`` and of what is ``report``ed, the
     ``script`` to begin with (source and file) and its ``script_timeout`` in milliseconds, and as
-    the front has them ``listen`` (a host), ``net_ticktime``, ``max_frame`` and ``log_level``.
+    the front has them ``listen`` (a host), ``net_ticktime``, ``max_frame``, ``log_level`` and
+    ``log_format``.
     """
 
     def __init__(self, term: dict[str, Any]) -> None:
@@ -83,6 +84,7 @@ class ForWorker:
         self.net_ticktime: float = term["net_ticktime"]
         self.max_frame: int = term["max_frame"]
         self.log_level = str(term["log_level"])
+        self.log_format = str(term.get("log_format", "text"))
 
     def fail(self, term: object) -> None:
         """Tell the front why this process ends."""
@@ -103,8 +105,8 @@ def _execution(term: dict[str, Any]) -> dict[str, Any]:
     execution: dict[str, Any] = {"executor": executor}
     for name in ("threads", "max_queue"):
         execution[name] = _number(term, name, least=name == "threads")
-    for name in ("queue_timeout", "max_time", "kill_after"):
-        value = _number(term, name)
+    for name in ("queue_timeout", "max_time", "kill_after", "slow"):
+        value = _number(term, name, least=name == "slow")
         execution[name] = None if value is None else value / 1000
     return execution
 

@@ -166,6 +166,10 @@ class Coroutines:
     def __len__(self) -> int:
         return len(self._all)
 
+    def all(self) -> list[Work]:
+        """All of it."""
+        return list(self._all)
+
     def on_loop(self) -> list[Work]:
         """The work whose code the event loop runs, from any thread."""
         return [work for work in list(self._all) if not work.threaded]
@@ -260,8 +264,7 @@ class Coroutines:
         if work.threaded:
             answer = await self.finish(work)
         else:
-            asked = request.remote, request.caller
-            answer = await contexts.in_steps(request.enter, work, asked, self.finish(work))
+            answer = await contexts.in_steps(request.enter, work, request.asked, self.finish(work))
         self._answers.send(request, answer)
 
     async def finish(self, work: Work) -> bytes:

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from snex_node.wire.terms import Atom
-from snex_runtime import info, serde
+from snex_runtime import info, serde, totals
 from snex_runtime.answers import OK_
 from snex_runtime.blocking import Blocked
 from snex_runtime.executors import NO_THREADS
 from snex_runtime.front import Front, Job, Lane
+from snex_runtime.latency import Counts
+from snex_runtime.pulse import Pulse
 from snex_runtime.requests import typed
 from snex_runtime.workers import (
     ScriptFailedError,
@@ -30,15 +32,6 @@ RESTARTS: Final = (10, 60.0)
 
 INFO_TIMEOUT: Final = 0.5
 """Seconds in which a worker has to say how it is; of one that does not, the last is told."""
-
-_SUMS: Final = (
-    *("bytes_in", "bytes_out", "requests_queued"),
-    *("threads", "threads_busy", "threads_lost"),
-)
-"""What of ``:info`` is added up over the workers."""
-
-_OF_THE_WORST: Final = ("loop_blocked_ms", "loop_blocked_max_ms", "loop_blocked_at")
-"""What of it is that of the worker whose loop was blocked longest."""
 
 _AGAIN: Final = 0.2  # seconds before another try at what has just failed
 
@@ -77,7 +70,11 @@ class Crew:
         self._stopping = False
         self._started = time.monotonic()
         front.retired = self._retired
+        # How long the requests took of workers that have ended, as far as they have told.
+        self._gone = Counts()
+        self._pulse = Pulse(front.owner)
         front.info = self._info_requested
+        front.environments_info = self._environments_requested
 
     def __len__(self) -> int:
         """How many processes there are."""
@@ -98,6 +95,7 @@ class Crew:
     async def stop(self) -> None:
         """End all of them, as programs end."""
         self._stopping = True
+        self._pulse.close()
         for process in self._processes.values():
             process.stop()
         await asyncio.gather(*(each.ended() for each in list(self._processes.values())))
@@ -136,7 +134,7 @@ class Crew:
         """Wait for the end of a worker, and see to what it leaves."""
         process = lane.process
         status = await process.exited
-        self._told.pop(process.name, None)
+        self._gone.include(self._told.pop(process.name, {}).get("latency"))
         del self._processes[process.name]
         self._front.lost(lane, status)
         if self._stopping or (lane.retiring and status == 0):
@@ -196,11 +194,21 @@ class Crew:
     def _info_requested(self, job: Job) -> None:
         self._run(self._tell(job))
 
+    def _environments_requested(self, job: Job) -> None:
+        self._run(self._tell_environments(job))
+
+    @property
+    def _lanes(self) -> list[Lane]:
+        return sorted(self._front.lanes, key=lambda lane: lane.process.name)
+
     async def _tell(self, job: Job) -> None:
-        front = self._front
-        lanes = sorted(front.lanes, key=lambda lane: lane.process.name)
-        await asyncio.gather(*(self._ask(lane) for lane in lanes))
-        told = [self._told.get(lane.process.name, {}) for lane in lanes]
+        self._front.answer(job, OK_ + serde.encoder.encode(await self.info()))
+
+    async def info(self) -> dict[Atom, object]:
+        """What ``:info`` answers: of all workers together, which are asked for it."""
+        front, lanes = self._front, self._lanes
+        fresh = await asyncio.gather(*(self._ask(lane) for lane in lanes))
+        last = [self._told.get(lane.process.name, {}) for lane in lanes]
         map_ = info.about(
             self._node,
             uptime=time.monotonic() - self._started,
@@ -208,40 +216,41 @@ class Crew:
             requests_running=front.running,
             threads=NO_THREADS,
             blocked=Blocked(),
+            pulse=self._pulse,
+            latency=Counts(),
         )
-        blocked = max(told, key=lambda each: each.get("loop_blocked_max_ms", 0), default={})
-        map_ |= {Atom(name): value for name, value in blocked.items() if name in _OF_THE_WORST}
-        for name in _SUMS:
-            own: Any = map_[Atom(name)]
-            map_[Atom(name)] = own + sum(each.get(name, 0) for each in told)
+        totals.add_up(map_, last, self._gone)
         queued: Any = map_[Atom("requests_queued")]
         map_[Atom("requests_queued")] = queued + front.queued
+        parts = [totals.running_on(lane, told) for lane, told in zip(lanes, fresh, strict=True)]
+        map_[Atom("running")] = totals.oldest(each for part in parts for each in part)
         map_[Atom("worker_restarts")] = self.restarts
-        map_[Atom("workers")] = [_of_worker(lane) for lane in lanes]
-        front.answer(job, OK_ + serde.encoder.encode(map_))
+        map_[Atom("workers")] = [totals.of_lane(lane) for lane in lanes]
+        return map_
 
-    async def _ask(self, lane: Lane) -> None:
-        """Ask a worker that nothing blocks how it is."""
+    async def _tell_environments(self, job: Job) -> None:
+        lanes = self._lanes
+        asked = Atom("info"), Atom("environments")
+        answers = await asyncio.gather(*(self._answer_of(lane, asked) for lane in lanes))
+        told = totals.environments(each for each in answers if isinstance(each, list))
+        self._front.answer(job, OK_ + serde.encoder.encode(told))
+
+    async def _ask(self, lane: Lane) -> dict[str, Any] | None:
+        """Ask a worker that nothing blocks how it is; None: it does not say."""
+        answer = await self._answer_of(lane, Atom("info"))
+        if not isinstance(answer, dict):
+            return None
+        told = self._told[lane.process.name] = {str(k): v for k, v in answer.items()}
+        lane.environments = told["environments"]
+        return told
+
+    async def _answer_of(self, lane: Lane, request: object) -> object:
+        """What a worker answers that nothing blocks; None of one that does not in time."""
         if lane not in self._front.lanes or not lane.has_room:
-            return
+            return None
         try:
-            answer = await asyncio.wait_for(self._front.ask(Atom("info"), lane), INFO_TIMEOUT)
+            answer = await asyncio.wait_for(self._front.ask(request, lane), INFO_TIMEOUT)
         except asyncio.TimeoutError:
-            return
+            return None
         raw, _ = typed.decode(answer)
-        if isinstance(raw, tuple) and raw[0] == "ok":
-            told = self._told[lane.process.name] = {str(k): v for k, v in raw[1].items()}
-            lane.environments = told["environments"]
-
-
-def _of_worker(lane: Lane) -> dict[Atom, object]:
-    busy = 0.0 if not lane.sent else time.monotonic() - lane.progress
-    return {
-        Atom("node"): Atom(lane.process.name),
-        Atom("os_pid"): lane.process.process,
-        Atom("state"): Atom("retiring" if lane.retiring else "busy" if lane.sent else "free"),
-        Atom("busy_ms"): int(busy * 1000),
-        Atom("environments"): lane.environments,
-        Atom("requests"): lane.requests,
-        Atom("requests_running"): sum(1 for _ in lane.jobs()),
-    }
+        return raw[1] if isinstance(raw, tuple) and raw[0] == "ok" else None

@@ -7,6 +7,7 @@ ends or its node goes down; when it is destroyed, killed or stopped; and when th
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, Protocol, TypeVar
@@ -53,7 +54,16 @@ class Environment(BaseProcess):
     ``context`` holds its context variables.
     """
 
-    __slots__ = ("_entered", "_home", "_lent", "context", "handle", "threaded", "variables")
+    __slots__ = (
+        "_entered",
+        "_home",
+        "_lent",
+        "context",
+        "handle",
+        "since",
+        "threaded",
+        "variables",
+    )
 
     def __init__(
         self, home: Environments, variables: Variables, context: Context, *, threaded: bool = False
@@ -63,6 +73,8 @@ class Environment(BaseProcess):
         self.variables = variables
         self.context = context
         self.handle: Pid | None = None
+        self.since: Final = time.monotonic()
+        """When it was made (`time.monotonic`)."""
         self.threaded = threaded
         """Whether requests run in threads, where they do not say."""
         # Both belong to the event loop's thread.
@@ -198,6 +210,16 @@ class Environments:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def own(self, environment: Environment) -> Variables:
+        """The variables of ``environment`` that neither every one has nor the root's are."""
+        root, builtin = self.root.variables, self._builtin
+        variables = environment.variables.copy()  # at once: a thread may run code there
+        return {
+            name: value
+            for name, value in variables.items()
+            if name not in builtin and (name not in root or root[name] is not value)
+        }
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
-from snex_runtime import contexts, requests
+from snex_runtime import contexts, requests, tracing
 from snex_runtime.answers import OK_, OK_NIL
 from snex_runtime.code import Code, compile_code
 from snex_runtime.contexts import Enter
@@ -123,8 +123,39 @@ class Evaluator:
         given: Variables | None = None
         if request.arity == 4:
             given, options = self._reader.variables_and_eval_options(request)
+            if options.traceparent is not None:
+                return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
             given, _ = read_variables(self._decoder, request.data, request.at)
+        return self._limited(request, code, given, options, init)
+
+    def _traced(
+        self,
+        request: Request,
+        code: Code | None,
+        given: Variables | None,
+        options: EvalOptions,
+        init: bool,
+    ) -> bytes | Work:
+        """Evaluate as a part of a trace."""
+        assert options.traceparent is not None
+        request.traceparent = traceparent = options.traceparent
+        # It is not reset, as what the dispatcher sets is not.
+        origin.set(request.asked)
+        with tracing.entered(traceparent):
+            outcome = self._limited(request, code, given, options, init)
+        if isinstance(outcome, Work) and not outcome.threaded:
+            outcome.awaited = tracing.in_steps(traceparent, outcome.awaited)
+        return outcome
+
+    def _limited(
+        self,
+        request: Request,
+        code: Code | None,
+        given: Variables | None,
+        options: EvalOptions,
+        init: bool,
+    ) -> bytes | Work:
         if init:
             options = _options_of_init(options)
         if self._kill_after is None and options.kill_after is None:
@@ -234,6 +265,7 @@ class Evaluator:
         if not isinstance(module, str) or not isinstance(function, str):
             named = f"{inspect(module)} and {inspect(function)}"
             raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
+        request.runs = module, function
         decoder = self._decoder
         args, at = decoder.decode(data, at)
         kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
@@ -323,7 +355,8 @@ class Snippets:
             raise BadRequest("the request ends before its code does") from None
         request.at = end
         raw = data[at:end]
-        return self._codes.get(raw) or self._compile(raw)
+        request.runs = code = self._codes.get(raw) or self._compile(raw)
+        return code
 
     def _compile(self, raw: bytes) -> Code | None:
         try:
@@ -360,8 +393,21 @@ def _eval(
         variables.update(given)
     if code is None:
         return OK_NIL
+    traceparent = request.asked[2:]
+    if traceparent:
+        return _eval_traced(request, code, variables, traceparent[0])
     value: Any = code.run(variables)
     return Awaiting(value) if code.is_async else request.remote.encoder.encode(value, OK_)
+
+
+def _eval_traced(
+    request: Request, code: Code, variables: Variables, traceparent: str
+) -> bytes | Awaiting:
+    with tracing.entered(traceparent):
+        value: Any = code.run(variables)
+    if code.is_async:
+        return Awaiting(tracing.in_steps(traceparent, value))
+    return request.remote.encoder.encode(value, OK_)
 
 
 def _call(
@@ -410,5 +456,8 @@ async def _await(awaitable: Any) -> object:
     return await awaitable
 
 
-BOUNDARIES: Final = tuple(f.__code__ for f in (Code.run, _call, _await))
+BOUNDARIES: Final = (
+    *(f.__code__ for f in (Code.run, _call, _await)),
+    *tracing.BOUNDARIES,
+)
 """What calls user code, for `interrupts`."""

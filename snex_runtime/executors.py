@@ -149,7 +149,7 @@ class Job:
 
     def _answer(self, worker: _Worker) -> bytes | None:
         request = self._request
-        asked = request.remote, request.caller
+        asked = request.asked
         try:
             outcome = self.enter(contexts.step_in_thread, self.work, asked, self._function, request)
             self._end_child()

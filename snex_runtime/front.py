@@ -23,6 +23,7 @@ from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.wire.etf import DecodeError
 from snex_node.wire.gen import GEN_CALL, SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
+from snex_runtime import journal
 from snex_runtime.answers import OK, PONG, error
 from snex_runtime.coroutines import WATCH_AFTER
 from snex_runtime.errors import BadRequest, Failure, bad_request
@@ -114,6 +115,14 @@ class Job:
         """Whether its caller waits no more."""
         self.over = False
 
+    @property
+    def kind(self) -> str:
+        """What it asks for, ``eval`` say."""
+        data = self.data
+        call = parse_call(data, 0)
+        at = (parse_cast(data, 0) or 0) if call is None else call[1]
+        return _kind_of(data, at).decode("utf-8", "replace") or "unknown"
+
 
 class Lane:
     """One worker: what it has to do, and what is known of it."""
@@ -191,6 +200,8 @@ class Front(BaseProcess):
         """What is to be run in the root environment of every worker."""
         self.info: Callable[[Job], None] = self._no_info
         """Answers ``:info``."""
+        self.environments_info: Callable[[Job], None] = self._no_info
+        """Answers ``{:info, :environments}``."""
         self.owner: Final = node
         """The node that it is on."""
         self._max_queue = MAX_QUEUE if max_queue is None else max_queue
@@ -475,6 +486,9 @@ class Front(BaseProcess):
 
     def _fail(self, job: Job, failure: Failure) -> None:
         """Answer ``job`` with an error; it is logged where nobody waits for one."""
+        if job.take is None and not job.over:
+            caller = f"a process of {job.origin.decode()}" if job.caller is None else job.caller.pid
+            journal.told_failure_of(job.kind, str(caller), failure)
         if job.caller is None and job.take is None and not job.over:
             _log.error("a request without an answer failed: %s", failure.describe())
         self.answer(job, error(failure))
@@ -643,7 +657,12 @@ class Front(BaseProcess):
         self.answer(job, PONG)
 
     def _info_requested(self, job: Job, data: bytes, at: int) -> None:
-        self.info(job)
+        if data[at] != _TUPLE:
+            self.info(job)
+        elif typed.decode(data, at)[0] == _ENVIRONMENTS:
+            self.environments_info(job)
+        else:
+            self.submit(job)  # a worker says what is wrong with it
 
     def _no_info(self, job: Job) -> None:
         raise BadRequest("unknown request: :info")
@@ -780,6 +799,7 @@ class Front(BaseProcess):
         return self._queued
 
 
+_ENVIRONMENTS: Final = ("info", "environments")
 _INITS: Final = 1000
 _MANY: Final = 100
 _SMALL: Final = 4096  # bytes that cost less to be copied than to be written from two places

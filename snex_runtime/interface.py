@@ -373,7 +373,7 @@ class LogQueue:
     def put(self, level: str, text: str, metadata: object) -> None:
         """Queue a record, from any thread."""
         asked = origin.get()
-        remote, request = (None, None) if asked is None else asked
+        remote, request = (None, None) if asked is None else asked[:2]
         node = None if remote is None else remote.name
         with self._lock:
             if len(self.records) >= self._limit:
@@ -578,6 +578,20 @@ async def call(
     return await get_backend().call(
         _name(module, "module"), _name(function, "function"), _arguments(args), where, decoder
     )
+
+
+def traceparent() -> str | None:
+    """Where the request that runs stands in a trace, as W3C Trace Context has it; None where its
+    caller has not said so (the option ``traceparent:`` of ``eval``).
+
+    Tasks and threads that the request starts have it too. It is not sent along by `call`, `cast`
+    and `send`: give it as an argument to what is to continue the trace.
+
+    >>> traceparent() is None
+    True
+    """
+    asked = origin.get()
+    return asked[2] if asked is not None and len(asked) == 3 else None
 
 
 def _name(value: Name, what: str) -> str:

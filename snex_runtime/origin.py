@@ -16,8 +16,10 @@ class OriginNode(Protocol):
         """Its full name."""
 
 
-Origin: TypeAlias = tuple[OriginNode, From | None]
-"""The node that made a request, and who waits there for the answer, if anybody does."""
+Origin: TypeAlias = tuple[OriginNode, From | None] | tuple[OriginNode, From | None, str]
+"""The node that made a request, and who waits there for the answer, if anybody does; and the
+``traceparent`` that came with it, if one did.
+"""
 
 origin: ContextVar[Origin | None] = ContextVar("snex_origin", default=None)
 """Where the request that is running came from; tasks started by it inherit it."""

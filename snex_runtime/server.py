@@ -18,6 +18,7 @@ from snex_node.errors import NodeError
 from snex_node.node import Node
 from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.system import tasks
+from snex_node.wire.describe import inspect
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom
 from snex_runtime import (
@@ -40,6 +41,7 @@ from snex_runtime.evaluation import Evaluator
 from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
 from snex_runtime.namespace import Variables
+from snex_runtime.pulse import Pulse
 from snex_runtime.requests import (
     Asker,
     Place,
@@ -72,7 +74,8 @@ class Server(BaseProcess):
     ``queue_timeout`` seconds at most. ``max_time`` is the time limit, in seconds, of requests that
     bring none. None is no bound, and for ``threads`` what `default_threads` gives.
     ``killer`` kills this process where a request goes beyond its last limit, ``kill_after`` seconds
-    beyond its time limit if it does not say itself.
+    beyond its time limit if it does not say itself. What takes ``slow`` seconds or more is told of
+    in the log.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Server(BaseProcess):
         max_queue: int | None = None,
         queue_timeout: float | None = None,
         max_time: float | None = None,
+        slow: float | None = None,
     ) -> None:
         super().__init__(node)
         self.trap_exit = True  # without it the node would be there, and answer nobody
@@ -104,7 +108,8 @@ class Server(BaseProcess):
         self._interrupter = Interrupter(_BOUNDARIES)
         self.backend = interface.NodeBackend(node, self.pid, options)
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
-        answers = self._make_answers(max_reply)
+        answers = self._answers = self._make_answers(max_reply, slow)
+        self._pulse = Pulse(node)
         self._coroutines = Coroutines(node, answers, self._interrupter, self, max_queue=max_queue)
         self.watch: Final = Watch(node, self.pid, self._interrupter, self._coroutines)
         """What looks after the event loop."""
@@ -124,8 +129,8 @@ class Server(BaseProcess):
         self._install()
         self.register(name)
 
-    def _make_answers(self, max_reply: int) -> Answers:
-        return Answers(self.node, self.backend.logs, max_reply)
+    def _make_answers(self, max_reply: int, slow: float | None) -> Answers:
+        return Answers(self.node, self.backend.logs, max_reply, slow)
 
     def _kinds(self) -> Kinds:
         """Every kind of request, and who handles it."""
@@ -137,6 +142,7 @@ class Server(BaseProcess):
                 b"make_env": self.environments.make_requested,
                 b"destroy_env": self.environments.destroy_requested,
                 b"handle": self.environments.handle_requested,
+                b"info": self._part_of_info_requested,
             },
             atoms={
                 b"ping": lambda request: PONG,
@@ -228,6 +234,15 @@ class Server(BaseProcess):
             raise BadRequest("unknown request: :info")
         return serde.encoder.encode(self.info(), OK_)
 
+    def _part_of_info_requested(self, request: Request) -> bytes:
+        """``{:info, :environments}``: ``{:ok, list}``."""
+        if request.variables is not None or request.arity != 2:
+            raise BadRequest("an info request is :info or {:info, :environments}, to the server")
+        part = request.read(typed)
+        if part != "environments":
+            raise BadRequest(f"info there is of :environments, not of {inspect(part)}")
+        return serde.encoder.encode(info.environments(self.environments), OK_)
+
     def info(self) -> dict[Atom, object]:
         """What ``:info`` answers: versions, process id, uptime (ms), what there is and runs."""
         return info.about(
@@ -237,6 +252,9 @@ class Server(BaseProcess):
             requests_running=len(self._coroutines),
             threads=self._pool.counts,
             blocked=self.watch.blocked,
+            pulse=self._pulse,
+            works=self._coroutines.all(),
+            latency=self._answers.latency.counts,
         )
 
     # --- the end --------------------------------------------------------------------------------
@@ -262,6 +280,7 @@ class Server(BaseProcess):
         self._interrupter.remove()
         threads.remove()
         namespace.remove(self._module)
+        self._pulse.close()
         self._dispatcher.close()
         for environment in self.environments.all():
             environment.exit(reason)

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final, TextIO
 
+from snex_runtime.formats import JsonFormatter, formatter
+
 MAX_WAITING: Final = 1_000
 """Records that wait to be written; beyond it they are counted as dropped. A stranger who has us log
 while nobody reads can make us hold this many, 64 MB with `MAX_RECORD`."""
@@ -88,8 +90,19 @@ class StderrHandler(logging.Handler):
             text = self.format(record)
         except Exception:  # its arguments do not fit its message, for example
             where = f"{record.pathname}:{record.lineno}"
-            text = f"the log record made at {where} has no text: {traceback.format_exc()}"
+            text = self._as_record(
+                f"the log record made at {where} has no text: {traceback.format_exc()}",
+                record.name,
+                logging.ERROR,
+            )
         self._put(text)
+
+    def _as_record(self, text: str, logger: str, level: int = logging.WARNING) -> str:
+        """``text``, that of no record, as what gathers these lines expects it."""
+        if not isinstance(self.formatter, JsonFormatter):
+            return text
+        record = logging.LogRecord(logger, level, __file__, 0, text, None, None)
+        return self.formatter.format(record)
 
     def _has_place(self) -> bool:
         if self.file is not None and self._waiting.qsize() >= MAX_WAITING:
@@ -133,13 +146,14 @@ class StderrHandler(logging.Handler):
                 before[0](message, category, filename, lineno, file, line)
             elif self._has_place():
                 text = warnings.formatwarning(message, category, filename, lineno, line)
-                self._put(text.rstrip("\n"))
+                self._put(self._as_record(text.rstrip("\n"), "py.warnings"))
 
         def report(unraisable: sys.UnraisableHookArgs) -> None:
             if not is_ours():
                 before[1](unraisable)
             elif self._has_place():
-                self._put(_unraisable_text(unraisable))
+                text = _unraisable_text(unraisable)
+                self._put(self._as_record(text, __name__, logging.ERROR))
 
         def undo() -> None:
             warnings.showwarning, sys.unraisablehook = before
@@ -186,7 +200,8 @@ class StderrHandler(logging.Handler):
         missing = self._dropped - self._told
         if missing and self._waiting.empty():
             self._told += missing
-            self._write(b"%d log records were dropped: nobody read standard error\n" % missing)
+            text = f"{missing} log records were dropped: nobody read standard error"
+            self._write(_line(self._as_record(text, __name__).encode()))
         if isinstance(item, threading.Event):
             item.set()
 
@@ -213,12 +228,13 @@ class StderrHandler(logging.Handler):
             return True
 
 
-def log_to_stderr(level: str) -> StderrHandler:
-    """Have all log records of ``level`` and above written to standard error."""
+def log_to_stderr(level: str, kind: str = "text", node: str | None = None) -> StderrHandler:
+    """Have all log records of ``level`` and above written to standard error, as ``kind``, which is
+    one of `formats.CHOICES`, and as those of ``node``.
+    """
     handler = StderrHandler()
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", handlers=[handler]
-    )
+    handler.setFormatter(formatter(kind, node))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     return handler
 
 

@@ -101,8 +101,8 @@ class Worker(Server):
         """Take requests from a line, which ``make`` makes; call ``gone`` when it ends."""
         self._line = make(self._received, gone)
 
-    def _make_answers(self, max_reply: int) -> Answers:
-        return _Answers(self, self.node, self.backend.logs, max_reply)
+    def _make_answers(self, max_reply: int, slow: float | None) -> Answers:
+        return _Answers(self, self.node, self.backend.logs, max_reply, slow)
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -298,6 +298,7 @@ class _Answers(Answers):
         if not isinstance(request, _Forwarded):
             super().send(request, answer)
             return
+        self.ended(request)
         caller = request.caller
         if caller is not None:
             answer = self.bounded(request, answer)

@@ -28,7 +28,7 @@ from snex_node.wire.control import (
 )
 from snex_node.wire.gen import From
 from snex_node.wire.terms import Atom, Pid, Reference
-from snex_runtime import blocking, interrupts
+from snex_runtime import interrupts
 from snex_runtime.blocking import AGAIN, BLOCKED_AFTER, TOLD_AFTER, Blocked, Watch
 from snex_runtime.coroutines import Work
 from snex_runtime.interrupts import Deadline, Interrupter, now
@@ -217,41 +217,6 @@ class TestTelling:
         watched.block(Deadline(None), TOLD_AFTER)
         assert caplog.messages == []
         assert watched.watch.blocked.seconds == TOLD_AFTER
-
-
-class TestPlaces:
-    def test_rather_of_users_than_of_python(self) -> None:
-        found: list[str | None] = []
-
-        def key(number: int) -> int:
-            found.append(blocking._place(sys._getframe()))
-            return number
-
-        sorted([1, 2], key=key)
-        assert found[0] is not None
-        assert found[0].startswith(f"{__file__}:")
-        assert found[0].endswith("in key")
-        import sched
-
-        scheduler = sched.scheduler(time.monotonic, lambda _: None)
-        scheduler.enter(0, 0, lambda: found.append(blocking._place(sys._getframe(1))))
-        scheduler.run()  # of the standard library, called by this line
-        assert found[-1] is not None
-        assert found[-1].endswith("in test_rather_of_users_than_of_python")
-
-    def test_none(self) -> None:
-        assert blocking._place(None) is None
-
-    def test_python_s_own_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(blocking, "_STANDARD", "")
-        monkeypatch.setattr(blocking, "_INSTALLED", ())
-        place = blocking._place(sys._getframe())
-        assert place is not None
-        assert place.endswith("in test_python_s_own_alone")
-        monkeypatch.setattr(blocking, "_OWN", ("/",))
-        place = blocking._place(sys._getframe())
-        assert place is not None
-        assert place.endswith("in test_python_s_own_alone")
 
 
 def demonitor(ref: bytes | None) -> DemonitorP:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pty
 import re
 import select
 import shlex
@@ -13,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -195,11 +198,13 @@ class TestHelp:
     def test_of_the_whole(self, command: Command) -> None:
         output = command("--help")
         assert output.code == 0
-        for name in ("start", "eval", "ping", "names", "epmd", "demo"):
+        for name in ("start", "eval", "ping", "info", "top", "doctor", "names", "epmd", "demo"):
             assert re.search(rf"^    {name}\s+\S", output.out, re.M)
         assert "never from an argument" in output.out
 
-    @pytest.mark.parametrize("name", ["start", "eval", "ping", "names", "epmd", "demo"])
+    @pytest.mark.parametrize(
+        "name", ["start", "eval", "ping", "info", "top", "doctor", "names", "epmd", "demo"]
+    )
     def test_of_each_command(self, command: Command, name: str) -> None:
         output = command(name, "--help")
         assert output.code == 0
@@ -247,6 +252,9 @@ class TestHelp:
             (["start", "--max-queue", "-1"], "-1 is no whole number, 0 or more"),
             (["start", "--queue-timeout", "1.5"], "1.5 is no whole number, 0 or more"),
             (["start", "--max-time", "9999999999"], "9999999999 is no number of milliseconds up"),
+            (["start", "--metrics", "here"], "':here' is not HOST:PORT"),
+            (["start", "--slow", "0"], "at least 1 is needed"),
+            (["start", "--log-format", "xml"], "invalid choice: 'xml'"),
             (["start", "--workers", "0"], "0 is no whole number of 1 and more"),
             (["start", "--workers", "-1"], "-1 is no whole number of 1 and more"),
             (["start", "--workers", "two"], "two is no whole number of 1 and more"),
@@ -263,6 +271,9 @@ class TestHelp:
                 "x is no number of seconds from",
             ),
             (["ping"], "required: NODE"),
+            (["info"], "required: NODE"),
+            (["top", "py@127.0.0.1", "--interval", "0"], "0 is no number of seconds from"),
+            (["top", "py@127.0.0.1", "--count", "0"], "at least 1 is needed"),
         ],
     )
     def test_wrong_usage(self, command: Command, arguments: list[str], message: str) -> None:
@@ -490,6 +501,165 @@ class TestEval:
         assert command("eval", node.name, "return 1").code == 0
         assert "snex-cli" not in command("names").out
         assert not (Path(environ["HOME"]) / ".erlang.cookie").exists()
+
+
+class TestInfo:
+    def test_for_people(self, command: Command, node: Running) -> None:
+        output = command("info", node.name)
+        assert (output.code, output.err) == (0, "")
+        lines = output.out.splitlines()
+        assert lines[0].startswith(f"{node.name}: snex-node {__version__}, ")
+        assert "Running (0)" in lines
+        assert any(line.startswith("Environments (") for line in lines)
+
+    def test_as_json(self, command: Command, node: Running) -> None:
+        output = command("info", node.name, "--json")
+        told = json.loads(output.out)
+        assert told["info"]["node"] == node.name
+        assert told["environments"] == []
+        assert told["calls_per_second"] is None
+
+    def test_what_is_no_node_of_ours(self, command: Command, node: Running) -> None:
+        output = command("info", node.name, "--register-as", "nope")
+        assert (output.code, output.out) == (1, "")
+        assert f"nothing is registered as nope on {node.name}" in output.err
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [(7, "unexpected answer of"), (("error", {"reason": "why not"}), "does not tell: why not")],
+    )
+    def test_one_that_does_not_tell(
+        self,
+        command: Command,
+        node: Running,
+        monkeypatch: pytest.MonkeyPatch,
+        answer: object,
+        message: str,
+    ) -> None:
+        async def ask(*_: object) -> object:
+            return answer
+
+        monkeypatch.setattr(cli, "_ask", ask)
+        output = command("info", node.name)
+        assert (output.code, output.out) == (1, "")
+        assert message in output.err
+
+    def test_an_older_one(
+        self, command: Command, node: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def ask(node: object, to: object, request: object, timeout: float) -> object:
+            if request == "info":
+                return "ok", {"node": "old@host", "environments": 3}
+            return "error", {"reason": "unknown request"}
+
+        monkeypatch.setattr(cli, "_ask", ask)
+        output = command("info", node.name)
+        assert (output.code, output.err) == (0, "")
+        assert output.out.startswith("old@host: snex-node -, ")
+        assert "\nEnvironments (3)\n" in output.out
+
+    @pytest.mark.traced_processes
+    def test_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
+        text = on_terminal(environ, "info", node.name)
+        assert "\x1b[1m" in text
+        assert node.name in text
+
+
+class TestTop:
+    def test_blocks_one_after_another(self, command: Command, node: Running) -> None:
+        output = command("top", node.name, "--count", "3", "--interval", "0.05")
+        assert (output.code, output.err) == (0, "")
+        blocks = output.out.split(f"\n{node.name}: ")
+        assert len(blocks) == 3
+        assert "per second" not in blocks[0]
+        assert "per second" in blocks[1]
+
+    def test_a_line_of_json_each(self, command: Command, node: Running) -> None:
+        output = command("top", node.name, "--count", "2", "--interval", "0.05", "--json")
+        first, second = map(json.loads, output.out.splitlines())
+        assert first["calls_per_second"] is None
+        assert second["calls_per_second"] > 0
+        assert second["environments"] == first["environments"] == []
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_until_it_is_stopped(self, start: Starter, node: Running, number: int) -> None:
+        running = start("top", node.name, "--interval", "0.05")
+        assert running.line.startswith(node.name)
+        running.signal(number)
+        output = running.wait()
+        assert (output.code, output.err) == (0, "")
+
+    def test_there_is_no_such_node(self, command: Command) -> None:
+        output = command("top", "nobody@127.0.0.1")
+        assert (output.code, output.out) == (1, "")
+        assert "knows no node nobody" in output.err
+
+    @pytest.mark.traced_processes
+    def test_a_node_that_goes_and_comes(self, command: Command, start: Starter) -> None:
+        name = unique()
+        first = start("start", "--name", name)
+        top = start("top", name, "--interval", "0.1", "--json")
+        first.signal(signal.SIGTERM)
+        first.wait()
+        start("start", "--name", name)
+        before = json.loads(top.line)["info"]["os_pid"]
+        wait_for(lambda: json.loads(top.read_line())["info"]["os_pid"] != before)
+        top.signal(signal.SIGTERM)
+        output = top.wait()
+        assert output.code == 0
+        assert f"knows no node {name.partition('@')[0]}" in output.err
+
+    @pytest.mark.traced_processes
+    def test_in_place_on_a_terminal(self, environ: dict[str, str], node: Running) -> None:
+        arguments = "top", node.name, "--count", "2", "--interval", "0.05"
+        text = on_terminal(environ, *arguments)
+        assert text.count("\x1b[H") == text.count("\x1b[J") == 2
+        assert node.name in text
+
+
+class TestDoctor:
+    def test_the_way_to_a_node(self, command: Command, node: Running) -> None:
+        output = command("doctor", node.name)
+        assert (output.code, output.err) == (0, "")
+        lines = output.out.splitlines()
+        assert lines[0].startswith(f"ok       versions: snex-node {__version__} on ")
+        assert "ok       handshake: done: the cookie is that of the node" in lines
+        assert COOKIE not in output.out
+
+    def test_what_failed(self, command: Command) -> None:
+        output = command("doctor", "nobody@127.0.0.1", "--json")
+        told = json.loads(output.out)
+        assert (output.code, told["ok"]) == (1, False)
+        last = told["checks"][-1]
+        assert (last["name"], last["state"]) == ("registered", "failed")
+        assert last["remedy"]
+
+    def test_what_to_do_next(self, command: Command, node: Running) -> None:
+        output = command("doctor", node.name, SNEX_COOKIE="another")
+        assert output.code == 1
+        *_, failed, remedy = output.out.splitlines()
+        assert failed.startswith("failed   handshake: cookie: ")
+        assert remedy.startswith("         -> give both the same cookie")
+
+
+def on_terminal(environ: dict[str, str], *arguments: str) -> str:
+    """What a command writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snex_runtime", *arguments],
+            env={**environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while part := terminal.read(65536):
+                written += part
+        assert process.wait(SECONDS) == 0, written
+    return written.decode()
 
 
 class TestPing:
@@ -1123,6 +1293,67 @@ class TestWorkers:
 
 
 @pytest.mark.traced_processes
+class TestLogs:
+    @pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+    def test_requests_that_fail_or_are_slow_as_json(
+        self, command: Command, start: Starter, workers: tuple[str, ...]
+    ) -> None:
+        options = "--log-format", "json", "--log-level", "info", "--slow", "50"
+        running = start("start", "--name", unique(), *options, *workers)
+        command("eval", running.name, "raise KeyError('secret')")
+        command("eval", running.name, "import time\ntime.sleep(0.1)")
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        told = [json.loads(line) for line in output.err.splitlines()]
+        failed, slow = [each for each in told if each["logger"] == "snex_runtime.requests"]
+        alive, _, host = running.name.partition("@")
+        assert failed["node"] == (f"{alive}-1@{host}" if workers else running.name)
+        assert (failed["level"], slow["level"]) == ("info", "warning")
+        assert "failed: python_runtime_error (KeyError), <Snex.Code>:1 in" in failed["message"]
+        assert re.search(r"took \d+ ms: <Snex.Code>:1$", slow["message"])
+        assert "secret" not in output.err
+
+    def test_as_text(self, command: Command, start: Starter) -> None:
+        running = start("start", "--name", unique(), "--log-level", "info")
+        command("eval", running.name, "1 / 0")
+        running.signal(signal.SIGTERM)
+        pattern = r" INFO eval of \S+ failed: python_runtime_error \(ZeroDivisionError\), "
+        assert re.search(pattern, running.wait().err)
+
+
+@pytest.mark.traced_processes
+class TestMetrics:
+    @pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+    def test_they_are_served(
+        self, command: Command, start: Starter, workers: tuple[str, ...]
+    ) -> None:
+        port = free_port()
+        running = start("start", "--name", unique(), "--metrics", str(port), *workers)
+        assert command("eval", running.name, "return 1").code == 0
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as answer:
+            lines = answer.read().decode().splitlines()
+        assert "snex_fresh 1.0" in lines
+        assert "snex_environments 0.0" in lines
+        assert ("snex_workers 1.0" in lines) is bool(workers)
+        running.signal(signal.SIGTERM)
+        output = running.wait()
+        assert (output.code, output.err) == (0, "")
+
+    def test_the_port_is_taken(self, start: Starter, node: Running) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = f"127.0.0.1:{taken.getsockname()[1]}"
+            output = start("start", "--name", unique(), "--metrics", place, ready=False).wait()
+        assert (output.code, output.out) == (1, "")
+        assert "snex-node: cannot serve metrics at 127.0.0.1, port" in output.err
+
+    def test_without_the_library(self, start: Starter) -> None:
+        absent = "sys.modules['prometheus_client'] = None"
+        arguments = "start", "--name", unique(), "--metrics", "9464"
+        output = start(*arguments, ready=False, before=absent).wait()
+        assert (output.code, output.out) == (1, "")
+        assert "pip install 'snex-node[metrics]'" in output.err
+
+
 class TestStopping:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal(self, start: Starter, command: Command, number: int) -> None:

@@ -27,7 +27,7 @@ def framed(term: object, version: bytes = b"\x83") -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-EXECUTION = ("threads", "max_queue", "queue_timeout", "max_time", "kill_after")
+EXECUTION = ("threads", "max_queue", "queue_timeout", "max_time", "kill_after", "slow")
 """Numbers that say where requests run and for how long."""
 
 
@@ -124,8 +124,9 @@ class TestRead:
 
     def test_where_requests_run_and_for_how_long(self) -> None:
         numbers = {"threads": 3, "max_queue": 4, "queue_timeout": 500, "max_time": 0}
-        told = read(framed(term_of(**numbers, kill_after=250, executor=Atom("thread"))))
-        seconds = {"queue_timeout": 0.5, "max_time": 0.0, "kill_after": 0.25}
+        times = {"kill_after": 250, "slow": 20}
+        told = read(framed(term_of(**numbers, **times, executor=Atom("thread"))))
+        seconds = {"queue_timeout": 0.5, "max_time": 0.0, "kill_after": 0.25, "slow": 0.02}
         assert told.execution == {**numbers, **seconds, "executor": "thread"}
 
     def test_an_executor_that_is_none(self) -> None:
@@ -141,6 +142,10 @@ class TestRead:
     def test_no_threads_at_all(self) -> None:
         with pytest.raises(ValueError, match=r"^threads is a whole number of 32 bits from 1"):
             read(framed(term_of(threads=0)))
+
+    def test_nothing_is_slow_at_once(self) -> None:
+        with pytest.raises(ValueError, match=r"^slow is a whole number of 32 bits from 1"):
+            read(framed(term_of(slow=0)))
 
     def test_encoding_options_that_are_none(self) -> None:
         with pytest.raises(ValueError, match="unknown encoding option"):
@@ -195,6 +200,7 @@ class TestForWorker:
     def test_what_it_is_told(self, files: Files) -> None:
         worker = for_worker(files, script=("x = 1", "init.py"), listen="0.0.0.0")
         assert (worker.register_as, worker.log_level) == ("snex", "warning")
+        assert worker.log_format == "text"
         assert (worker.script, worker.script_timeout) == (("x = 1", "init.py"), 1.5)
         assert (worker.listen, worker.net_ticktime, worker.max_frame) == ("0.0.0.0", 60.0, 1024)
         self.end(worker)

@@ -405,6 +405,54 @@ class TestInfo:
         os.kill(running.processes["-1"], signal.SIGKILL)
         assert await call == ("error", "worker_exited")
 
+    async def test_what_runs_and_how_long_requests_took(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        running = await start(2)
+        await asyncio.gather(*(running.eval("return 1") for _ in range(10)))
+        call = asyncio.ensure_future(
+            running.call("eval", "import asyncio\nawait asyncio.sleep(60)", {})
+        )
+        await until(lambda: any(lane.waiting for lane in running.front.lanes))
+        told = await running.info()
+        (work,) = told["running"]
+        alive, _, host = running.name.partition("@")
+        assert work[A("worker")] in (f"{alive}-1@{host}", f"{alive}-2@{host}")
+        assert work[A("where")] == "<Snex.Code>:2, in <module>"
+        assert work[A("caller")] is not None
+        assert told["latency"][A("count")] >= 10
+        assert told["memory_bytes"] > 3 * 2**20
+        assert [peer[A("node")] for peer in told["peers"]].count(running.caller.name) == 1
+        worker = work[A("worker")]
+        os.kill(running.processes[worker[len(alive) : worker.index("@")]], signal.SIGKILL)
+        assert await call == ("error", "worker_exited")
+        count = told["latency"][A("count")]
+        assert (await running.info())["latency"][A("count")] >= count
+
+    async def test_what_one_runs_that_is_busy(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(crew_room, "INFO_TIMEOUT", 0.2)
+        running = await start(1)
+        call = asyncio.ensure_future(running.call("eval", "import time\ntime.sleep(60)", {}))
+        await until(lambda: running.front.running == 1)
+        (work,) = (await running.info())["running"]
+        assert (work[A("kind")], work[A("where")]) == ("eval", None)
+        assert await running.call("info", A("environments")) == ("ok", [])
+        os.kill(running.processes["-1"], signal.SIGKILL)
+        assert await call == ("error", "worker_exited")
+
+    async def test_environments(self, start: Start) -> None:
+        running = await start(2)
+        for _ in range(2):
+            ok, _ = await running.call("make_env", {"x": "y" * 10_000}, {A("handle"): A("none")})
+            assert ok == "ok"
+        ok, told = await running.call("info", A("environments"))
+        assert ok == "ok"
+        assert [each[A("variables")] for each in told] == [1, 1]
+        assert all(each[A("bytes")] > 10_000 for each in told)
+        assert await running.call("info", A("nope")) == ("error", "bad_request")
+
     async def test_one_that_ends_meanwhile_is_not_asked(self, start: Start) -> None:
         running = await start(1, restarts=(0, 60.0))
         (lane,) = running.front.lanes

@@ -129,6 +129,18 @@ class TestHandles:
         assert not environments.handle_down((Atom("other"), 1, 2, pid, 3))
 
 
+async def test_variables_of_its_own(both: Pair) -> None:
+    await both.call("init", "model = ['large']\nother = 1", {})
+    _, pid = await both.call("make_env", {"x": 1})
+    environments = both.server.environments
+    environment = environments.get(serde.to_typed(pid))
+    assert environment is not None
+    assert environments.own(environment) == {"x": 1}
+    environment.variables["other"] = 2
+    assert environments.own(environment) == {"x": 1, "other": 2}
+    assert environment.since > 0
+
+
 class TestRequests:
     async def test_get(self, both: Pair) -> None:
         environments = both.server.environments

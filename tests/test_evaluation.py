@@ -151,6 +151,33 @@ await run(name)
         assert names != sorted(names)
 
 
+class TestTraces:
+    TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    @pytest.mark.parametrize(
+        "code", ["return snex.traceparent()", "await asyncio.sleep(0)\nreturn snex.traceparent()"]
+    )
+    @pytest.mark.parametrize("executor", ["loop", "thread"])
+    async def test_where_it_stands(self, started: Caller, code: str, executor: str) -> None:
+        options = {A("traceparent"): self.TRACE, A("executor"): A(executor)}
+        assert await started.eval(code.encode(), options=options) == (A("ok"), self.TRACE)
+        assert await started.value(code) is None
+
+    async def test_variables_alone(self, started: Caller) -> None:
+        options = {A("traceparent"): self.TRACE, A("executor"): A("thread")}
+        assert await started.eval(None, {"x": 1}, options) == (A("ok"), None)
+
+    async def test_of_code_that_prepares(self, started: Caller) -> None:
+        request: object = (
+            A("init"),
+            b"trace = snex.traceparent()",
+            {},
+            {A("traceparent"): self.TRACE},
+        )
+        assert await started.call(request) == (A("ok"), None)
+        assert await started.value("return trace") == self.TRACE
+
+
 class TestCall:
     async def test_a_function_of_a_module(self, caller: Caller) -> None:
         assert await caller.call((A("call"), A("math"), A("sqrt"), [16])) == (OK, 4.0)

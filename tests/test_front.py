@@ -1101,6 +1101,11 @@ class TestItself:
         rig.front.info = lambda job: rig.front.answer(job, OK_ + encode(5))
         assert await rig.call("info") == ("ok", 5)
 
+    async def test_info_of_environments(self, rig: Rig) -> None:
+        assert await rig.call("info", A("environments")) == ("error", "bad_request")
+        rig.front.environments_info = lambda job: rig.front.answer(job, OK_ + encode([]))
+        assert await rig.call("info", A("environments")) == ("ok", [])
+
     @pytest.mark.parametrize(
         ("request_", "why"),
         [(("terminate", A("normal")), "not_allowed"), (("get_state",), "unknown_system_msg")],

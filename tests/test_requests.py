@@ -10,6 +10,7 @@ import pytest
 from snex_node.wire.etf import DecodeError
 from snex_node.wire.terms import ImproperList, Term
 from snex_runtime import serde
+from snex_runtime.code import compile_code
 from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.requests import (
     MAX_TIMEOUT,
@@ -228,7 +229,52 @@ class TestRequest:
         assert request_of((A("kind"),), Taker(variables)).variables is variables
 
 
+class TestWhatIsTold:
+    """Of a request, in logs and the like."""
+
+    def test_of_one_of_which_nothing_has_been_read(self) -> None:
+        request = request_of((A("eval"), b"return 1", {}))
+        assert (request.called, request.place) == ("unknown", None)
+        assert request.asked == (request.remote, None)
+
+    def test_its_place(self) -> None:
+        request = request_of((A("eval"), b"return 1", {}))
+        request.kind = "eval"
+        for runs, place in (
+            (compile_code("return 1", "f.py", 7), "f.py:7"),
+            (("math", "sqrt"), "math.sqrt"),
+            (object(), None),
+        ):
+            request.runs = runs
+            assert (request.called, request.place) == ("eval", place)
+
+    @pytest.mark.parametrize("name", ["a\nb", "x" * 1000])
+    def test_its_place_is_on_one_line_and_bounded(self, name: str) -> None:
+        request = request_of((A("call"), b"m", b"f", []))
+        request.runs = name, "f"
+        assert request.place is not None
+        assert len(request.place) < 1000
+        assert "\n" not in request.place
+
+    def test_where_it_stands_in_a_trace(self) -> None:
+        request = request_of((A("eval"), b"return 1", {}))
+        request.traceparent = TRACE
+        assert request.asked == (request.remote, None, TRACE)
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 class TestReader:
+    def test_options_that_come_once_are_not_remembered(self) -> None:
+        reader = Reader(serde.DEFAULTS)
+        for number in range(3):
+            trace = f"{TRACE[:-1]}{number}"
+            options = {A("traceparent"): trace.encode()}
+            _, read = reader.variables_and_eval_options(request_of((A("kind"), {}, options)))
+            assert read.traceparent == trace
+        assert reader._eval_options == {}
+
     def test_options_behind_variables_say_how_to_decode_them(self) -> None:
         reader = Reader(serde.DEFAULTS)
         for options in (
@@ -286,6 +332,12 @@ class TestOptions:
         assert EvalOptions({A("kill_after"): A("infinity")}).kill_after is None
         assert EvalOptions({A("kill_after"): MAX_TIMEOUT}).kill_after == MAX_TIMEOUT / 1000
         assert EvalOptions({A("timeout"): MAX_TIMEOUT}).timeout == MAX_TIMEOUT / 1000
+
+    @pytest.mark.parametrize("value", [7, "no", TRACE.upper(), "x" * 300])
+    def test_a_trace_that_is_none(self, value: object) -> None:
+        with pytest.raises(BadRequest, match="traceparent takes a binary as W3C"):
+            EvalOptions({A("traceparent"): value})
+        assert EvalOptions().traceparent is None
 
     @pytest.mark.parametrize("value", [b"pid", 7, A("nil"), [PID]])
     def test_a_handle_that_is_none(self, value: object) -> None:

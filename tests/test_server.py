@@ -176,6 +176,15 @@ async def test_info_is_the_server_s(caller: Caller) -> None:
     assert code == "bad_request"
 
 
+async def test_what_there_is_is_told_in_parts(caller: Caller) -> None:
+    env = await caller.env({"x": 1})
+    ok, (told,) = await caller.call((A("info"), A("environments")))
+    assert (ok, told[A("env")]) == (A("ok"), env)
+    for request in ((A("info"), A("nope")), (A("info"), A("environments"), 1)):
+        assert (await caller.error(request))[0] == "bad_request"
+    assert (await caller.error((A("info"), A("environments")), to=env))[0] == "bad_request"
+
+
 async def test_a_name_that_is_taken(caller: Caller) -> None:
     node = caller.server.node
     assert isinstance(node, Node)

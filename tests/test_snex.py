@@ -17,7 +17,7 @@ from snex_runtime import batches, environments, interface, interrupts, logging, 
 EXPORTS = {
     "Atom", "Batched", "BeamModuleProxy", "DistinctAtom", "Elixir", "ElixirError", "EncodingOpt",
     "EncodingOpts", "LoggingHandler", "Term", "batched", "call", "cast", "io_loop_for_connection",
-    "send", "serve", "serve_forever", "set_custom_encoder",
+    "send", "serve", "serve_forever", "set_custom_encoder", "traceparent",
 }  # fmt: skip
 
 DOCUMENTED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from snex_runtime import stderr
+from snex_runtime.formats import JsonFormatter
 from snex_runtime.stderr import MAX_RECORD, MAX_WAITING, StderrHandler
 from tests.support.child import ChildRuntime
 from tests.support.epmd import RealEpmd
@@ -475,3 +477,47 @@ async def test_a_child_s_last_words(epmd: RealEpmd) -> None:
         assert runtime.process.stderr.read() == b"at exit\n"
     finally:
         runtime.end()
+
+
+class TestJson:
+    """Whatever is written is JSON then."""
+
+    @pytest.fixture
+    def pipe(self, pipe: Pipe) -> Pipe:
+        pipe.handler.setFormatter(JsonFormatter("py@127.0.0.1"))
+        return pipe
+
+    def test_records(self, pipe: Pipe) -> None:
+        pipe.logger.warning("%s is there", "it")
+        pipe.logger.warning("%d", "no number")
+        lines = pipe.read(b"no text").splitlines()
+        first, second = map(json.loads, lines)
+        assert (first["message"], first["logger"]) == ("it is there", "of this test")
+        assert second["message"].startswith("the log record made at ")
+        assert second["level"] == "error"
+
+    def test_reports(self, pipe: Pipe) -> None:
+        undo = pipe.handler.take_reports()
+        try:
+            warnings.showwarning("an old thing", DeprecationWarning, "f.py", 3)
+            unraisable: Any = SimpleNamespace(
+                exc_type=ValueError,
+                exc_value=ValueError("lost"),
+                exc_traceback=None,
+                err_msg=None,
+                object=None,
+            )
+            sys.unraisablehook(unraisable)
+        finally:
+            undo()
+        lines = pipe.read(b"lost").splitlines()
+        warned, lost = map(json.loads, lines)
+        assert (warned["logger"], warned["level"]) == ("py.warnings", "warning")
+        assert "DeprecationWarning: an old thing" in warned["message"]
+        assert (lost["level"], "ValueError: lost" in lost["message"]) == ("error", True)
+
+    def test_what_was_dropped(self, pipe: Pipe) -> None:
+        pipe.handler._dropped = 3
+        pipe.logger.warning("there")
+        *_, told = map(json.loads, pipe.read(b"were dropped").splitlines())
+        assert told["message"] == "3 log records were dropped: nobody read standard error"

@@ -115,7 +115,7 @@ class Connection:
 
     `send`, `flush`, `tick` and `tick_due` may be called from any thread; everything else belongs to
     the event loop. ``bytes_in`` and ``bytes_out`` count what came and went, ``last_write`` is the
-    time of the last write (`time.monotonic`).
+    time of the last write and ``since`` that of the beginning (`time.monotonic`).
     """
 
     closed: str | None = None
@@ -142,7 +142,7 @@ class Connection:
     ) -> None:
         self.peer = peer
         self.bytes_in = self.bytes_out = 0
-        self.last_write = time.monotonic()
+        self.since = self.last_write = time.monotonic()
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()

@@ -22,5 +22,6 @@ def configuration(script: str | None = None, **more: object) -> dict[str, Any]:
         "net_ticktime": 60.0,
         "max_frame": 2**27,
         "log_level": "warning",
+        "log_format": "text",
         **more,
     }
