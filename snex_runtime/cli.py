@@ -67,6 +67,7 @@ from snex_runtime.crew import RESTARTS, Crew
 from snex_runtime.executors import default_threads
 from snex_runtime.front import Front
 from snex_runtime.server import Server
+from snex_runtime.service import Service
 from snex_runtime.sources import decode_script, read_script
 from snex_runtime.standard_files import discard
 from snex_runtime.stderr import log_to_stderr
@@ -246,6 +247,7 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 
 async def _start(args: argparse.Namespace) -> int:
+    args.service = Service()  # before anything is started that would inherit what it was told
     undo = args.log.take_reports()
     try:
         with watcher.guard(max(0.0, GRACE - watcher.MARGIN)):
@@ -326,9 +328,11 @@ async def _serve_until_ended(
     for peer in args.connect:
         node.keep_connected(peer)
     _say(f"ready {node.name} {node.port}")
+    args.service.ready(f"{node.name} at port {node.port}")
     try:
         reason = await ended
     finally:
+        args.service.stopping()
         _log.info("%s stops", node.name)
     raise CommandError(f"{node.name} ends: an exit signal ended its runtime ({reason})")
 

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -219,18 +220,26 @@ def test_systemd_knows_every_setting(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.interop
-def test_the_service_starts_is_ready_and_stops(machine: Machine) -> None:
+def test_the_service_starts_is_ready_and_stops(machine: Machine, tmp_path: Path) -> None:
     service = settings(DEPLOY / "systemd/snex-node.service", "Service")
     machine.put("/etc/snex-node/cookie", "cookie-of-the-service", 0o400)
     environment = dict(pair.split("=", 1) for pair in service["Environment"])
     environment["SNEX_NODE_OPTIONS"] = "--max-time 30000 --register-as snex"
-    (start,), (ready,) = service["ExecStart"], service["ExecStartPost"]
+    assert service["Type"] == ["notify"]
+    (start,) = service["ExecStart"]
     del environment["HOME"]
-    process = machine.start(command(start, environment), **environment)
-    try:
-        assert machine.run(command(ready, environment), **environment).returncode == 0
-    finally:
-        assert stop(process) == 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(SECONDS)
+        environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        process = machine.start(command(start, environment), **environment)
+        try:
+            ready, status = manager.recv(4096).decode().split("\n")
+            assert ready == "READY=1"
+            assert re.fullmatch(r"STATUS=py@127\.0\.0\.1 at port \d+", status)
+        finally:
+            assert stop(process) == 0
+        assert manager.recv(4096) == b"STOPPING=1"
 
 
 @pytest.mark.interop

@@ -69,6 +69,8 @@ defmodule Snex do
       that much longer then. Default: that of the interpreter
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
     * `:executor` - where the code runs, by default as the environment or the interpreter has it
+    * `:traceparent` - the trace that the call belongs to, as the header of that name has it:
+      `snex.traceparent()` in Python. Default: that of OpenTelemetry, where it is
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
@@ -76,6 +78,7 @@ defmodule Snex do
           | {:kill_after, pos_integer()}
           | {:encoding_opts, Serde.encoding_opts()}
           | {:executor, executor()}
+          | {:traceparent, String.t()}
           | {:returning, code() | [code()]}
 
   @typedoc "See `t:pyeval_opt/0`."
@@ -325,16 +328,20 @@ defmodule Snex do
   end
 
   # Code, variables, timeout, options beside it, kill_after and encoding of an evaluation, checked.
-  defp plan(code, vars, []), do: {code, Serde.encode_vars!(vars), @default_timeout, [], nil, []}
+  defp plan(code, vars, []),
+    do:
+      {code, Serde.encode_vars!(vars), @default_timeout, trace(Telemetry.traceparent()), nil, []}
 
   defp plan(code, vars, opts) do
-    check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :executor, :returning])
+    check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :executor, :returning, :traceparent])
+
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
     code = returning(code, opts[:returning])
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     options = if kill_after, do: [kill_after: kill_after], else: []
-    {code, Serde.encode_vars!(vars), timeout, options ++ executor!(opts), kill_after, encoding}
+    options = options ++ executor!(opts) ++ trace(opts[:traceparent] || Telemetry.traceparent())
+    {code, Serde.encode_vars!(vars), timeout, options, kill_after, encoding}
   end
 
   defp evaluate(target, interpreter, {code, vars, _, options, kill_after, encoding}, timeout) do
@@ -347,6 +354,14 @@ defmodule Snex do
   # In front of the variables, which Python would have to pass over to know how to read them.
   defp eval(code, vars, options, encoding),
     do: {:eval, code, options ++ [encoding_opts: encoding], vars}
+
+  defp trace(nil), do: []
+  defp trace(traceparent) when is_binary(traceparent), do: [traceparent: traceparent]
+
+  defp trace(other) do
+    raise ArgumentError,
+          ":traceparent is a string, as the header of that name has it, got: #{inspect(other)}"
+  end
 
   # The option as it is sent, where it is given.
   defp executor!(opts) do

@@ -327,7 +327,10 @@ defmodule Snex.InterpreterTest do
     Interpreter.stop(interpreter)
     assert {:error, %Error{code: :call_failed, reason: :noproc}} = Interpreter.info(interpreter)
     pool = Snex.PoolCase.start_pool!(size: 1)
-    assert_raise ArgumentError, ~r/is a pool: see Snex.Pool.info/, fn -> Interpreter.info(pool) end
+
+    assert_raise ArgumentError, ~r/is a pool: see Snex.Pool.info/, fn ->
+      Interpreter.info(pool)
+    end
   end
 
   test "what Python and its children print is shown" do

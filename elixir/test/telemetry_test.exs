@@ -126,6 +126,57 @@ defmodule Snex.TelemetryTest do
     end
   end
 
+  describe "a trace" do
+    @trace "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    @other "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    setup do
+      Module.create(
+        :otel_propagator_text_map,
+        quote do
+          def inject(carrier) do
+            case Process.get(:traceparent) do
+              nil -> carrier
+              traceparent -> [{"traceparent", traceparent} | carrier]
+            end
+          end
+        end,
+        Macro.Env.location(__ENV__)
+      )
+
+      Telemetry.detect()
+
+      on_exit(fn ->
+        :code.delete(:otel_propagator_text_map)
+        :code.purge(:otel_propagator_text_map)
+        Telemetry.detect()
+        assert Telemetry.traceparent() == nil
+      end)
+    end
+
+    test "of the process that calls is Python's, too" do
+      interpreter = start_interpreter!()
+      code = "import snex; return snex.traceparent()"
+      assert Snex.pyeval(interpreter, code) == {:ok, nil}
+      Process.put(:traceparent, @trace)
+      assert Snex.pyeval(interpreter, code) == {:ok, @trace}
+      assert Snex.pyeval(interpreter, code, timeout: 1_000) == {:ok, @trace}
+      assert Snex.pyeval(interpreter, code, traceparent: @other) == {:ok, @other}
+      {:ok, env} = Snex.make_env(interpreter)
+      assert Snex.pyeval(env, code) == {:ok, @trace}
+      Process.delete(:traceparent)
+      assert Snex.pyeval(env, code) == {:ok, nil}
+    end
+
+    test "that is none" do
+      interpreter = start_interpreter!()
+      assert {:error, error} = Snex.pyeval(interpreter, "return 1", traceparent: "nonsense")
+      assert %Error{code: :bad_request, reason: reason} = error
+      assert reason =~ "traceparent"
+      assert_raise ArgumentError, fn -> Snex.pyeval(interpreter, "return 1", traceparent: 1) end
+    end
+  end
+
   describe "a pool" do
     test "with a free member tells nothing" do
       pool = start_pool!(size: 1)

@@ -45,6 +45,12 @@ defmodule Snex.Telemetry do
       pool. Measurement `:count`: how often this member has been by now. Metadata: `:pool`, its pid; `:name`,
       its name; `:slot`, the member's number; `:reason`.
 
+  ## Traces
+
+  Where an application has OpenTelemetry, a call carries the trace that its process is in to Python:
+  `snex.traceparent()` gives it there, and it is the context of OpenTelemetry's where that is installed. The
+  option `:traceparent` of `Snex.pyeval/4` gives another one.
+
   ## Pools
 
     * `[:snex, :pool, :wait]`: a call found no free member. `:duration`: how long it has waited for one, 0 where
@@ -53,15 +59,34 @@ defmodule Snex.Telemetry do
   """
 
   @key {__MODULE__, :on?}
+  @tracing {__MODULE__, :tracing?}
 
   @doc false
   # Whether there is somebody to tell, looked up once.
   @spec detect() :: :ok
-  def detect, do: :persistent_term.put(@key, Code.ensure_loaded?(:telemetry))
+  def detect do
+    :persistent_term.put(@key, Code.ensure_loaded?(:telemetry))
+    :persistent_term.put(@tracing, Code.ensure_loaded?(:otel_propagator_text_map))
+  end
 
   @doc false
   @spec on?() :: boolean()
   def on?, do: :persistent_term.get(@key, false)
+
+  @doc false
+  # The trace that the calling process is in, as W3C's header of that name has it.
+  @spec traceparent() :: String.t() | nil
+  def traceparent do
+    if :persistent_term.get(@tracing, false) do
+      # The module may be none that this one is compiled with.
+      carried = apply(:otel_propagator_text_map, :inject, [[]])
+
+      case List.keyfind(carried, "traceparent", 0) do
+        {_, traceparent} -> traceparent
+        nil -> nil
+      end
+    end
+  end
 
   @doc false
   @spec execute([atom()], map(), map()) :: :ok
