@@ -36,6 +36,8 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, open(f"{name}.tol
     file.write(b"status %d\n" % process.wait())
 PYTHON
 
+trap 'kill $(cat ./*.pid) 2> /dev/null || true' EXIT
+
 start() { # NAME OPTIONS...
     node=$1
     shift
@@ -81,12 +83,14 @@ test "$(HOME=$PWD elixir --name "$USER_NAME@127.0.0.1" use.exs "$SMALL" "$LARGE"
 snex-node info "$SMALL@127.0.0.1" --cookie-file cookie
 snex-node top "$LARGE@127.0.0.1" --cookie-file cookie --count 1
 snex-node info "$LARGE@127.0.0.1" --cookie-file cookie --json > large.json
-python3 -c "import json; info = json.load(open('large.json')); print(info['version'])"
+python3 -c "import json; told = json.load(open('large.json')); print(told['info']['version'])"
 python3 - "$SMALL.log" <<'PYTHON'
 import json, sys
 
 lines = [json.loads(line) for line in open(sys.argv[1])]
-assert any(line["level"] == "WARNING" and "slow" in line["logger"] + line["message"] for line in lines), lines
+(slow,) = [line for line in lines if line["logger"] == "snex_runtime.requests"]
+assert slow["level"] == "warning"
+assert slow["message"].startswith("eval of #PID<"), slow
 PYTHON
 
 # What a wrong cookie looks like, and what it is to be repaired by.
