@@ -105,7 +105,7 @@ dist: $(VENV)/.stamp-dev
 	@$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist docs/elixir/reference elixir/_build elixir/priv elixir/python .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/elixir/reference elixir/_build elixir/priv elixir/python elixir/LICENSE elixir/CHANGELOG.md .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian keeps `venv` and `ensurepip` in a package of their own, so a machine with Python may lack them.

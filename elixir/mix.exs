@@ -20,7 +20,11 @@ defmodule Snex.MixProject do
       docs: docs(),
       package: [
         licenses: ["Apache-2.0"],
-        files: ~w(lib c_src python mix.exs mix_compilers.exs .formatter.exs README.md guides)
+        # Hex has another package of the name of the application.
+        name: "snex_node",
+        files:
+          ~w(lib c_src python mix.exs mix_compilers.exs .formatter.exs README.md guides) ++
+            ~w(CHANGELOG.md LICENSE)
       ]
     ]
   end

@@ -103,10 +103,15 @@ defmodule Snex.PythonSources do
     changed?
   end
 
-  @doc "Put the packages where a published package has them."
+  # What is one for both halves.
+  @shared ["LICENSE", "CHANGELOG.md"]
+
+  @doc "Put what is elsewhere in the repository where a published package has it."
   @spec package() :: :ok
   def package do
-    copy!(find!(), @packaged)
+    source = find!()
+    copy!(source, @packaged)
+    for name <- @shared, do: File.cp!(Path.join(source, name), Path.join(__DIR__, name))
     :ok
   end
 end

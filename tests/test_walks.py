@@ -43,7 +43,6 @@ def walk(name: str, directory: Path, epmd: RealEpmd, **settings: object) -> list
             **inherited,
             "ERL_EPMD_PORT": str(epmd.port),
             "ERL_AFLAGS": QUIET_SCHEDULERS,
-            "ERL_COMPILER_OPTIONS": mix.QUICK,
             "MIX_HOME": os.environ.get("MIX_HOME", str(Path.home() / ".mix")),
             "PIP_NO_INDEX": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",

@@ -202,6 +202,10 @@ def test_a_package(app: Path, clone: Path, tmp_path: Path) -> None:
         else:
             package.mkdir(exist_ok=True)
             shutil.copy2(source, package)
+    names = {path.name for path in package.iterdir()}
+    assert {"lib", "c_src", "python", "guides", "README.md", "CHANGELOG.md", "LICENSE"} <= names
+    assert not list(package.rglob("__pycache__"))
+    assert not list(package.rglob("*.so"))
     shutil.rmtree(clone)
     package.rename(clone)
     write(app, {"mix.exs": mix.mix_exs("Demo", "demo", '[{:snex, path: "../snex-node"}]')})

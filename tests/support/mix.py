@@ -20,9 +20,6 @@ SECONDS = 150.0
 # that only those which the client brings can be found.
 PYTHON: str = getattr(sys, "_base_executable", sys.executable)
 
-# What is built is as it would be, but slower; building it takes two thirds of the time.
-QUICK = "[no_ssa_opt, no_copt, no_bool_opt, no_type_opt]"
-
 CHECK = """\
 defmodule Demo do
   # Tells where Python found our packages, and whether environments are freed by the garbage
@@ -99,7 +96,6 @@ def run(
             **inherited,
             "DEMO_PYTHON": PYTHON,
             "ERL_AFLAGS": QUIET_SCHEDULERS,
-            "ERL_COMPILER_OPTIONS": QUICK,
             "MIX_HOME": os.environ.get("MIX_HOME", str(Path.home() / ".mix")),
             **(env or {}),
         },
