@@ -42,6 +42,7 @@ SYSTEM_APPLICATION: Final = "snex"
 """The application that the library's own notes to ``Logger`` name."""
 
 _CLIENT: Final = "Elixir.Snex.Remote"
+_TRACES: Final = 2  # the version from which on it takes the trace that a call is in
 """What the Elixir client has for us on its nodes: it calls functions as users of it expect."""
 
 _typed: Final = Decoder(binary_as="bytes")
@@ -99,7 +100,7 @@ class NodeBackend:
         self.logs: Final = LogQueue(self)
         """Log records on their way to Elixir."""
         # Whether the client is loaded on a node, which each is asked for once it is called.
-        self._clients: dict[str, asyncio.Task[bool]] = {}
+        self._clients: dict[str, asyncio.Task[int]] = {}
         self.last_origin: str | None = None
         """The node that made a request last."""
 
@@ -149,11 +150,11 @@ class NodeBackend:
         name = node or self.default_node()
         known = self._clients.get(name)
         if known is None or not known.done():
-            has_client = await self._on_loop(self._has_client(name))
+            client = await self._on_loop(self._client(name))
         else:
-            has_client = known.result()
-        if has_client:
-            module, function, args = self._through_client(module, function, args)
+            client = known.result()
+        if client:
+            module, function, args = self._through_client(client, module, function, args)
         self._node.rpc_cast(name, module, function, args)
 
     async def call(
@@ -174,8 +175,9 @@ class NodeBackend:
     ) -> object:
         what = f"{module}.{function}/{len(args)}"
         outcome = _outcome(decoder)
-        if await self._has_client(node):
-            module, function, args = self._through_client(module, function, args)
+        client = await self._client(node)
+        if client:
+            module, function, args = self._through_client(client, module, function, args)
         try:
             return await self._node.rpc(node, module, function, args, timeout=None, decoder=outcome)
         except RemoteError as error:
@@ -185,28 +187,34 @@ class NodeBackend:
         raise failure
 
     def _through_client(
-        self, module: str, function: str, args: list[object]
+        self, client: int, module: str, function: str, args: list[object]
     ) -> tuple[str, str, list[object]]:
-        """The call that has the client call: it encodes the result, and knows for whom it is."""
+        """The call that has the client call: it encodes the result, and knows for whom it is, and
+        from version 2 on in which trace.
+        """
         asked = origin.get()
         caller = self._sender if asked is None or asked[1] is None else asked[1].pid
-        return _CLIENT, "apply", [Atom(module), Atom(function), args, caller]
+        through: list[object] = [Atom(module), Atom(function), args, caller]
+        if client >= _TRACES and asked is not None:
+            through += asked[2:]
+        return _CLIENT, "apply", through
 
-    async def _has_client(self, name: str) -> bool:
+    async def _client(self, name: str) -> int:
+        """The version of the client there; 0: there is none."""
         known = self._clients.get(name)
         if known is None:
             known = self._clients[name] = self._loop.create_task(self._ask_for_client(name))
         return await asyncio.shield(known)
 
-    async def _ask_for_client(self, name: str) -> bool:
+    async def _ask_for_client(self, name: str) -> int:
         try:
             version = await self._node.rpc(name, _CLIENT, "version", decoder=_typed)
         except RemoteError:  # there is no such module
-            return False
+            return 0
         except NodeError:  # it has gone, or cannot be reached: what is to be called will tell
             self._clients.pop(name, None)
-            return False
-        return type(version) is int and version >= 1
+            return 0
+        return version if type(version) is int else 0
 
     async def _describe(
         self, node: str, what: str, error: RemoteError, decoder: Decoder

@@ -537,6 +537,29 @@ class TestNodeBackend:
             origin.reset(token)
         assert serde.to_typed(applied[2][3]) == caller.pid
 
+    @pytest.mark.parametrize(("version", "length"), [(1, 4), (2, 5), (3, 5)])
+    async def test_the_trace_goes_along(
+        self, version: int, length: int, both: Pair, provide: Callable[..., None]
+    ) -> None:
+        applied: list[tuple[object, ...]] = []
+        provide(
+            "Elixir.Snex.Remote", version=lambda: version, apply=lambda *args: applied.append(args)
+        )
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        token = origin.set((both.node.remote(both.peer.name), None, trace))
+        try:
+            await interface.call("math", "sqrt", [36])
+            await interface.cast("math", "sqrt", [49])
+        finally:
+            origin.reset(token)
+        await interface.call("math", "sqrt", [64])
+        await until(lambda: len(applied) == 3)
+        by_argument = {str(call[2]): call for call in applied}
+        for traced in (by_argument["[36]"], by_argument["[49]"]):
+            assert len(traced) == length
+            assert length == 4 or traced[4] == trace
+        assert len(by_argument["[64]"]) == 4
+
     async def test_whether_there_is_a_client_is_asked_once_per_connection(
         self, both: Pair, provide: Callable[..., None]
     ) -> None:

@@ -140,6 +140,8 @@ defmodule Snex.TelemetryTest do
               traceparent -> [{"traceparent", traceparent} | carrier]
             end
           end
+
+          def extract([{"traceparent", traceparent}]), do: Process.put(:traceparent, traceparent)
         end,
         Macro.Env.location(__ENV__)
       )
@@ -166,6 +168,17 @@ defmodule Snex.TelemetryTest do
       assert Snex.pyeval(env, code) == {:ok, @trace}
       Process.delete(:traceparent)
       assert Snex.pyeval(env, code) == {:ok, nil}
+    end
+
+    test "goes back with what Python calls" do
+      interpreter = start_interpreter!()
+
+      code =
+        "import snex; return await snex.call('Elixir.Process', 'get', [snex.Atom('traceparent')])"
+
+      assert Snex.pyeval(interpreter, code) == {:ok, nil}
+      Process.put(:traceparent, @trace)
+      assert Snex.pyeval(interpreter, code) == {:ok, @trace}
     end
 
     test "that is none" do

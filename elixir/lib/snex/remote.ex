@@ -3,10 +3,10 @@ defmodule Snex.Remote do
   # What Python calls on this node is called through here, by `:erpc`. A node without this module is
   # asked for the function itself; Python asks for `version/0` once per connection.
 
-  alias Snex.Serde
+  alias Snex.{Serde, Telemetry}
 
-  @spec version() :: 1
-  def version, do: 1
+  @spec version() :: 2
+  def version, do: 2
 
   @doc """
   Call a function in the name of the process that sent Python its request: it is in `$callers`, as
@@ -25,6 +25,13 @@ defmodule Snex.Remote do
     else
       value -> Serde.encode(value)
     end
+  end
+
+  @doc "The same, as a part of the trace that the call to Python was a part of."
+  @spec apply(module(), atom(), [term()], pid(), String.t()) :: term()
+  def apply(module, function, args, caller, traceparent) do
+    Telemetry.continue(traceparent)
+    __MODULE__.apply(module, function, args, caller)
   end
 
   # The caller waits for Python, most often, and so tells at once.

@@ -49,7 +49,8 @@ defmodule Snex.Telemetry do
 
   Where an application has OpenTelemetry, a call carries the trace that its process is in to Python:
   `snex.traceparent()` gives it there, and it is the context of OpenTelemetry's where that is installed. The
-  option `:traceparent` of `Snex.pyeval/4` gives another one.
+  option `:traceparent` of `Snex.pyeval/4` gives another one. What Python calls by `snex.call` and `snex.cast` belongs
+  to the trace as well.
 
   ## Pools
 
@@ -86,6 +87,16 @@ defmodule Snex.Telemetry do
         nil -> nil
       end
     end
+  end
+
+  @doc false
+  # What the calling process, which ends with that, does belongs to the trace.
+  @spec continue(String.t()) :: :ok
+  def continue(traceparent) do
+    if :persistent_term.get(@tracing, false),
+      do: apply(:otel_propagator_text_map, :extract, [[{"traceparent", traceparent}]])
+
+    :ok
   end
 
   @doc false
