@@ -592,8 +592,8 @@ def traceparent() -> str | None:
     """Where the request that runs stands in a trace, as W3C Trace Context has it; None where its
     caller has not said so (the option ``traceparent:`` of ``eval``).
 
-    Tasks and threads that the request starts have it too. It is not sent along by `call`, `cast`
-    and `send`: give it as an argument to what is to continue the trace.
+    Tasks and threads that the request starts have it too, and so has what it calls by `call` and
+    `cast` where the Elixir client is. `send` has no place for it.
 
     >>> traceparent() is None
     True

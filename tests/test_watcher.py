@@ -417,6 +417,7 @@ class TestMemory:
         assert watcher.resident_memory(child) == 0
 
 
+@pytest.mark.alone
 class TestGuard:
     def test_it_ends_python_code_that_goes_on(self) -> None:
         def test() -> None:
