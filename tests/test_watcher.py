@@ -417,8 +417,8 @@ class TestMemory:
         assert watcher.resident_memory(child) == 0
 
 
-@pytest.mark.alone
 class TestGuard:
+    @pytest.mark.usefixtures("later")
     def test_it_ends_python_code_that_goes_on(self) -> None:
         def test() -> None:
             forks.set_handler(signal.SIGTERM, ignore)
