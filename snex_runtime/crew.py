@@ -213,7 +213,8 @@ class Crew:
             self._node,
             uptime=time.monotonic() - self._started,
             environments=sum(lane.environments for lane in lanes),
-            requests_running=front.running,
+            # Those that came to environments on workers directly are not known here.
+            requests_running=max(front.running, totals.running(fresh)),
             threads=NO_THREADS,
             blocked=Blocked(),
             pulse=self._pulse,

@@ -11,7 +11,7 @@ from snex_runtime.front import Lane
 from snex_runtime.info import MAX_ENVIRONMENTS, MAX_RUNNING
 from snex_runtime.latency import Counts
 
-__all__ = ["add_up", "environments", "of_lane", "oldest", "running_on"]
+__all__ = ["add_up", "environments", "of_lane", "oldest", "running", "running_on"]
 
 Told = Mapping[str, Any]
 """What one worker has told: an answer to ``:info``."""
@@ -84,6 +84,11 @@ def running_on(lane: Lane, told: Told | None) -> list[dict[Atom, object]]:
         }
         for job in lane.jobs()
     ]
+
+
+def running(told: Iterable[Told | None]) -> int:
+    """How many requests workers have told that they run."""
+    return sum(each.get("requests_running", 0) for each in told if each is not None)
 
 
 def oldest(running: Iterable[dict[Atom, object]]) -> list[dict[Atom, object]]:

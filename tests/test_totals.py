@@ -50,6 +50,11 @@ def own(**values: object) -> dict[Atom, object]:
     )
 
 
+def test_what_workers_run() -> None:
+    assert totals.running([]) == 0
+    assert totals.running([{"requests_running": 2}, None, {}, {"requests_running": 3}]) == 5
+
+
 class TestAddingUp:
     def test_sums(self) -> None:
         map_ = own(bytes_in=1)

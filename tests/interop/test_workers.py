@@ -192,6 +192,22 @@ class TestCalls:
 
 
 class TestEnvironments:
+    async def test_what_runs_there_is_told(self, beam: Beam, workers: Runtime) -> None:
+        source = """
+        spawn(fn ->
+          {:ok, env} = GenServer.call({:snex, py}, {:make_env, %{}})
+          GenServer.call(env, {:eval, "import asyncio; await asyncio.sleep(60)", %{}}, 60_000)
+        end)
+        """
+        caller = await beam.eval(source, py=workers.name)
+
+        async def told() -> bool:
+            return bool((await workers.info(beam))["requests_running"] == 1)
+
+        await until(told)
+        await beam.eval("Process.exit(caller, :kill)", caller=caller)
+        await rested(beam, workers)
+
     async def test_they_are_spread_and_stay_where_they_are(
         self, beam: Beam, workers: Runtime
     ) -> None:
