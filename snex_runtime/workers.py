@@ -163,8 +163,10 @@ class WorkerProcess:
         """End it at once, and the processes that it has started."""
         self.stop()
         if self._child is not None and self._child.returncode is None:
+            # Not by `Process.kill`: that looks whether it has ended, and so takes its status away
+            # from whoever waits for it.
             with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
+                os.kill(self._child.pid, signal.SIGKILL)
 
     async def ended(self) -> None:
         """Wait until it has ended, which `stop` has begun; kill it when it does not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -348,6 +349,21 @@ class TestEnd:
         assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
         process.kill()
         await until(lambda: not group(process.process))
+
+    async def test_who_kills_it_does_not_look_whether_it_has_ended(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That would take its status away from whoever waits for it."""
+        process = (await start()).process
+
+        def poll(popen: object) -> None:
+            raise AssertionError("this waits for a process that may have ended")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess.Popen, "poll", poll)
+            process.kill()
+            process.kill()
+        assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
 
     async def test_it_does_not_end_when_it_is_told_to(
         self, start: Start, monkeypatch: pytest.MonkeyPatch
