@@ -252,8 +252,7 @@ defmodule Snex.Pool.Places do
   def owner(pid) do
     # Its last 12 bytes are two numbers and the creation of the node, in this form of all releases.
     external = :erlang.term_to_binary(pid)
-    skipped = byte_size(external) - 12
-    <<_::binary-size(skipped), owner::64, _creation::32>> = external
+    <<owner::64, _creation::32>> = binary_part(external, byte_size(external), -12)
     owner
   end
 
