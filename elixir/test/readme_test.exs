@@ -290,7 +290,7 @@ defmodule Snex.ReadmeTest do
   describe "on several nodes" do
     setup do
       {peer, node} = Snex.Peer.start()
-      on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
+      on_exit(fn -> Snex.Peer.stop(peer) end)
       {:ok, node: node}
     end
 

@@ -15,6 +15,14 @@ defmodule Snex.Peer do
     :ok
   end
 
+  @doc "End a node, which may be ending by itself."
+  def stop(peer) do
+    if Process.alive?(peer), do: :peer.stop(peer)
+    :ok
+  catch
+    :exit, _reason -> :ok
+  end
+
   # The nodes of OTP need one; where none runs, it ends with the calling process.
   defp start_epmd do
     if not epmd?() do
