@@ -10,7 +10,7 @@ defmodule Snex.PoolNodesTest do
     setup do
       name = :"snex-pool-#{System.unique_integer([:positive])}"
       {peer, node} = Snex.Peer.start()
-      on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
+      on_exit(fn -> Snex.Peer.stop(peer) end)
       opts = [name: name, interpreter: [python: python()]]
       {:ok, name: name, node: node, peer: peer, opts: opts}
     end
