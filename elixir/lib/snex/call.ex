@@ -4,8 +4,10 @@ defmodule Snex.Call do
 
   alias Snex.{Error, Runtimes}
 
-  # How long an interpreter may take to end after its Python has. It waits for its output.
+  # How long an interpreter may take to end after its Python has. It waits for its output. With :shutdown
+  # Python says that it is about to end, for which it has some seconds.
   @end_of_interpreter 2_000
+  @end_of_python 7_000
 
   # How long an answer is waited for before the process that is to give it is monitored, in ms.
   @at_once 25
@@ -191,7 +193,7 @@ defmodule Snex.Call do
       {:DOWN, ^monitor, _, _, :noproc} -> failed(ended(interpreter))
       {:DOWN, ^monitor, _, _, reason} -> failed(reason)
     after
-      @end_of_interpreter ->
+      if(reason == :shutdown, do: @end_of_python, else: @end_of_interpreter) ->
         Process.demonitor(monitor, [:flush])
         # The interpreter lives on: then it was the environment that ended, or the connection.
         if is_pid(target) and not match?({:nodedown, _}, reason),
