@@ -127,6 +127,8 @@ class Evaluator:
                 return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
             given, _ = read_variables(self._decoder, request.data, request.at)
+        if not init and self._kill_after is None and options.kill_after is None:
+            return self._evaluate(request, code, given, options, init)  # nearly all are such
         return self._limited(request, code, given, options, init)
 
     def _traced(

@@ -496,8 +496,8 @@ def test_two_trees_beside_each_other(
     assert found["made"]["trees"].keys() == {"this", "other"}
     assert [row["name"] for row in found["rows"]] == ["async eval", "encode floats"]
     assert all(row["sides"].keys() == {"this", "other"} for row in found["rows"])
-    # What runs beside this may hold up one of the two.
-    assert all(0.02 < row["ratios"]["other"]["median"] < 50 for row in found["rows"])
+    # What runs beside this may hold up one of the two, but not every time.
+    assert all(0.2 < row["ratios"]["other"]["best"] < 5 for row in found["rows"])
     assert "encode floats" in capsys.readouterr().out
 
 
