@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
@@ -105,6 +105,19 @@ class EncodingOpt:
         ATOM = "atom"
         DISTINCT_ATOM = "distinct_atom"
 
+    class TensorAs(_StringEnum):
+        """What a ``Snex.Tensor`` becomes."""
+
+        NDARRAY = "ndarray"
+        MEMORYVIEW = "memoryview"
+        TERM = "term"
+
+    class StructsAs(_StringEnum):
+        """What dates, times, decimal numbers and the like become."""
+
+        DICT = "dict"
+        NATIVE = "native"
+
 
 class EncodingOpts(TypedDict, total=False):
     """How Elixir terms become Python objects; every key may be missing.
@@ -115,18 +128,30 @@ class EncodingOpts(TypedDict, total=False):
     binary_as: EncodingOpt.BinaryAs | Literal["str", "bytes", "bytearray"]
     set_as: EncodingOpt.SetAs | Literal["set", "frozenset"]
     atom_as: EncodingOpt.AtomAs | Literal["atom", "distinct_atom"]
+    tensor_as: EncodingOpt.TensorAs | Literal["ndarray", "memoryview", "term"]
+    structs_as: EncodingOpt.StructsAs | Literal["dict", "native"]
 
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "binary_as": tuple(e.value for e in EncodingOpt.BinaryAs),
     "set_as": tuple(e.value for e in EncodingOpt.SetAs),
     "atom_as": tuple(e.value for e in EncodingOpt.AtomAs),
+    "tensor_as": tuple(e.value for e in EncodingOpt.TensorAs),
+    "structs_as": tuple(e.value for e in EncodingOpt.StructsAs),
 }
 
-Options = tuple[str, str, str]
-"""Encoding options with all three decided: ``(binary_as, set_as, atom_as)``."""
 
-DEFAULTS: Final[Options] = ("str", "set", "atom")
+class Options(NamedTuple):
+    """Encoding options, all of them decided."""
+
+    binary_as: str = "str"
+    set_as: str = "set"
+    atom_as: str = "atom"
+    tensor_as: str = "ndarray"
+    structs_as: str = "dict"
+
+
+DEFAULTS: Final = Options()
 
 
 def merge_options(options: object, base: Options = DEFAULTS) -> Options:
@@ -136,7 +161,7 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
     """
     if options is None:
         return base
-    merged = dict(zip(_CHOICES, base, strict=True))
+    merged = base._asdict()
     for name, value in _option_pairs(options):
         key = str.__str__(name) if isinstance(name, str) else ""
         choices = _CHOICES.get(key)
@@ -147,7 +172,7 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
         if not isinstance(chosen, str) or str.__str__(chosen) not in choices:
             raise ValueError(f"{key} is one of {', '.join(choices)}, not {inspect(value)}")
         merged[key] = str.__str__(chosen)
-    return merged["binary_as"], merged["set_as"], merged["atom_as"]
+    return Options(**merged)
 
 
 def _option_pairs(options: object) -> list[tuple[object, object]]:
@@ -179,7 +204,7 @@ _decoders: dict[Options, Decoder] = {}
 
 
 def decoder(options: Options = DEFAULTS) -> Decoder:
-    """The decoder for these options; there are twelve at the most, made once each."""
+    """The decoder for these options; there are 72 at the most, made once each."""
     found = _decoders.get(options)
     if found is None:
         found = _decoders[options] = _make_decoder(options)
@@ -187,9 +212,8 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
 
 
 def _make_decoder(options: Options) -> Decoder:
-    binary_as, set_as, atom_as = options
-    binaries: BinaryAs = binary_as  # type: ignore[assignment]
-    make_set: Callable[[Any], object] = frozenset if set_as == "frozenset" else set
+    binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
+    make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -203,7 +227,7 @@ def _make_decoder(options: Options) -> Decoder:
         unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
-    atom = DistinctAtom if atom_as == "distinct_atom" else Atom
+    atom = DistinctAtom if options.atom_as == "distinct_atom" else Atom
     key, key_map, mapset = atom(_STRUCT), atom("map"), atom(_MAPSET)
     made = Decoder(
         binary_as=binaries,
@@ -342,16 +366,27 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
+_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = ()
+"""Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
+
+
 def _encode_unknown(value: object) -> object:
-    if not isinstance(value, Exception):
-        return _unknown(value) if _custom is None else _custom(value)
-    # As the caller gets one that is raised, unless the custom encoder knows better.
+    """What stands for a value of a type that is none of the codec's: the user's word goes first."""
+    refused: TypeError | None = None
     if _custom is not None:
         try:
             return _custom(value)
-        except TypeError:
-            pass
-    return from_exception(value).to_term()
+        except TypeError as error:
+            refused = error
+    if isinstance(value, Exception):  # as the caller gets one that is raised
+        return from_exception(value).to_term()
+    for substitute in _SUBSTITUTES:
+        found = substitute(value)
+        if found is not NotImplemented:
+            return found
+    if refused is not None:
+        raise refused
+    return _unknown(value)
 
 
 BOUNDARIES: Final = (_encode_unknown.__code__,)

@@ -79,7 +79,7 @@ class TestFunctions:
         atom = Term(etf.Encoder().encode(Atom("m")))
         assert await interface.call(atom, Atom("f"), (1, 2), node=atom) == "answer"
         await interface.call("m", "f", iter([1]), result_encoding_opts={"binary_as": "bytes"})
-        bytes_decoder = serde.decoder(("bytes", "set", "atom"))
+        bytes_decoder = serde.decoder(serde.Options("bytes"))
         assert recorder.asked == [
             ("call", "m", "f", [1, 2], "m", None),
             ("call", "m", "f", [1], None, bytes_decoder),
@@ -210,7 +210,7 @@ class TestOutcome:
         assert told[:2] == (self.REF, "return")
         assert told[2][0] == "text"
         assert isinstance(told[2][1], Term)
-        raw = self.decode((self.REF, Atom("return"), [b"\xff"]), ("bytes", "set", "atom"))
+        raw = self.decode((self.REF, Atom("return"), [b"\xff"]), serde.Options("bytes"))
         assert raw[2] == [b"\xff"]
 
     def test_an_exception_is_told_of_whatever_it_holds(self) -> None:

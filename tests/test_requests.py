@@ -127,7 +127,8 @@ class TestBadInput:
             (evaluate(b"1", {}, {A("on_timeout"): A("x")}), "on_timeout takes :cancel or :contin"),
             (
                 evaluate(b"1", {}, {A("encoding_opts"): {A("x"): 1}}),
-                "unknown encoding option :x: there are binary_as, set_as, atom_as",
+                "unknown encoding option :x: there are binary_as, set_as, atom_as, tensor_as, "
+                "structs_as",
             ),
         ],
     )
@@ -289,7 +290,7 @@ class TestReader:
             assert options_in(raw, ("timeout", "encoding_opts")).keys() == dict(options).keys()
 
     def test_the_options_of_the_runtime(self) -> None:
-        reader = Reader(("bytes", "frozenset", "atom"))
+        reader = Reader(serde.Options("bytes", "frozenset"))
         variables, _ = reader.variables_and_options(request_of((A("kind"), {b"x": b"\xff"}, None)))
         assert variables == {"x": b"\xff"}
 
@@ -351,7 +352,7 @@ class TestOptions:
         base = serde.DEFAULTS
         assert encoding_options([(A("timeout"), 1)], base) == base
         given = {A("encoding_opts"): [(A("set_as"), A("frozenset"))]}
-        assert encoding_options(given, base) == ("str", "frozenset", "atom")
+        assert encoding_options(given, base) == serde.Options("str", "frozenset")
         with pytest.raises(BadRequest, match="set_as is one of"):
             encoding_options({A("encoding_opts"): {A("set_as"): 1}}, base)
 
@@ -378,7 +379,7 @@ class TestVariables:
     @pytest.mark.parametrize("name", [A("x"), b"x"])
     @pytest.mark.parametrize("binary_as", ["str", "bytes", "bytearray"])
     def test_names_are_strings(self, name: object, binary_as: Any) -> None:
-        decoder = serde.decoder((binary_as, "set", "distinct_atom"))
+        decoder = serde.decoder(serde.Options(binary_as, atom_as="distinct_atom"))
         data = encode({name: 1})
         variables, end = read_variables(decoder, data + b"rest", 0)
         assert variables == {"x": 1}

@@ -652,15 +652,12 @@ class TestOptions:
         ids=stable,
     )
     def test_forms(self, options: object) -> None:
-        assert merge_options(options) == ("bytes", "set", "atom")
+        assert merge_options(options) == serde.Options("bytes")
 
     def test_they_are_merged(self) -> None:
         base = merge_options({"set_as": "frozenset"})
-        assert merge_options({"atom_as": "distinct_atom"}, base) == (
-            "str",
-            "frozenset",
-            "distinct_atom",
-        )
+        merged = merge_options({"atom_as": "distinct_atom"}, base)
+        assert merged == serde.Options("str", "frozenset", "distinct_atom")
         nothings: list[object] = [None, {}, []]
         for nothing in nothings:
             assert merge_options(nothing, base) == base
@@ -668,7 +665,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"nope": 1}, 'unknown encoding option "nope": there are binary_as, set_as, atom_as'),
+            (
+                {"nope": 1},
+                'unknown encoding option "nope": there are binary_as, set_as, atom_as, tensor_as, '
+                "structs_as",
+            ),
             ({"set_as": "list"}, 'set_as is one of set, frozenset, not "list"'),
             ({"set_as": None}, "set_as is one of set, frozenset, not nil"),
             ({"set_as": ["x" * 1000]}, r'set_as is one of set, frozenset, not \["xxx'),

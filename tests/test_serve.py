@@ -123,7 +123,7 @@ class TestBothWays:
     async def test_call(self, line: Line) -> None:
         line.parent.answer = [b"text", Atom("a")]
         assert await line.child.call("m", "f", [1], "n@h", None) == ["text", "a"]
-        decoder = serde.decoder(("bytes", "set", "distinct_atom"))
+        decoder = serde.decoder(serde.Options("bytes", atom_as="distinct_atom"))
         answer = await line.child.call("m", "f", [1], None, decoder)
         assert answer == [b"text", serde.DistinctAtom("a")]
         assert line.parent.calls == [("m", "f", [1], "n@h"), ("m", "f", [1], None)]

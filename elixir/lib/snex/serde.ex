@@ -43,11 +43,18 @@ defmodule Snex.Serde do
     * `:set_as` - what a `MapSet` becomes; default `:set`
     * `:atom_as` - what atoms become: `:atom` (default), equal to the string of their name, or
       `:distinct_atom`, equal only to themselves
+    * `:tensor_as` - what a `Snex.Tensor` becomes: a `numpy.ndarray` (`:ndarray`, the default; a
+      shaped `memoryview` where NumPy is not installed), a `:memoryview`, or a `:term` that Python does
+      not look into
+    * `:structs_as` - what `Date`, `Time`, `NaiveDateTime`, `DateTime`, `Duration` and `Decimal` become:
+      a `:dict` (default) like all structs, or Python's own (`:native`)
   """
   @type encoding_opt ::
           {:binary_as, binary_as()}
           | {:set_as, :set | :frozenset}
           | {:atom_as, :atom | :distinct_atom}
+          | {:tensor_as, :ndarray | :memoryview | :term}
+          | {:structs_as, :dict | :native}
 
   @typedoc "See `t:encoding_opt/0`."
   @type encoding_opts :: [encoding_opt()]
@@ -67,7 +74,9 @@ defmodule Snex.Serde do
   @choices [
     binary_as: [:str, :bytes, :bytearray],
     set_as: [:set, :frozenset],
-    atom_as: [:atom, :distinct_atom]
+    atom_as: [:atom, :distinct_atom],
+    tensor_as: [:ndarray, :memoryview, :term],
+    structs_as: [:dict, :native]
   ]
 
   @doc """
