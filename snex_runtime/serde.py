@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
+from snex_runtime import tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -214,6 +215,8 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
 def _make_decoder(options: Options) -> Decoder:
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
+    tensor_as: tensors.TensorAs = options.tensor_as  # type: ignore[assignment]
+    of_tensors = (tensors.NAME,)
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -222,8 +225,9 @@ def _make_decoder(options: Options) -> Decoder:
             return make_set(members) if isinstance(members, dict) else struct
         plain_name = str(name)
         if plain_name in LISTS:
-            fields = {str(field): value for field, value in struct.items()}
-            return LISTS[plain_name](fields, binaries, Term)
+            return LISTS[plain_name](_plain_fields(struct), binaries, Term)
+        if plain_name == tensors.NAME:
+            return tensors.load(_plain_fields(struct), tensor_as)
         unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
@@ -235,10 +239,17 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *of_tensors),
         raw_structs=_RAW_STRUCTS,
+        view_structs=() if options.tensor_as == "term" else of_tensors,
+        term_structs=of_tensors if options.tensor_as == "term" else (),
     )
     return made
+
+
+def _plain_fields(struct: dict[Any, Any]) -> dict[str, Any]:
+    """The fields of a struct by their names as plain strings, whatever class atoms are of."""
+    return {str(field): value for field, value in struct.items()}
 
 
 def _field(struct: dict[Any, Any], name: str) -> bytes:
@@ -366,7 +377,7 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
-_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = ()
+_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = (tensors.substitute,)
 """Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
 
 
