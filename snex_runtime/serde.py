@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import tensors
+from snex_runtime import tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -216,7 +216,8 @@ def _make_decoder(options: Options) -> Decoder:
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
     tensor_as: tensors.TensorAs = options.tensor_as  # type: ignore[assignment]
-    of_tensors = (tensors.NAME,)
+    whole = (tensors.NAME,) if options.tensor_as == "term" else ()
+    viewed = (tables.NAME,) if whole else (tables.NAME, tensors.NAME)
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -228,6 +229,8 @@ def _make_decoder(options: Options) -> Decoder:
             return LISTS[plain_name](_plain_fields(struct), binaries, Term)
         if plain_name == tensors.NAME:
             return tensors.load(_plain_fields(struct), tensor_as)
+        if plain_name == tables.NAME:
+            return tables.load(_plain_fields(struct))
         unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
@@ -239,10 +242,10 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *of_tensors),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed),
         raw_structs=_RAW_STRUCTS,
-        view_structs=() if options.tensor_as == "term" else of_tensors,
-        term_structs=of_tensors if options.tensor_as == "term" else (),
+        view_structs=viewed,
+        term_structs=whole,
     )
     return made
 
@@ -377,7 +380,10 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
-_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = (tensors.substitute,)
+_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = (
+    tensors.substitute,
+    tables.substitute,
+)
 """Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
 
 
