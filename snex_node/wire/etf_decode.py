@@ -200,7 +200,7 @@ class Decoder:
       ``term``, for structs that say themselves how their contents are to be decoded.
     * ``view_structs``: names of structs whose fields, where they are binaries, reach the hook as a
       `memoryview` of the data that is decoded: large ones are not copied, and keep all of it.
-      Other fields of theirs are read with binaries as ``bytes`` and nothing opaque, but for maps.
+      Other fields of theirs are read as a decoder without options reads them.
     * ``term_structs``: names of structs that arrive as ``term``, each as a whole.
     * ``max_depth``: terms nested deeper are refused.
 
@@ -664,7 +664,7 @@ class Decoder:
     def _viewed(self, data: bytes, begin: int, end: int) -> object:
         if data[begin] == 109:
             return memoryview(data)[begin + 5 : end]
-        return (self if data[begin] == 116 else _VALIDATOR).decode(data, begin)[0]
+        return _VALIDATOR.decode(data, begin)[0]
 
     def _composite(self, data: bytes, start: int, end: int, kind: int, out: list[Any]) -> object:
         if kind == _FUN:
