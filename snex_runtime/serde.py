@@ -162,7 +162,7 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
     """
     if options is None:
         return base
-    merged = base._asdict()
+    merged = dict(zip(_CHOICES, base, strict=True))
     for name, value in _option_pairs(options):
         key = str.__str__(name) if isinstance(name, str) else ""
         choices = _CHOICES.get(key)

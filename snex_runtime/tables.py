@@ -19,7 +19,7 @@ from typing import Any, Final
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.terms import Atom
 
-__all__ = ["ALIGNMENT", "MAX_ALIGNED", "NAME", "load", "substitute"]
+__all__ = ["ALIGNMENT", "NAME", "SMALL", "load", "substitute"]
 
 NAME: Final = "Elixir.Snex.Arrow"
 """The name of the struct."""
@@ -27,7 +27,7 @@ NAME: Final = "Elixir.Snex.Arrow"
 ALIGNMENT: Final = 8
 """Bytes of which the beginning of a stream is to be a multiple, for its columns to be."""
 
-MAX_ALIGNED: Final = 1024 * 1024
+SMALL: Final = 1024 * 1024
 """Bytes up to which a stream that begins elsewhere is copied. The largest of a message begins
 there; see `framing`."""
 
@@ -140,7 +140,7 @@ def load(fields: Mapping[str, object]) -> object:
 
 def _read_by_pyarrow(pyarrow: Any, data: memoryview) -> object:
     buffer = pyarrow.py_buffer(data)
-    if buffer.address % ALIGNMENT and len(data) <= MAX_ALIGNED:
+    if buffer.address % ALIGNMENT and len(data) <= SMALL:
         buffer = pyarrow.py_buffer(bytes(data))
     with importlib.import_module("pyarrow.ipc").open_stream(buffer) as reader:
         return reader.read_all()

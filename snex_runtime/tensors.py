@@ -21,14 +21,14 @@ from typing import Any, Final, Literal, NamedTuple
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.terms import Atom
 
-__all__ = ["MAX_ALIGNED", "NAME", "TensorAs", "load", "substitute"]
+__all__ = ["NAME", "SMALL", "TensorAs", "load", "substitute"]
 
 TensorAs = Literal["ndarray", "memoryview"]
 
 NAME: Final = "Elixir.Snex.Tensor"
 """The name of the struct."""
 
-MAX_ALIGNED: Final = 1024 * 1024
+SMALL: Final = 1024 * 1024
 """Bytes up to which numbers that do not begin where the processor likes it are copied: what
 computes with them would do that each time. The largest of a message begins there; see `framing`."""
 
@@ -331,7 +331,7 @@ def _as_ndarray(numpy: Any, data: memoryview, of: _Type, shape: tuple[int, ...])
     else:
         dtype = numpy.dtype("<" + of.code)
     made = numpy.ndarray(shape, dtype, data)
-    if not made.flags.aligned and len(data) <= MAX_ALIGNED:
+    if not made.flags.aligned and len(data) <= SMALL:
         made = made.copy()
         made.flags.writeable = False
     return made
