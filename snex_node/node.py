@@ -33,6 +33,7 @@ from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.framing import MAX_FRAME, MAX_MESSAGE
 from snex_node.wire.gen import GEN_CAST, From
 from snex_node.wire.handshake import HandshakeError, check_name
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, Pid, Reference
 
 
@@ -230,7 +231,7 @@ class Node:
         """Answer a call, from any thread. Raises `EncodeError`."""
         self.router.reply(to, reply, sender)
 
-    def reply_encoded(self, to: From, reply: bytes, *, sender: Pid | None = None) -> None:
+    def reply_encoded(self, to: From, reply: Payload, *, sender: Pid | None = None) -> None:
         """Answer a call with a term that is encoded already (a bare term)."""
         self.router.reply_encoded(to, reply, sender)
 

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from snex_node.wire.framing import FRAGMENT_SIZE
 from snex_node.wire.gen import From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Pid
 from snex_runtime import journal, serde
 from snex_runtime.errors import Failure
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 class Replies(Protocol):
     """Sends replies: a node."""
 
-    def reply_encoded(self, to: From, reply: bytes, *, sender: Pid | None = None) -> None:
+    def reply_encoded(self, to: From, reply: Payload, *, sender: Pid | None = None) -> None:
         """Send ``reply`` to who waits for it; nothing happens where nobody does any more."""
 
 
@@ -75,7 +76,7 @@ class Answers:
         self._records = logs.records
         self._max_reply = max_reply
 
-    def send(self, request: Request, answer: bytes) -> None:
+    def send(self, request: Request, answer: Payload) -> None:
         """Send ``answer`` to who waits for it, if anybody does."""
         self.ended(request)
         caller = request.caller
@@ -107,7 +108,7 @@ class Answers:
         """
         return bool(self._records) and self._logs.hold(caller, release)
 
-    def bounded(self, request: Request, answer: bytes) -> bytes:
+    def bounded(self, request: Request, answer: Payload) -> Payload:
         """``answer``, or one that says that it is too long."""
         if len(answer) <= self._max_reply:
             return answer

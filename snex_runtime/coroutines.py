@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 from snex_node.errors import NodeError
 from snex_node.system import forks, tasks
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Pid, Reference
 from snex_runtime import contexts
 from snex_runtime.answers import OK_, failed
@@ -38,7 +39,7 @@ class MayBeForked(Protocol):
 class Sender(Protocol):
     """Sends answers."""
 
-    def send(self, request: Request, answer: bytes) -> None:
+    def send(self, request: Request, answer: Payload) -> None:
         """Send ``answer`` to who waits for it, if anybody does."""
 
 
@@ -267,17 +268,17 @@ class Coroutines:
             answer = await contexts.in_steps(request.enter, work, request.asked, self.finish(work))
         self._answers.send(request, answer)
 
-    async def finish(self, work: Work) -> bytes:
+    async def finish(self, work: Work) -> Payload:
         """Do ``work``: the answer to its request. Each step is taken in the request's context."""
         try:
             if work.stopped is not None:
                 work.awaited.close()
                 raise asyncio.CancelledError
             if work.threaded:
-                answer: bytes = await work.awaited
+                answer: Payload = await work.awaited
                 return answer
             try:
-                return work.request.remote.encoder.encode(await work.awaited, OK_)
+                return work.request.remote.encoder.encode_payload(await work.awaited, OK_)
             finally:
                 work.over = True
         except BaseException as error:

@@ -13,6 +13,7 @@ from snex_node.system import forks
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
 from snex_node.wire.gen import SYSTEM_HEAD, parse_call, parse_cast, parse_system
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom
 from snex_runtime.answers import failed
 from snex_runtime.contexts import Enter
@@ -27,7 +28,7 @@ __all__ = ["Dispatcher", "Handler", "Kinds"]
 
 _bytes: Final = Decoder()
 
-Handler: TypeAlias = Callable[[Request], bytes | Work]
+Handler: TypeAlias = Callable[[Request], Payload | Work]
 """Handles requests of one kind: gives the answer, encoded, or what there is to await for it.
 
 What it raises is answered too.
@@ -116,12 +117,12 @@ class Dispatcher:
         outer, now.running = now.running, request
         outcome = self._standby.run(enter, self._handle, request)
         now.running = outer
-        if isinstance(outcome, bytes):
-            self._answers.send(request, outcome)
-        else:
+        if isinstance(outcome, Work):
             self._coroutines.begin(outcome)
+        else:
+            self._answers.send(request, outcome)
 
-    def _handle(self, request: Request) -> bytes | Work:
+    def _handle(self, request: Request) -> Payload | Work:
         """What its handler gives, or the answer that tells what went wrong."""
         # It is not reset: nothing runs in this context but requests, and each has its own.
         origin.set((request.remote, request.caller))

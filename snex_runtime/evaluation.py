@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
+from snex_node.wire.pieces import Payload
 from snex_runtime import contexts, requests, tracing
 from snex_runtime.answers import OK_, OK_NIL
 from snex_runtime.code import Code, compile_code
@@ -114,7 +115,7 @@ class Evaluator:
 
     # --- requests -------------------------------------------------------------------------------
 
-    def eval(self, request: Request, *, init: bool = False) -> bytes | Work:
+    def eval(self, request: Request, *, init: bool = False) -> Payload | Work:
         """``{:eval, code, vars}`` or ``{:eval, code, vars, opts}``: the value of the code."""
         if request.arity not in (3, 4):
             raise BadRequest(f"an eval request has 3 or 4 elements, not {request.arity}")
@@ -138,7 +139,7 @@ class Evaluator:
         given: Variables | None,
         options: EvalOptions,
         init: bool,
-    ) -> bytes | Work:
+    ) -> Payload | Work:
         """Evaluate as a part of a trace."""
         assert options.traceparent is not None
         request.traceparent = traceparent = options.traceparent
@@ -157,7 +158,7 @@ class Evaluator:
         given: Variables | None,
         options: EvalOptions,
         init: bool,
-    ) -> bytes | Work:
+    ) -> Payload | Work:
         if init:
             options = _options_of_init(options)
         if self._kill_after is None and options.kill_after is None:
@@ -172,7 +173,7 @@ class Evaluator:
         given: Variables | None,
         options: EvalOptions,
         init: bool,
-    ) -> bytes | Work:
+    ) -> Payload | Work:
         threaded = options.threaded
         if threaded is None:
             threaded = request.process.threaded
@@ -194,13 +195,13 @@ class Evaluator:
         if code is None:
             return OK_NIL
         if options.timeout is None:
-            return request.remote.encoder.encode(code.run(variables), OK_)
+            return request.remote.encoder.encode_payload(code.run(variables), OK_)
         limit = Deadline(options.timeout)
         return self._interrupter.run(limit, partial(_value, request, code, variables))
 
     def _killed_beyond(
-        self, request: Request, options: EvalOptions, function: Callable[[], bytes | Work]
-    ) -> bytes | Work:
+        self, request: Request, options: EvalOptions, function: Callable[[], Payload | Work]
+    ) -> Payload | Work:
         """Have this process killed at the last limit of ``request``, if it has one, and if what
         ``function`` begins is not done by then.
         """
@@ -208,7 +209,7 @@ class Evaluator:
         if seconds is None or self._killer is None:
             return function()
         token = self._killer.arm(seconds, getattr(request, "sequence", 0))
-        outcome: bytes | Work = b""
+        outcome: Payload | Work = b""
         try:
             outcome = function()
         finally:
@@ -243,13 +244,13 @@ class Evaluator:
         function = partial(_eval, code=code, variables=variables, given=given)
         return self._pool.work(request, function, request.process.place, options)
 
-    def init(self, request: Request) -> bytes | Work:
+    def init(self, request: Request) -> Payload | Work:
         """An eval that runs in the root environment, and so prepares all that are made later."""
         request.variables, request.enter = self._root.variables, self._root.enter
-        result: bytes | Work = request.enter(self._init, request)
+        result: Payload | Work = request.enter(self._init, request)
         return result
 
-    def _init(self, request: Request) -> bytes | Work:
+    def _init(self, request: Request) -> Payload | Work:
         # To be reset: environments made later copy this context.
         token = origin.set((request.remote, request.caller))
         try:
@@ -257,7 +258,7 @@ class Evaluator:
         finally:
             origin.reset(token)
 
-    def call(self, request: Request) -> bytes | Work:
+    def call(self, request: Request) -> Payload | Work:
         """``{:call, module, function, args}``, with ``kwargs`` or without: what it returns."""
         if request.arity not in (4, 5):
             raise BadRequest(f"a call request has 4 or 5 elements, not {request.arity}")
@@ -279,7 +280,7 @@ class Evaluator:
             return self._run_call(request, called)
         return self._killed_beyond(request, options, partial(self._run_call, request, called))
 
-    def _run_call(self, request: Request, call: Callable[[], object]) -> bytes | Work:
+    def _run_call(self, request: Request, call: Callable[[], object]) -> Payload | Work:
         options = self._no_options
         if request.process.threaded:
             return self._pool.work(
@@ -291,7 +292,7 @@ class Evaluator:
             result = self._interrupter.run(Deadline(options.timeout), call)
         if isawaitable(result):
             return Work(request, _await(result), options)
-        return request.remote.encoder.encode(result, OK_)
+        return request.remote.encoder.encode_payload(result, OK_)
 
     # --- the init script ------------------------------------------------------------------------
 
@@ -388,7 +389,7 @@ def _options_of_init(options: EvalOptions) -> EvalOptions:
 
 def _eval(
     request: Request, *, code: Code | None, variables: Variables, given: Variables | None
-) -> bytes | Awaiting:
+) -> Payload | Awaiting:
     """Run code in a thread."""
     here.set(variables)
     if given:
@@ -399,17 +400,17 @@ def _eval(
     if traceparent:
         return _eval_traced(request, code, variables, traceparent[0])
     value: Any = code.run(variables)
-    return Awaiting(value) if code.is_async else request.remote.encoder.encode(value, OK_)
+    return Awaiting(value) if code.is_async else request.remote.encoder.encode_payload(value, OK_)
 
 
 def _eval_traced(
     request: Request, code: Code, variables: Variables, traceparent: str
-) -> bytes | Awaiting:
+) -> Payload | Awaiting:
     with tracing.entered(traceparent):
         value: Any = code.run(variables)
     if code.is_async:
         return Awaiting(tracing.in_steps(traceparent, value))
-    return request.remote.encoder.encode(value, OK_)
+    return request.remote.encoder.encode_payload(value, OK_)
 
 
 def _call(
@@ -425,13 +426,15 @@ def _call(
     return called(*args, **kwargs)
 
 
-def _call_in_thread(request: Request, *, call: Callable[[], Any]) -> bytes | Awaiting:
+def _call_in_thread(request: Request, *, call: Callable[[], Any]) -> Payload | Awaiting:
     value = call()
-    return Awaiting(value) if isawaitable(value) else request.remote.encoder.encode(value, OK_)
+    return (
+        Awaiting(value) if isawaitable(value) else request.remote.encoder.encode_payload(value, OK_)
+    )
 
 
-def _value(request: Request, code: Code, variables: Variables) -> bytes:
-    return request.remote.encoder.encode(code.run(variables), OK_)
+def _value(request: Request, code: Code, variables: Variables) -> Payload:
+    return request.remote.encoder.encode_payload(code.run(variables), OK_)
 
 
 async def _run_with(code: Code, variables: Variables, given: Variables) -> object:

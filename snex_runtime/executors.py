@@ -24,6 +24,7 @@ from types import coroutine
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from snex_node.system import forks
+from snex_node.wire.pieces import Payload
 from snex_runtime import contexts, loops
 from snex_runtime.answers import OK_, failed
 from snex_runtime.contexts import Enter
@@ -68,7 +69,7 @@ class Awaiting(NamedTuple):
     awaitable: Awaitable[object]
 
 
-Function = Callable[[Request], bytes | Awaiting]
+Function = Callable[[Request], Payload | Awaiting]
 """Runs the code of a request: gives the answer, encoded, or what there is to await for it."""
 
 
@@ -123,7 +124,7 @@ class Job:
         self.lost = False
         self.work: Work
         self.interruption: Interruption
-        self.future: asyncio.Future[bytes | None]
+        self.future: asyncio.Future[Payload | None]
         """Gets the answer; None when the code was interrupted, or cancelled as it was to be."""
 
     def begin(self, work: Work) -> None:
@@ -133,7 +134,7 @@ class Job:
 
     # --- in the thread --------------------------------------------------------------------------
 
-    def run(self, worker: _Worker) -> bytes | None:
+    def run(self, worker: _Worker) -> Payload | None:
         """Run it in this thread, which ``worker`` is, to its answer."""
         answer = None
         self.work.thread = threading.get_ident()
@@ -147,14 +148,14 @@ class Job:
             self.interruption.settle()
         return answer
 
-    def _answer(self, worker: _Worker) -> bytes | None:
+    def _answer(self, worker: _Worker) -> Payload | None:
         request = self._request
         asked = request.asked
         try:
             outcome = self.enter(contexts.step_in_thread, self.work, asked, self._function, request)
             self._end_child()
             if not isinstance(outcome, Awaiting):
-                answer: bytes = outcome
+                answer: Payload = outcome
                 return answer
             answering = self.finish(outcome.awaitable)
             steps = contexts.in_steps(self.enter, self.work, asked, answering, on_loop=False)
@@ -162,12 +163,12 @@ class Job:
         except BaseException as error:
             return self._failed(error)
 
-    async def finish(self, awaitable: Awaitable[object]) -> bytes | None:
+    async def finish(self, awaitable: Awaitable[object]) -> Payload | None:
         """Await what there is to await, on the loop of this thread, for the answer."""
         try:
             value = await awaitable
             self._end_child()
-            return self._request.remote.encoder.encode(value, OK_)
+            return self._request.remote.encoder.encode_payload(value, OK_)
         except BaseException as error:
             return self._failed(error)
 
@@ -175,7 +176,7 @@ class Job:
         if self._forked.forked:
             forks.end_child()
 
-    def _failed(self, error: BaseException) -> bytes | None:
+    def _failed(self, error: BaseException) -> Payload | None:
         cancelled = isinstance(error, asyncio.CancelledError) and self.interruption.cancelled
         if cancelled or isinstance(error, Interrupted):
             return None
@@ -188,8 +189,8 @@ class Job:
 
 @coroutine
 def _ending_children(
-    node: MayBeForked, work: Coroutine[Any, Any, bytes | None]
-) -> Generator[Any, Any, bytes | None]:
+    node: MayBeForked, work: Coroutine[Any, Any, Payload | None]
+) -> Generator[Any, Any, Payload | None]:
     """Await ``work``, and end the forked child that waits for the loop of this thread."""
     resume: Callable[[Any], Any] = work.send
     value: Any = None
@@ -197,7 +198,7 @@ def _ending_children(
         try:
             awaited = resume(value)
         except StopIteration as done:
-            answer: bytes | None = done.value
+            answer: Payload | None = done.value
             return answer
         if node.forked:
             forks.end_waiting_child()
@@ -244,8 +245,8 @@ class _Worker:
         self._close()
 
     def run(
-        self, interruption: Interruption, work: Coroutine[Any, Any, bytes | None]
-    ) -> bytes | None:
+        self, interruption: Interruption, work: Coroutine[Any, Any, Payload | None]
+    ) -> Payload | None:
         """Run ``work`` on the loop of this thread, and then end what it has left running there."""
         if self._runner is None:
             self._runner = loops.Runner(loops.loop_of_thread())
@@ -268,8 +269,8 @@ class _Worker:
 
 
 async def _cancellable(
-    interruption: Interruption, work: Coroutine[Any, Any, bytes | None]
-) -> bytes | None:
+    interruption: Interruption, work: Coroutine[Any, Any, Payload | None]
+) -> Payload | None:
     task: Any = asyncio.current_task()
     interruption.cancel = partial(_cancel, asyncio.get_running_loop(), task)
     return await work
@@ -338,9 +339,9 @@ class Pool:
 
     # --- on the event loop ----------------------------------------------------------------------
 
-    async def _perform(self, job: Job) -> bytes:
+    async def _perform(self, job: Job) -> Payload:
         """Have it run, and give its answer. Raises `Failure`, and `Interrupted` when it was."""
-        future: asyncio.Future[bytes | None] = self._loop.create_future()
+        future: asyncio.Future[Payload | None] = self._loop.create_future()
         job.future = future
         timer = None
         if self._submit(job) and self._queue_timeout is not None:
@@ -484,7 +485,7 @@ class Pool:
             self._lost += 1
             self._hand_out()
 
-    def _answered(self, job: Job, answer: bytes | None) -> None:
+    def _answered(self, job: Job, answer: Payload | None) -> None:
         if job.place is not None:
             job.place.give_back(job.enter)
         if not job.future.done():
@@ -515,7 +516,7 @@ class Pool:
             self._idle.append(worker)
         return worker.wait()
 
-    def done(self, job: Job, answer: bytes | None) -> None:
+    def done(self, job: Job, answer: Payload | None) -> None:
         """``job`` has been run."""
         with self._lock:
             self._running.discard(job)

@@ -16,6 +16,7 @@ from snex_node.processes.host import Host
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import GEN_CALL, GEN_CAST, From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde, tracing
 from snex_runtime.contexts import Enter
@@ -51,7 +52,7 @@ class Line(Protocol):
         """What has come while the event loop is blocked, from another thread."""
 
     def send(
-        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+        self, message: bytes, payload: Payload = b"", sender: object = None, before: bytes = b""
     ) -> None:
         """Send a control message and its payload; those of one ``sender`` keep their order.
 

@@ -23,6 +23,7 @@ from snex_node.services import import_function
 from snex_node.system import tasks
 from snex_node.wire.etf import EncodeError
 from snex_node.wire.gen import From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom
 from snex_runtime import serde
 from snex_runtime.answers import OK_, Answers
@@ -293,7 +294,7 @@ class _Answers(Answers):
         super().__init__(*args)
         self._worker = worker
 
-    def send(self, request: Request, answer: bytes) -> None:
+    def send(self, request: Request, answer: Payload) -> None:
         """Send ``answer`` to who waits for it, if anybody does."""
         if not isinstance(request, _Forwarded):
             super().send(request, answer)
@@ -302,7 +303,7 @@ class _Answers(Answers):
         caller = request.caller
         if caller is not None:
             answer = self.bounded(request, answer)
-            release: Callable[[], None] = partial(self._worker.answered, request, answer)
+            release: Callable[[], None] = partial(self._worker.answered, request, bytes(answer))
             if self.hold(caller, release):
                 return
-        self._worker.answered(request, answer)
+        self._worker.answered(request, bytes(answer))

@@ -10,6 +10,7 @@ import pytest
 
 from snex_node.wire import control
 from snex_node.wire.gen import From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Pid
 from snex_runtime.answers import OK, OK_NIL, PONG, Answers, failed
 from snex_runtime.errors import Failure
@@ -23,7 +24,7 @@ class Node:
     def __init__(self) -> None:
         self.replies: list[tuple[From, bytes, Pid | None]] = []
 
-    def reply_encoded(self, to: From, reply: bytes, *, sender: Pid | None = None) -> None:
+    def reply_encoded(self, to: From, reply: Payload, *, sender: Pid | None = None) -> None:
         self.replies.append((to, reply, sender))
 
 

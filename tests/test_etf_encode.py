@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 from array import array
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +24,7 @@ from snex_node.wire.etf import (
     EncodeTypeError,
     EncodeValueError,
 )
+from snex_node.wire.pieces import Pieces
 from snex_node.wire.terms import (
     Atom,
     BitString,
@@ -246,6 +248,43 @@ class TestMemoryviews:
     def test_are_not_copied_before_the_parts_are_joined(self) -> None:
         view = memoryview(bytearray(b"abc"))
         assert any(part is view for part in Encoder().encode_parts([1, view]))
+
+
+class TestPayloads:
+    """What goes out in pieces where much is in it."""
+
+    LARGE = 256 * 1024
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            bytes,
+            bytearray,
+            lambda size: "x" * size,
+            lambda size: memoryview(bytes(size)),
+            lambda size: memoryview(bytes(2 * size))[::2],
+            lambda size: Term(Encoder().encode(bytes(size))),
+        ],
+        ids=["bytes", "bytearray", "str", "memoryview", "strided", "term"],
+    )
+    def test_large_ones(self, make: Callable[[int], Any]) -> None:
+        encoder = Encoder()
+        for size in (0, 10, self.LARGE - 1, self.LARGE, 3 * self.LARGE):
+            for term in (make(size), [1, {"a": make(size)}, make(size)]):
+                found = encoder.encode_payload(term, b"before")
+                if size != self.LARGE - 1:  # of a term 5 more are on the wire
+                    assert isinstance(found, Pieces) == (size >= self.LARGE)
+                assert bytes(found) == b"before" + encoder.encode(term)
+
+    def test_what_is_bytes_is_not_copied(self) -> None:
+        data = bytes(self.LARGE)
+        found = Encoder().encode_payload((Atom("ok"), data))
+        assert isinstance(found, Pieces)
+        assert found.parts[1] is data
+
+    def test_many_small_ones_are_no_matter(self) -> None:
+        found = Encoder().encode_payload(["x" * 1000] * 1000)
+        assert type(found) is bytes
 
 
 class TestRuns:

@@ -38,6 +38,7 @@ from snex_node.wire.framing import (
     Skipped,
 )
 from snex_node.wire.handshake import Identity
+from snex_node.wire.pieces import Pieces
 from snex_node.wire.terms import Atom, Pid, Reference
 from tests.support.beam import Beam
 from tests.support.epmd import RealEpmd
@@ -592,14 +593,27 @@ def test_the_bytes_of_fragments() -> None:
         fragments = writer.fragments(b"message", payload)
         frames = []
         while fragments.left:
-            head, part = fragments.take()
-            frames.append(head + part)
+            frames.append(b"".join(fragments.take()))
         assert frames == [
             first(sequence, 2, payload[:FRAGMENT_SIZE], b"message"),
             following(sequence, 1, b"b" * 10),
         ]
         assert writer.fragments(b"message", payload).size == sum(map(len, frames))
         writer._sequence -= 1
+
+
+@pytest.mark.parametrize("sizes", [[300, 5], [1, 700_000, 2, 300_000], [600_000, 262_144]])
+def test_a_payload_in_pieces_is_cut_as_a_whole_one_is(sizes: list[int]) -> None:
+    parts = [bytes([number]) * size for number, size in enumerate(sizes, 1)]
+    frames = []
+    for payload in (b"".join(parts), Pieces(parts)):
+        fragments = FrameWriter(HEADERS).fragments(b"message", payload, b"before")
+        assert fragments.size > sum(sizes)
+        frames.append([b"".join(fragments.take()) for _ in range(fragments.left)])
+        assert fragments.left == 0
+        assert sum(map(len, frames[-1])) == fragments.size
+    assert frames[0] == frames[1]
+    assert FrameWriter(PASS_THROUGH).frame(b"a", Pieces(parts)).endswith(b"".join(parts))
 
 
 def test_a_message_that_fits_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ from snex_node.wire.handshake import (
     Peer,
 )
 from snex_node.wire.lookahead import MAX_HEAD, SIGNALS, Lookahead
+from snex_node.wire.pieces import Payload
 
 HANDSHAKE_TIMEOUT = 7.0
 """Seconds a handshake may take: OTP's ``net_setuptime``."""
@@ -198,7 +199,7 @@ class Connection:
     # --- writing, from any thread ---------------------------------------------------------------
 
     def send(
-        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+        self, message: bytes, payload: Payload = b"", sender: object = None, before: bytes = b""
     ) -> None:
         """Send a control message and its payload, both bare terms.
 

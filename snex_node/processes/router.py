@@ -15,6 +15,7 @@ from snex_node.ties import check_pair
 from snex_node.wire.control import AliasSend, RegSend, SendSender
 from snex_node.wire.etf import DecodeError, Decoder, Encoder
 from snex_node.wire.gen import From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, Pid, Reference
 
 Destination = Pid | Reference | str | tuple[str, str]
@@ -99,7 +100,7 @@ class Router:
         encoder = self._encoder if node == self._name else self._cluster.remote(node).encoder
         self.reply_encoded(to, encoder.encode(reply), sender)
 
-    def reply_encoded(self, to: From, reply: bytes, sender: Pid | None) -> None:
+    def reply_encoded(self, to: From, reply: Payload, sender: Pid | None) -> None:
         """See `Node.reply_encoded`."""
         if sender is None:
             self._turns.require()

@@ -22,6 +22,7 @@ from snex_node.wire.describe import short, text_of, type_repr
 from snex_node.wire.etf_decode import MAX_DEPTH
 from snex_node.wire.etf_place import KNOWN, find_cycle, find_place
 from snex_node.wire.etf_rows import Rows
+from snex_node.wire.pieces import LARGE, Payload, Pieces
 from snex_node.wire.terms import (
     Atom,
     BitString,
@@ -119,6 +120,10 @@ _MARSHAL_IS_KNOWN: Final = (
 _Opened = tuple[Iterator[Any], bytes]
 
 
+class _LargeParts(list[bytes | memoryview]):
+    """Parts of which one at least is `LARGE`."""
+
+
 class Encoder:
     """Turns Python objects into terms. Made once, then used from any thread, any number of times.
 
@@ -192,6 +197,13 @@ class Encoder:
             parts.insert(0, before)
         return b"".join(parts)
 
+    def encode_payload(self, term: object, before: bytes = b"") -> Payload:
+        """The same for a message: in pieces where much is in it, so that this is not copied."""
+        parts = self.encode_parts(term)
+        if before:
+            parts.insert(0, before)
+        return Pieces(parts) if type(parts) is _LargeParts else b"".join(parts)
+
     def encode_parts(  # noqa: PLR0912, PLR0915 - the hot loop: calls would double its time
         self, term: object
     ) -> list[bytes | memoryview]:
@@ -210,6 +222,7 @@ class Encoder:
         stack: list[_Opened] = []
         items: Iterator[Any] = iter((term,))
         suffix = b""
+        large = False
         kind: Any = None
         item: Any = None
         try:
@@ -219,7 +232,11 @@ class Encoder:
                     if kind is str:
                         data = item.encode()
                         size = len(data)
-                        append(_BINARY_HEADS[size] if size < 256 else _pack_u32(109, size))
+                        if size < 256:
+                            append(_BINARY_HEADS[size])
+                        else:
+                            append(_pack_u32(109, size))
+                            large = large or size >= LARGE
                         append(data)
                         continue
                     if kind is int:
@@ -238,7 +255,11 @@ class Encoder:
                         continue
                     if kind is bytes:
                         size = len(item)
-                        append(_BINARY_HEADS[size] if size < 256 else _pack_u32(109, size))
+                        if size < 256:
+                            append(_BINARY_HEADS[size])
+                        else:
+                            append(_pack_u32(109, size))
+                            large = large or size >= LARGE
                         append(item)
                         continue
                     if kind is float:
@@ -268,6 +289,7 @@ class Encoder:
                         opened = _open_list(item, append, self._rows, self._max_depth - len(stack))
                     else:
                         opened = self._open(item, kind, parts, replies)
+                        large = large or (opened is None and len(parts[-1]) >= LARGE)
                     if opened is not None:
                         if len(stack) >= check_depth:
                             check_depth = self._check_depth(term, item, len(stack))
@@ -278,7 +300,7 @@ class Encoder:
                     if suffix:
                         append(suffix)
                     if not stack:
-                        return parts
+                        return _LargeParts(parts) if large else parts
                     items, suffix = stack.pop()
         except _Failure as failure:
             place = find_place(term, failure.culprit, replies)

@@ -22,6 +22,7 @@ from snex_node.wire import control
 from snex_node.wire.control import ControlError, ControlMessage
 from snex_node.wire.etf import DecodeError
 from snex_node.wire.flags import Flag
+from snex_node.wire.pieces import Payload, Pieces
 
 MAX_FRAME = 128 * 1024 * 1024
 """Default for the longest frame accepted, in bytes; a longer one closes the connection.
@@ -384,29 +385,45 @@ class Fragments:
 
     __slots__ = ("_before", "_message", "_payload", "_sequence", "left", "size")
 
-    def __init__(self, sequence: int, message: bytes, payload: bytes, before: bytes = b"") -> None:
+    def __init__(
+        self, sequence: int, message: bytes, payload: Payload, before: bytes = b""
+    ) -> None:
         length = len(before) + len(payload)
         self.left = -(-length // FRAGMENT_SIZE)
         self.size = self.left * _FRAGMENT_FRAME.size + 1 + len(message) + length
         self._sequence = sequence
         self._message = message
         self._before = before
-        self._payload = memoryview(payload)
+        pieces = payload.parts if isinstance(payload, Pieces) else [payload]
+        self._payload = deque([memoryview(piece) for piece in pieces])
 
-    def take(self) -> tuple[bytes, memoryview]:
-        """The next frame, as its head and its part. There must be one left."""
-        end = FRAGMENT_SIZE - len(self._before)
-        part = self._payload[:end]
-        self._payload = self._payload[end:]
+    def take(self) -> list[bytes | memoryview]:
+        """The next frame: its head, and what is in it. There must be one left."""
         number = self.left
         self.left -= 1
+        parts = self._next(FRAGMENT_SIZE - len(self._before))
+        size = _FRAGMENT_FRAME.size - 4 + sum(map(len, parts))
         if not self._message:
-            size = _FRAGMENT_FRAME.size - 4 + len(part)
-            return _FRAGMENT_FRAME.pack(size, b"\x83F", self._sequence, number), part
+            return [_FRAGMENT_FRAME.pack(size, b"\x83F", self._sequence, number), *parts]
         first = b"\0" + self._message + self._before
         self._message = self._before = b""
-        size = _FRAGMENT_FRAME.size - 4 + len(first) + len(part)
-        return _FRAGMENT_FRAME.pack(size, b"\x83E", self._sequence, number) + first, part
+        head = _FRAGMENT_FRAME.pack(size + len(first), b"\x83E", self._sequence, number)
+        return [head + first, *parts]
+
+    def _next(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes of the payload, or what is left of it."""
+        payload = self._payload
+        parts: list[memoryview] = []
+        while size and payload:
+            part = payload[0]
+            if len(part) <= size:
+                payload.popleft()
+            else:
+                payload[0] = part[size:]
+                part = part[:size]
+            parts.append(part)
+            size -= len(part)
+        return parts
 
 
 class FrameWriter:
@@ -423,7 +440,7 @@ class FrameWriter:
         self._between = b"" if headers else b"\x83"
         self._sequence = 0
 
-    def frame(self, message: bytes, payload: bytes = b"") -> bytes:
+    def frame(self, message: bytes, payload: Payload = b"") -> bytes:
         """One frame of a control message and, unless it is empty, a payload (bare terms).
 
         Raises `ValueError` when it does not fit a frame, which ends at 4 GiB.
@@ -432,13 +449,13 @@ class FrameWriter:
         size = len(before) + len(message) + len(between) + len(payload)
         if size > 0xFFFFFFFF:
             raise ValueError(f"a message of {size} bytes does not fit a frame: 4 GiB at most")
-        return _LENGTH.pack(size) + before + message + between + payload
+        return (_LENGTH.pack(size) + before + message + between) + payload
 
-    def needs_fragments(self, payload: bytes) -> bool:
+    def needs_fragments(self, payload: Payload) -> bool:
         """Whether a message with this payload has to be cut by `fragments`."""
         return self._fragments and len(payload) > FRAGMENT_SIZE
 
-    def fragments(self, message: bytes, payload: bytes, before: bytes = b"") -> Fragments:
+    def fragments(self, message: bytes, payload: Payload, before: bytes = b"") -> Fragments:
         """The frames of a message with a large payload, behind a few bytes ``before``."""
         self._sequence += 1
         return Fragments(self._sequence, message, payload, before)
@@ -489,7 +506,7 @@ class SendQueue:
         return self.size - self._large_size + self._large_weight
 
     def add(
-        self, sender: object, message: bytes, payload: bytes = b"", before: bytes = b""
+        self, sender: object, message: bytes, payload: Payload = b"", before: bytes = b""
     ) -> None:
         """Queue one message; ``sender`` is any hashable key, the same for the same process.
 
@@ -547,10 +564,11 @@ class SendQueue:
                 buffer = frame
                 self._ready_taken += len(buffer)
             elif turns:
-                head, buffer = self._take_fragment()
-                buffers.append(head)
-                taken += len(head)
+                fragment = self._take_fragment()
+                buffers += fragment
+                taken += sum(map(len, fragment))
                 self._ready_taken = 0
+                continue
             else:
                 break
             buffers.append(buffer)
@@ -566,14 +584,14 @@ class SendQueue:
         self._turns.clear()
         self._waiting.clear()
 
-    def _take_fragment(self) -> tuple[bytes, memoryview]:
+    def _take_fragment(self) -> list[bytes | memoryview]:
         """The next fragment, of the sender whose turn it is."""
         sender = self._turns[0]
         waiting = self._waiting[sender]
         large = waiting[0]
         assert isinstance(large, Fragments)
         fragment = large.take()
-        self._large_size -= len(fragment[0]) + len(fragment[1])
+        self._large_size -= sum(map(len, fragment))
         if large.left:
             self._turns.rotate(-1)
             return fragment
