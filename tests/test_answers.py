@@ -22,7 +22,7 @@ class Node:
     """Takes replies."""
 
     def __init__(self) -> None:
-        self.replies: list[tuple[From, bytes, Pid | None]] = []
+        self.replies: list[tuple[From, Payload, Pid | None]] = []
 
     def reply_encoded(self, to: From, reply: Payload, *, sender: Pid | None = None) -> None:
         self.replies.append((to, reply, sender))

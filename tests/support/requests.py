@@ -9,6 +9,7 @@ from snex_node.cluster.connection import Ahead
 from snex_node.wire import control
 from snex_node.wire.etf import Decoder, Encoder
 from snex_node.wire.gen import From
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import serde
 from snex_runtime.namespace import Variables
@@ -31,7 +32,7 @@ class Line:
         self.sent: list[tuple[bytes, bytes, object]] = []
 
     def send(
-        self, message: bytes, payload: bytes = b"", sender: object = None, before: bytes = b""
+        self, message: bytes, payload: Payload = b"", sender: object = None, before: bytes = b""
     ) -> None:
         self.sent.append((message, before + payload, sender))
 
@@ -95,14 +96,14 @@ class Sent:
     """Takes answers."""
 
     def __init__(self) -> None:
-        self.answers: list[tuple[Request, bytes]] = []
+        self.answers: list[tuple[Request, Payload]] = []
 
-    def send(self, request: Request, answer: bytes) -> None:
+    def send(self, request: Request, answer: Payload) -> None:
         self.answers.append((request, answer))
 
     @property
     def last(self) -> Any:
-        return value(self.answers[-1][1])
+        return value(bytes(self.answers[-1][1]))
 
 
 class Unforked:
