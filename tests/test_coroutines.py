@@ -17,7 +17,6 @@ import pytest
 from snex_node.errors import CallTimeoutError, NodeError, ProcessExitError
 from snex_node.system import forks
 from snex_node.wire.gen import From
-from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Pid, Reference
 from snex_runtime import coroutines
 from snex_runtime.coroutines import Coroutines, MayBeForked, Work

@@ -12,7 +12,6 @@ import pytest
 from snex_node.processes.process import Process
 from snex_node.system import forks
 from snex_node.wire.etf import DecodeError
-from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Reference, Term
 from snex_runtime.answers import OK_, PONG
 from snex_runtime.coroutines import Work
