@@ -43,6 +43,7 @@ defmodule Snex.MixProject do
       extras: [
         "guides/getting-started.md",
         "guides/cookbook.md",
+        "guides/data-science.md",
         "guides/testing.md",
         "guides/releases.md",
         "guides/migrating.md",

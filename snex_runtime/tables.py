@@ -4,7 +4,7 @@ A table travels as a struct with the bytes of an Arrow IPC stream, which the lib
 table is of, or pyarrow where that library cannot. No library is imported to find out what a value
 is: a table of theirs exists only where they have been imported.
 
-Source: "Tables" in docs/data-science.md.
+Source: "Tables" in elixir/guides/data-science.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A tensor travels as a struct with its type, its shape and all its numbers in one
 row, the little end of each first. Neither NumPy nor another library is imported to find out what a
 value is: an array of theirs exists only where they have been imported.
 
-Source: "Tensors" in docs/data-science.md.
+Source: "Tensors" in elixir/guides/data-science.md.
 """
 
 from __future__ import annotations
