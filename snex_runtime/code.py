@@ -2,7 +2,7 @@
 
 A snippet runs as the code of a module would, in a plain ``dict`` that is its globals and its
 locals, with two things added: ``return`` anywhere outside functions, and ``await``, ``async for``,
-``async with`` and asynchronous comprehensions at the top level.
+``async with`` and asynchronous comprehensions at the top level; and, for streams, ``yield``.
 
 How: the snippet becomes the body of a function, so that ``return`` has its full meaning:
 ``finally`` blocks run, and no ``except`` sees it. All names which that function binds are declared
@@ -113,8 +113,13 @@ class Code:
         return f"<{kind}Code {self.code.co_filename}:{self.code.co_firstlineno}>"
 
 
-def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:
+def compile_code(
+    source: str, file: str = VIRTUAL_FILE, line: int = 0, *, yields: bool = False
+) -> Code:
     """Compile a snippet, or find it among the `MAX_SNIPPETS` used last.
+
+    With ``yields`` it may yield at its top level: `Code.run` then gives a generator, or, where it
+    awaits as well, an asynchronous one.
 
     ``file`` is where tracebacks say that it is, ``line`` the line of that file where it begins; 0,
     for code that does not know, counts as 1. A byte order mark in front is passed over, as in a
@@ -128,11 +133,11 @@ def compile_code(source: str, file: str = VIRTUAL_FILE, line: int = 0) -> Code:
     True
     """
     if len(source) > MAX_KEPT_SOURCE:
-        return _compile(source, file, line)
-    return _compile_cached(source, file, line)
+        return _compile(source, file, line, yields)
+    return _compile_cached(source, file, line, yields)
 
 
-def _compile(source: str, file: str, line: int) -> Code:
+def _compile(source: str, file: str, line: int, yields: bool = False) -> Code:
     if not 0 <= line <= MAX_LINE:
         reason = (
             f"code cannot start at line {short(line)} of its file: it must be 0 to {MAX_LINE:,}"
@@ -145,7 +150,7 @@ def _compile(source: str, file: str, line: int) -> Code:
     openable = sources.VirtualFile(file) if file == VIRTUAL_FILE else sources.openable(file)
     # Blank lines in front place everything, syntax errors too, and cost less than walking the tree.
     try:
-        return Code(_compile_snippet("\n" * (first - 1) + source, openable, first))
+        return Code(_compile_snippet("\n" * (first - 1) + source, openable, first, yields))
     except SyntaxError as error:
         if error.filename == openable:
             error.filename = file
@@ -181,7 +186,7 @@ def _parse(text: str, file: str) -> ast.Module:
     return tree
 
 
-def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
+def _compile_snippet(text: str, file: str, first_line: int, yields: bool) -> CodeType:
     if _DEPTH_UNCHECKED and len(text) > _SURELY_SHALLOW:  # covered until 3.10
         _check_depth(text, file)
     tree = _parse(text, file)
@@ -191,7 +196,7 @@ def _compile_snippet(text: str, file: str, first_line: int) -> CodeType:
     imports = _Imports(tree, file)
     rewriter = _Rewriter(annotations_are_text=_imports_annotations(futures))
     rewriter.rewrite(tree)
-    scope = _Scope(tree, file)
+    scope = _Scope(tree, file, yields=yields)
     # The imports take effect in front of the wrapper; in it they bind their names.
     tree.body = [*futures, _wrapper(tree.body, scope, first_line)]
     module = compile(tree, file, "exec", dont_inherit=True)
@@ -540,10 +545,11 @@ class _Scope:
     terms is 1,000 levels deep.
     """
 
-    def __init__(self, tree: ast.Module, file: str) -> None:
+    def __init__(self, tree: ast.Module, file: str, *, yields: bool = False) -> None:
         self.bound: set[str] = set()
         self.is_async = False
         self._file = file
+        self._yields = yields
         stack: list[ast.AST] = [tree]
         while stack:
             node = stack.pop()
@@ -607,6 +613,8 @@ class _Scope:
         return ast.iter_child_nodes(node)
 
     def yields(self, node: ast.Yield | ast.YieldFrom) -> Iterable[ast.AST]:
+        if self._yields:
+            return ast.iter_child_nodes(node)
         raise self._error("'yield' outside function", node)
 
     def nonlocal_(self, node: ast.Nonlocal) -> Iterable[ast.AST]:
