@@ -266,7 +266,8 @@ class Coroutines:
             answer = await self.finish(work)
         else:
             answer = await contexts.in_steps(request.enter, work, request.asked, self.finish(work))
-        self._answers.send(request, answer)
+        if not request.answered:
+            self._answers.send(request, answer)
 
     async def finish(self, work: Work) -> Payload:
         """Do ``work``: the answer to its request. Each step is taken in the request's context."""

@@ -341,10 +341,11 @@ class Evaluator:
 
 
 class Snippets:
-    """Compiled snippets, by the bytes that they come in."""
+    """Compiled snippets, by the bytes that they come in; with ``yields`` they may yield."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, yields: bool = False) -> None:
         self._codes: dict[bytes, Code] = {}
+        self._yields = yields
 
     def read(self, request: Request) -> Code | None:
         """The code that comes next: a binary, nil (None), or a ``Snex.Code``.
@@ -368,7 +369,7 @@ class Snippets:
             raise BadRequest(f"the code cannot be decoded: {error}") from None
         if term is None:
             return None
-        code = compile_code(*code_parts(term))
+        code = compile_code(*code_parts(term), yields=self._yields)
         if len(raw) <= MAX_CODE:
             if len(self._codes) >= MAX_CODES:
                 self._codes.clear()

@@ -134,6 +134,9 @@ class Request:
     watched_elsewhere: ClassVar[bool] = False
     """Whether others look after its caller, and tell when that has given up."""
 
+    answered: ClassVar[bool] = False
+    """Whether whoever asked has an answer before it is done."""
+
     process: Receiver
     """Whom it came to."""
 

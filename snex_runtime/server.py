@@ -29,6 +29,7 @@ from snex_runtime import (
     interface,
     namespace,
     serde,
+    streams,
     threads,
 )
 from snex_runtime.answers import MAX_REPLY, OK_, PONG, Answers
@@ -51,6 +52,7 @@ from snex_runtime.requests import (
     receive_from_here,
     typed,
 )
+from snex_runtime.streams import Streams
 
 __all__ = ["Server"]
 
@@ -58,6 +60,7 @@ _BOUNDARIES: Final = (
     *evaluation.BOUNDARIES,
     *coroutines.BOUNDARIES,
     *executors.BOUNDARIES,
+    *streams.BOUNDARIES,
     *serde.BOUNDARIES,
 )
 
@@ -125,6 +128,7 @@ class Server(BaseProcess):
         self._evaluator = Evaluator(
             self._root, reader, self._interrupter, self._pool, killer, kill_after
         )
+        self._streams = Streams(node, reader, self.root, self._coroutines, self._pool)
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
@@ -139,6 +143,7 @@ class Server(BaseProcess):
                 b"eval": self._evaluator.eval,
                 b"init": self._evaluator.init,
                 b"call": self._evaluator.call,
+                b"stream": self._streams.requested,
                 b"make_env": self.environments.make_requested,
                 b"destroy_env": self.environments.destroy_requested,
                 b"handle": self.environments.handle_requested,
@@ -249,6 +254,7 @@ class Server(BaseProcess):
             self.node,
             uptime=time.monotonic() - self._started,
             environments=len(self.environments),
+            streams=len(self._streams),
             requests_running=len(self._coroutines),
             threads=self._pool.counts,
             blocked=self.watch.blocked,
@@ -284,6 +290,7 @@ class Server(BaseProcess):
         self._dispatcher.close()
         for environment in self.environments.all():
             environment.exit(reason)
+        self._streams.close(reason)
         self._coroutines.close()
         self._pool.close()
         for task in self._tasks:

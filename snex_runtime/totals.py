@@ -17,7 +17,7 @@ Told = Mapping[str, Any]
 """What one worker has told: an answer to ``:info``."""
 
 _SUMS: Final = (
-    *("bytes_in", "bytes_out", "requests_queued", "memory_bytes"),
+    *("bytes_in", "bytes_out", "requests_queued", "memory_bytes", "streams"),
     *("threads", "threads_busy", "threads_lost"),
 )
 _OF_THE_WORST: Final = ("loop_blocked_ms", "loop_blocked_max_ms", "loop_blocked_at")

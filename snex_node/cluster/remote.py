@@ -31,6 +31,7 @@ from snex_node.wire.control import (
 from snex_node.wire.etf import Encoder
 from snex_node.wire.flags import Flag
 from snex_node.wire.framing import Message
+from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, Pid, Term
 
 MAX_QUEUED = 64 * 1024 * 1024
@@ -121,7 +122,7 @@ class RemoteNode:
         self._pid_head = b"X" + _encode(name)
         self._old_forms = False
         self._lock = threading.Lock()
-        self._queue: list[tuple[ControlMessage, bytes, object]] = []
+        self._queue: list[tuple[ControlMessage, Payload, object]] = []
         self._queued = 0
         self._dialling: asyncio.Task[None] | None = None
         self._introduced = False
@@ -145,7 +146,7 @@ class RemoteNode:
 
     # --- sending, from any thread ---------------------------------------------------------------
 
-    def send(self, message: ControlMessage, payload: bytes = b"", sender: object = None) -> None:
+    def send(self, message: ControlMessage, payload: Payload = b"", sender: object = None) -> None:
         """Send a signal, over a connection that is made for it where there is none.
 
         Raises `NodeError` when too much waits for a connection already.
@@ -167,7 +168,7 @@ class RemoteNode:
         self._home.turns.call_soon(self._dial_for_what_waits)
 
     def _send_on(
-        self, connection: Connection, message: ControlMessage, payload: bytes, sender: object
+        self, connection: Connection, message: ControlMessage, payload: Payload, sender: object
     ) -> None:
         if self._old_forms:
             message, payload = _old_form(message, payload, connection.peer.flags)
@@ -392,16 +393,18 @@ class RemoteNode:
             self._received(self, message)
 
 
-def _old_form(message: ControlMessage, payload: bytes, flags: int) -> tuple[ControlMessage, bytes]:
+def _old_form(
+    message: ControlMessage, payload: Payload, flags: int
+) -> tuple[ControlMessage, Payload]:
     """The older forms, for peers that do not claim EXIT_PAYLOAD or SEND_SENDER."""
     if not flags & Flag.SEND_SENDER and isinstance(message, SendSender):
         return Send(message.to, message.token), payload
     if flags & Flag.EXIT_PAYLOAD:
         return message, payload
     if isinstance(message, PayloadExit):
-        return Exit(message.from_, message.to, Term(payload), message.token), b""
+        return Exit(message.from_, message.to, Term(bytes(payload)), message.token), b""
     if isinstance(message, PayloadExit2):
-        return Exit2(message.from_, message.to, Term(payload), message.token), b""
+        return Exit2(message.from_, message.to, Term(bytes(payload)), message.token), b""
     if isinstance(message, PayloadMonitorPExit):
-        return MonitorPExit(message.from_, message.to, message.ref, Term(payload)), b""
+        return MonitorPExit(message.from_, message.to, message.ref, Term(bytes(payload))), b""
     return message, payload

@@ -72,7 +72,7 @@ class Router:
             self._deliver(self._registry.find(to[0] if isinstance(to, tuple) else to), message)
 
     def send_encoded(
-        self, to: Pid | Reference | tuple[str, str], payload: bytes, sender: Pid | None
+        self, to: Pid | Reference | tuple[str, str], payload: Payload, sender: Pid | None
     ) -> None:
         """Send a message in external form to a process of another node."""
         self._turns.require()
