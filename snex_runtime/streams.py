@@ -74,6 +74,7 @@ _ASK: Final = Atom("ask")
 _log = logging.getLogger(__name__)
 _plain: Final = Decoder()
 _encode: Final = Encoder().encode
+_HEAD: Final = b"h\x03" + _encode(CONSUMER)
 
 
 class Begins(Protocol):
@@ -84,14 +85,18 @@ class Begins(Protocol):
 
 
 class _Consumer:
-    """Who takes items: its process, and the tag of its subscription."""
+    """Who takes items: its process, and the tag of its subscription.
 
-    __slots__ = ("demand", "monitor", "pid", "tag")
+    ``to`` is where they are sent: that process, or the tag itself where that is an alias.
+    """
 
-    def __init__(self, pid: Pid, tag: object, monitor: Reference) -> None:
+    __slots__ = ("demand", "monitor", "pid", "tag", "to")
+
+    def __init__(self, pid: Pid, tag: object, monitor: Reference, to: Pid | Reference) -> None:
         self.pid = pid
         self.tag = tag
         self.monitor = monitor
+        self.to = to
         self.demand = 0
 
 
@@ -270,7 +275,7 @@ class Stream(BaseProcess):
                 self._want()
             case "cancel", [reason]:
                 if consumer is not None:
-                    self._tell(pid, tag, (_CANCEL, reason))
+                    self._tell(consumer.to, tag, (_CANCEL, reason))
                     self._remove(key)
             case _:
                 _log.warning("%s dropped what %s has said to a stream", self.pid, pid)
@@ -282,7 +287,7 @@ class Stream(BaseProcess):
             refused = "duplicated_subscription"
         elif len(self._consumers) >= MAX_CONSUMERS:
             refused = "system_limit"
-        elif _has_selector(options):
+        elif _option(options, "selector") is not None:
             refused = "selector_is_not_supported"
         if refused is not None:
             self._tell(pid, tag, (_CANCEL, Atom(refused)))
@@ -293,7 +298,8 @@ class Stream(BaseProcess):
                 self._tell(old[0], old[1], (_CANCEL, Atom("resubscribed")))
                 self._remove(before, stop=False)
         self._timer.cancel()
-        self._consumers[key] = _Consumer(pid, tag, self.monitor(pid))
+        to = tag if isinstance(tag, Reference) and _option(options, "alias") is True else pid
+        self._consumers[key] = _Consumer(pid, tag, self.monitor(pid), to)
 
     def _consumer_down(self, ref: object) -> None:
         for key, consumer in self._consumers.items():
@@ -312,9 +318,9 @@ class Stream(BaseProcess):
     def _nobody_came(self) -> None:
         self.exit((Atom("shutdown"), Atom("subscribe_timeout")))
 
-    def _tell(self, pid: Pid, tag: object, what: object) -> None:
+    def _tell(self, to: Pid | Reference, tag: object, what: object) -> None:
         try:
-            self.node.send(pid, (CONSUMER, (self.pid, tag), what), sender=self.pid)
+            self.node.send(to, (CONSUMER, (self.pid, tag), what), sender=self.pid)
         except NodeError:  # too much waits for its node: it is lost, and the monitor tells
             pass
 
@@ -466,14 +472,14 @@ class Stream(BaseProcess):
     def _send(self, consumer: _Consumer, items: list[object]) -> None:
         """Send them, in as many messages as their size needs."""
         encoder = self.node.remote(consumer.pid.node).encoder
-        head = CONSUMER, (self.pid, consumer.tag)
+        head = _HEAD + encoder.encode((self.pid, consumer.tag))
         try:
-            payload = encoder.encode_payload((*head, items))
-        except EncodeError as error:
+            payload = encoder.encode_payload(items, head)
+        except EncodeError:
             if len(items) > 1:
                 self._send_halves(consumer, items)
             elif self._failure is None:
-                self._failure = from_exception(error)
+                self._failure = _failure_of(encoder, items[0])
                 self._stop()
             return
         if len(payload) > self._max_bytes and len(items) > 1:
@@ -481,9 +487,9 @@ class Stream(BaseProcess):
             self._send_halves(consumer, items)
             return
         if consumer.pid.node == self.node.name:
-            self._tell(consumer.pid, consumer.tag, items)
+            self._tell(consumer.to, consumer.tag, items)
         else:
-            self.node.router.send_encoded(consumer.pid, payload, self.pid)
+            self.node.router.send_encoded(consumer.to, payload, self.pid)
 
     def _send_halves(self, consumer: _Consumer, items: list[object]) -> None:
         half = len(items) // 2
@@ -505,7 +511,7 @@ class Stream(BaseProcess):
             journal.told_failure(self._request, failure)
             reason = Atom("error"), failure.to_term()
         for consumer in self._consumers.values():
-            self._tell(consumer.pid, consumer.tag, (_CANCEL, reason))
+            self._tell(consumer.to, consumer.tag, (_CANCEL, reason))
         self.exit(NORMAL if failure is None else (Atom("shutdown"), reason))
 
     def exited(self, reason: object) -> None:
@@ -616,9 +622,21 @@ def _plain_bytes(tag: object) -> bytes:
         return b""
 
 
-def _has_selector(options: object) -> bool:
-    pairs = options if isinstance(options, list) else ()
-    return any(isinstance(each, tuple) and each[:1] == (Atom("selector"),) for each in pairs)
+def _option(options: object, name: str) -> object:
+    """An option of a subscription, which are a keyword list; None where it is not there."""
+    for each in options if isinstance(options, list) else ():
+        if isinstance(each, tuple) and len(each) == 2 and each[0] == Atom(name):
+            return each[1]
+    return None
+
+
+def _failure_of(encoder: Encoder, item: object) -> Failure:
+    """Why an item cannot be sent; by itself, or places in the message would be told."""
+    try:
+        encoder.encode(item)
+    except EncodeError as error:
+        return from_exception(error)
+    return Failure("python_runtime_error", "an item could not be sent, and now it could")
 
 
 BOUNDARIES: Final = (_Items.make.__code__, _Items.await_some.__code__, _Items.close.__code__)

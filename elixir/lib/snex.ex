@@ -10,7 +10,7 @@ defmodule Snex do
   pool of them (`Snex.Pool`).
   """
 
-  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde, Telemetry}
+  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde, Streams, Telemetry}
   alias Snex.Pool.Checkout
 
   @default_timeout 5_000
@@ -274,6 +274,94 @@ defmodule Snex do
           {:ok, term()} | {:error, Error.t()}
   def pyeval(target, code, vars, opts) when is_map(vars) and is_list(opts),
     do: run(target, code, vars, opts)
+
+  # --- streams ------------------------------------------------------------------------------------
+
+  @max_demand 1_000
+
+  @doc """
+  What Python code yields, as a lazy enumerable.
+
+      interpreter
+      |> Snex.stream("for n in range(stop): yield n * n", %{"stop" => 1_000_000})
+      |> Enum.take(3)
+      #=> [0, 1, 4]
+
+  The code is that of a generator, with `yield` at its top level (and `await`, if it likes), or it returns
+  what can be iterated. It runs when the result is enumerated, anew each time, and makes items only when
+  they are asked for: at most `:max_demand` are under way. When no more are wanted the generator is
+  closed, and its `finally` blocks run.
+
+  The first argument is that of `pyeval/4`; of a pool a member runs the whole stream.
+
+  Options:
+
+    * `:max_demand` - how many items may be under way (default #{@max_demand})
+    * `:min_demand` - when so many of these are still to come further ones are asked for (default: half)
+    * `:timeout` - milliseconds to wait for each item, and for the stream to begin (default #{@default_timeout}), or
+      `:infinity`
+    * `:encoding_opts`, `:executor` - as of `pyeval/4`. In a `:thread` a generator may block; one that awaits
+      runs on the event loop
+    * `:max_chunk_bytes` - how large a message with several items may be
+
+  While it is enumerated `Snex.Error` is raised for what Python raises, for an item that does not come in
+  time, and for a Python that ends. Raises `ArgumentError` as `pyeval/4` does.
+  """
+  @spec stream(env_or_interpreter(), code(), vars(), keyword()) :: Enumerable.t()
+  def stream(target, code, vars \\ %{}, opts \\ [])
+
+  def stream(target, code, opts, []) when is_list(opts), do: stream(target, code, %{}, opts)
+
+  def stream(_target, code, _vars, _opts) when not (is_binary(code) or is_struct(code, Code)),
+    do: raise(ArgumentError, "code is a string or a %Snex.Code{}, got: #{inspect(code)}")
+
+  def stream(target, code, vars, opts) when is_map(vars) and is_list(opts) do
+    known = [:max_demand, :min_demand, :timeout, :encoding_opts, :executor, :max_chunk_bytes]
+    check_keys!(opts, known)
+    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
+    max = demand!(:max_demand, opts[:max_demand] || @max_demand, 1)
+    min = demand!(:min_demand, opts[:min_demand] || div(max, 2), 0)
+
+    if min >= max do
+      raise ArgumentError,
+            ":min_demand is less than :max_demand, which is #{max}, got: #{inspect(min)}"
+    end
+
+    encoding = Serde.check_options!(opts[:encoding_opts] || [])
+    encoding = if encoding == [], do: [], else: [encoding_opts: encoding]
+    options = executor!(opts) ++ Keyword.take(opts, [:max_chunk_bytes]) ++ encoding
+    request = {:stream, code, [{:subscribe_timeout, 60_000} | options], Serde.encode_vars!(vars)}
+    open = fn -> open_stream(target, request, timeout) end
+    Streams.items(open, max, min, timeout, if(is_struct(target, Env), do: target))
+  end
+
+  defp open_stream(%Env{id: id, interpreter: interpreter}, request, timeout) do
+    if Call.ended?(interpreter),
+      do: {:error, Call.failed(:noproc)},
+      else: Call.request(id, interpreter, request, timeout)
+  end
+
+  defp open_stream(interpreter, request, timeout) do
+    case find(interpreter) do
+      {:ok, pid, target} ->
+        Call.request(target, pid, request, timeout)
+
+      {:pool, pool} ->
+        Checkout.lodge(pool, fn pid, target, _left ->
+          Call.attempt(target, pid, request, timeout)
+        end)
+
+      {:error, reason} ->
+        {:error, Call.failed(reason)}
+    end
+  end
+
+  defp demand!(_name, value, least) when is_integer(value) and value >= least, do: value
+
+  defp demand!(name, value, least) do
+    raise ArgumentError,
+          "#{inspect(name)} is an integer of at least #{least}, got: #{inspect(value)}"
+  end
 
   defp run(_target, code, _vars, _opts)
        when not (is_binary(code) or is_nil(code) or is_struct(code, Code)),
