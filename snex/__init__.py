@@ -21,6 +21,7 @@ from snex_runtime.interface import (
     traceparent,
 )
 from snex_runtime.logging import LoggingHandler
+from snex_runtime.mailboxes import Mailbox, mailbox
 from snex_runtime.serde import (
     Atom,
     DistinctAtom,
@@ -30,6 +31,7 @@ from snex_runtime.serde import (
     set_custom_encoder,
 )
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
+from snex_runtime.subscriptions import ProducerError, Subscription, subscribe
 
 __all__ = [
     "Atom",
@@ -41,14 +43,19 @@ __all__ = [
     "EncodingOpt",
     "EncodingOpts",
     "LoggingHandler",
+    "Mailbox",
+    "ProducerError",
+    "Subscription",
     "Term",
     "batched",
     "call",
     "cast",
     "io_loop_for_connection",
+    "mailbox",
     "send",
     "serve",
     "serve_forever",
     "set_custom_encoder",
+    "subscribe",
     "traceparent",
 ]

@@ -15,20 +15,27 @@ from snex_runtime.interface import (
     send,
     traceparent,
 )
+from snex_runtime.mailboxes import Mailbox, mailbox
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
+from snex_runtime.subscriptions import ProducerError, Subscription, subscribe
 
 __all__ = [
     "BeamModuleProxy",
     "Elixir",
     "ElixirError",
+    "Mailbox",
+    "ProducerError",
+    "Subscription",
     "batched",
     "call",
     "cast",
     "io_loop_for_connection",
+    "mailbox",
     "send",
     "serve",
     "serve_forever",
     "set_custom_encoder",
+    "subscribe",
     "traceparent",
 ]

@@ -17,6 +17,7 @@ from snex_node.wire.terms import Pid
 from snex_runtime import journal, serde
 from snex_runtime.errors import Failure
 from snex_runtime.latency import Latency
+from snex_runtime.lifetimes import holds, release
 from snex_runtime.requests import Request
 
 __all__ = ["MAX_REPLY", "OK", "OK_", "OK_NIL", "PONG", "Answers", "error", "failed"]
@@ -79,6 +80,8 @@ class Answers:
     def send(self, request: Request, answer: Payload) -> None:
         """Send ``answer`` to who waits for it, if anybody does."""
         self.ended(request)
+        if holds:
+            release(request)
         caller = request.caller
         if caller is None:
             return

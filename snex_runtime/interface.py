@@ -97,6 +97,7 @@ class NodeBackend:
         self._sender = sender
         self._options = options
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self.logs: Final = LogQueue(self)
         """Log records on their way to Elixir."""
         # Whether the client is loaded on a node, which each is asked for once it is called.
@@ -277,6 +278,21 @@ class NodeBackend:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of the node."""
         return self._loop
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+        return self._node
+
+    @property
+    def decoder(self) -> Decoder:
+        """What decodes messages: as variables are, where requests do not say."""
+        return serde.decoder(self._options)
+
+    @property
+    def is_its_thread(self) -> bool:
+        """Whether this is the thread of the event loop."""
+        return threading.get_ident() == self._thread
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Run ``function`` on the node's loop soon."""

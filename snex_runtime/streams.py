@@ -23,7 +23,7 @@ from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, EncodeError, Encoder
 from snex_node.wire.gen import SYSTEM_HEAD, From, parse_call, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
-from snex_runtime import journal
+from snex_runtime import journal, lifetimes
 from snex_runtime.answers import OK_
 from snex_runtime.code import Code
 from snex_runtime.coroutines import Work
@@ -359,6 +359,7 @@ class Stream(BaseProcess):
         if items is not None:
             await self._close(items)
         self._over = True
+        lifetimes.release(self._request)
         if self.alive:
             self._flush()
 

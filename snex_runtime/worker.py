@@ -25,7 +25,7 @@ from snex_node.wire.etf import EncodeError
 from snex_node.wire.gen import From
 from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom
-from snex_runtime import serde
+from snex_runtime import lifetimes, serde
 from snex_runtime.answers import OK_, Answers
 from snex_runtime.contexts import Enter
 from snex_runtime.coroutines import Work
@@ -300,6 +300,7 @@ class _Answers(Answers):
             super().send(request, answer)
             return
         self.ended(request)
+        lifetimes.release(request)
         caller = request.caller
         if caller is not None:
             answer = self.bounded(request, answer)

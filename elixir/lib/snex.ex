@@ -10,7 +10,20 @@ defmodule Snex do
   pool of them (`Snex.Pool`).
   """
 
-  alias Snex.{Call, Code, Env, Error, Interpreter, Limits, Runtimes, Serde, Streams, Telemetry}
+  alias Snex.{
+    Call,
+    Code,
+    Env,
+    Error,
+    Interpreter,
+    Limits,
+    Runtimes,
+    Serde,
+    Source,
+    Streams,
+    Telemetry
+  }
+
   alias Snex.Pool.Checkout
 
   @default_timeout 5_000
@@ -177,12 +190,12 @@ defmodule Snex do
   end
 
   defp sources(nil), do: []
-  defp sources(list) when is_list(list), do: Enum.map(list, &source/1)
-  defp sources(one), do: [source(one)]
+  defp sources(list) when is_list(list), do: Enum.map(list, &copied/1)
+  defp sources(one), do: [copied(one)]
 
-  defp source(%Env{} = env), do: {env, []}
+  defp copied(%Env{} = env), do: {env, []}
 
-  defp source({%Env{} = env, which}) when is_list(which) do
+  defp copied({%Env{} = env, which}) when is_list(which) do
     check_keys!(which, [:only, :except])
 
     case for(name <- [:only, :except], do: {name, names!(name, which[name])}) do
@@ -193,7 +206,7 @@ defmodule Snex do
     end
   end
 
-  defp source(other) do
+  defp copied(other) do
     raise ArgumentError,
           ":from takes environments, {env, only: names} or {env, except: names}, " <>
             "got: #{inspect(other)}"
@@ -355,6 +368,27 @@ defmodule Snex do
         {:error, Call.failed(reason)}
     end
   end
+
+  @doc """
+  What Python code can iterate over: an enumerable, run in a process of its own as far as Python asks.
+
+      {:ok, [2, 4, 6]} =
+        Snex.pyeval(env, "return [2 * x async for x in snex.subscribe(numbers)]", %{
+          "numbers" => Snex.source([1, 2, 3])
+        })
+
+  It is a variable for one evaluation, or one `stream/4`: see `Snex.Source`. So
+
+      env
+      |> Snex.stream("async for x in snex.subscribe(source): yield x * 2", %{
+        "source" => Snex.source(1..1_000_000)
+      })
+      |> Enum.sum()
+
+  takes no more memory on either side than for the items that are under way.
+  """
+  @spec source(Enumerable.t()) :: Source.t()
+  def source(enumerable), do: Source.start(enumerable)
 
   defp demand!(_name, value, least) when is_integer(value) and value >= least, do: value
 
