@@ -9,9 +9,10 @@ Source: "Streams" in elixir/guides/streams.md; the protocol is that of gen_stage
 from __future__ import annotations
 
 import asyncio
+import inspect as inspect_
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -23,7 +24,7 @@ from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, EncodeError, Encoder
 from snex_node.wire.gen import SYSTEM_HEAD, From, parse_call, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
-from snex_runtime import journal, lifetimes
+from snex_runtime import contexts, journal, lifetimes
 from snex_runtime.answers import OK_
 from snex_runtime.code import Code
 from snex_runtime.coroutines import Work
@@ -155,13 +156,16 @@ class _Items:
                 return False
         return False
 
-    async def close(self) -> None:
+    def close_here(self) -> object:
         """No more are wanted: its ``finally`` blocks run."""
         close = getattr(self.found, "aclose" if self.is_async else "close", None)
-        if close is not None:
-            closing = close()
-            if self.is_async:
-                await closing
+        return None if close is None else close()
+
+    async def close(self) -> None:
+        """The same, and await what there is to await."""
+        closing: Any = self.close_here()
+        if self.is_async and closing is not None:
+            await closing
 
 
 class Stream(BaseProcess):
@@ -340,7 +344,8 @@ class Stream(BaseProcess):
             self._flush()
         if self._work is None:
             if self._demand > 0:
-                self._work = work = Work(self._request, self._run(), NO_OPTIONS)
+                # Code in a thread enters the context of the request there: this does not, then.
+                self._work = work = Work(self._request, self._run(), threaded=self._in_threads)
                 self._home.works.begin(work)
         elif self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
@@ -386,7 +391,7 @@ class Stream(BaseProcess):
         here.set(self.variables)
         self.variables.update(self._given)
         self._given = {}
-        if self.threaded and not self._code.is_async:
+        if self._in_threads:
             found: list[object] = []
             await self._in_thread(lambda: found.append(self._code.run(self.variables)))
             return _Items(found[0])
@@ -399,8 +404,9 @@ class Stream(BaseProcess):
         made = self._made
         if items.is_async:
             self._flush_soon()
-            return await items.await_some(made, most)
-        if not self.threaded:
+            over: bool = await self._on_loop(items.await_some(made, most))
+            return over
+        if not self._in_threads:
             over = items.make(made, most, SLICE)
             if self.node.forked:
                 forks.end_child()
@@ -409,8 +415,23 @@ class Stream(BaseProcess):
                 await asyncio.sleep(0)
             return over
         ended: list[bool] = []
+        self._flush_soon()
         await self._in_thread(lambda: ended.append(items.make(made, most, IN_THREAD)))
         return ended[0]
+
+    @property
+    def _in_threads(self) -> bool:
+        """Whether its code runs in threads: what awaits does not."""
+        flags = inspect_.CO_COROUTINE | inspect_.CO_ASYNC_GENERATOR
+        return self.threaded and not self._code.code.co_flags & flags
+
+    async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await ``work`` in the context of the request, where this is not in it."""
+        if not self._in_threads:
+            return await work
+        assert self._work is not None
+        request = self._request
+        return await contexts.in_steps(request.enter, self._work, request.asked, work)
 
     async def _in_thread(self, function: Callable[[], object]) -> None:
         """Call ``function`` in a thread. Raises what it raises."""
@@ -423,12 +444,10 @@ class Stream(BaseProcess):
 
     async def _close(self, items: _Items) -> None:
         try:
-            if self.threaded and not items.is_async:
-                close = getattr(items.found, "close", None)
-                if close is not None:
-                    await self._in_thread(close)
+            if self._in_threads and not items.is_async:
+                await self._in_thread(items.close_here)
             else:
-                await items.close()
+                await self._on_loop(items.close())
         except BaseException as error:
             if self.alive and self._failure is None:
                 self._fail(error)
@@ -640,5 +659,10 @@ def _failure_of(encoder: Encoder, item: object) -> Failure:
     return Failure("python_runtime_error", "an item could not be sent, and now it could")
 
 
-BOUNDARIES: Final = (_Items.make.__code__, _Items.await_some.__code__, _Items.close.__code__)
+BOUNDARIES: Final = (
+    _Items.make.__code__,
+    _Items.await_some.__code__,
+    _Items.close_here.__code__,
+    _Items.close.__code__,
+)
 """What calls user code, for `interrupts`."""
