@@ -214,6 +214,7 @@ class Crew:
             uptime=time.monotonic() - self._started,
             environments=sum(lane.environments for lane in lanes),
             streams=0,
+            objects=0,
             # Those that came to environments on workers directly are not known here.
             requests_running=max(front.running, totals.running(fresh)),
             threads=NO_THREADS,

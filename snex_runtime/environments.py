@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, Protocol, TypeVar
 
-from snex_node.processes.process import DOWN, NORMAL, BaseProcess
+from snex_node.processes.process import BaseProcess
 from snex_node.wire.describe import inspect
 from snex_node.wire.gen import From, parse_system
-from snex_node.wire.terms import Atom, Pid, Reference
+from snex_node.wire.terms import Atom, Pid
 from snex_runtime import contexts
 from snex_runtime.answers import OK, OK_
 from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
+from snex_runtime.handles import Handles
 from snex_runtime.namespace import NAME, Variables, here
 from snex_runtime.requests import (
     Asker,
@@ -194,12 +195,12 @@ class Environments:
     ) -> None:
         self.node: Final = server.node
         self.intake: Final = intake
-        self._server = server
+        self.handles: Final = Handles(server)
+        """What keeps them, and others."""
         self._reader = reader
         self._threaded = threaded
         self._builtin: Variables = {"__builtins__": builtins, "__name__": NAME}
         self._all: set[Environment] = set()
-        self._handles: dict[Pid, tuple[Reference, set[Environment]]] = {}
         self.root: Final = Root(self, root)
         """The one that others are copies of."""
         self.provide()
@@ -244,43 +245,12 @@ class Environments:
 
     def set_handle(self, environment: Environment, handle: Pid | None) -> None:
         """Make ``handle`` what keeps ``environment``; None keeps it until it is destroyed."""
-        if environment.handle == handle:
-            return
-        self._release(environment)
-        environment.handle = handle
-        if handle is None:
-            return
-        held = self._handles.get(handle)
-        if held is None:
-            self._handles[handle] = held = (self._server.monitor(handle), set())
-        held[1].add(environment)
-
-    def handle_down(self, message: tuple[object, ...]) -> bool:
-        """Take a DOWN message of the server; False when it is about no handle."""
-        if message[0] != DOWN or not isinstance(message[3], Pid):
-            return False
-        held = self._handles.pop(message[3], None)
-        if held is None:
-            return False
-        for environment in held[1]:
-            environment.handle = None
-            environment.exit(message[4] if message[4] == "noconnection" else NORMAL)
-        return True
+        self.handles.set(environment, handle)
 
     def removed(self, environment: Environment) -> None:
         """``environment`` has ended."""
         self._all.discard(environment)
-        self._release(environment)
-
-    def _release(self, environment: Environment) -> None:
-        handle, environment.handle = environment.handle, None
-        if handle is None:
-            return
-        reference, kept = self._handles[handle]
-        kept.discard(environment)
-        if not kept:
-            del self._handles[handle]
-            self._server.demonitor(reference)
+        self.handles.release(environment)
 
     # --- requests -------------------------------------------------------------------------------
 

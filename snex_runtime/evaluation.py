@@ -19,6 +19,7 @@ from snex_node.services import UndefinedFunctionError, import_function
 from snex_node.wire.describe import inspect
 from snex_node.wire.etf import DecodeError, Decoder
 from snex_node.wire.pieces import Payload
+from snex_node.wire.terms import Term
 from snex_runtime import contexts, requests, tracing
 from snex_runtime.answers import OK_, OK_NIL
 from snex_runtime.code import Code, compile_code
@@ -27,10 +28,12 @@ from snex_runtime.coroutines import Work
 from snex_runtime.errors import BadRequest, Failure, from_exception
 from snex_runtime.executors import Awaiting, Function
 from snex_runtime.interrupts import Deadline, Interrupted, Interrupter, now
+from snex_runtime.kept import held
 from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
     NO_OPTIONS,
+    Asker,
     EvalOptions,
     Reader,
     Request,
@@ -87,6 +90,13 @@ class Threads(Protocol):
         """The work of running ``function`` in a thread, in ``place`` if it is given."""
 
 
+class Keeps(Protocol):
+    """Keeps results as objects."""
+
+    def to(self, request: Request, options: EvalOptions) -> Asker:
+        """The node that asked, for whom what is encoded stays here."""
+
+
 class Evaluator:
     """Runs code, in the environment that a request went to or in copies of ``root``.
 
@@ -112,6 +122,8 @@ class Evaluator:
         self._decoder = reader.decoder
         self._interrupter = interrupter
         self._snippets = Snippets()
+        self.keeps: Keeps
+        """Keeps results as objects; to be set."""
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -124,6 +136,8 @@ class Evaluator:
         given: Variables | None = None
         if request.arity == 4:
             given, options = self._reader.variables_and_eval_options(request)
+            if options.keep:
+                request.remote = self.keeps.to(request, options)
             if options.traceparent is not None:
                 return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
@@ -259,30 +273,78 @@ class Evaluator:
             origin.reset(token)
 
     def call(self, request: Request) -> Payload | Work:
-        """``{:call, module, function, args}``, with ``kwargs`` or without: what it returns."""
-        if request.arity not in (4, 5):
-            raise BadRequest(f"a call request has 4 or 5 elements, not {request.arity}")
+        """``{:call, module, function, args}``, with ``kwargs``, and ``opts``, or without: what it
+        returns.
+        """
+        if request.arity not in (4, 5, 6):
+            raise BadRequest(f"a call request has 4 to 6 elements, not {request.arity}")
         data = request.data
         module, at = typed.decode(data, request.at)
-        function, at = typed.decode(data, at)
+        function, request.at = typed.decode(data, at)
         if not isinstance(module, str) or not isinstance(function, str):
             named = f"{inspect(module)} and {inspect(function)}"
             raise BadRequest(f"module and function of a call are atoms or binaries, not {named}")
         request.runs = module, function
-        decoder = self._decoder
+        args, kwargs, options = self.arguments(request, 4)
+        called = partial(_call, request.variables, str(module), str(function), args, kwargs)
+        return self.run(request, called, options)
+
+    def arguments(
+        self, request: Request, least: int
+    ) -> tuple[list[Any], dict[str, Any], EvalOptions]:
+        """Arguments, keyword arguments and options; the latter are there if the request has more
+        than ``least`` parts. Raises `BadRequest`.
+        """
+        data, at, decoder, options = request.data, request.at, self._decoder, self._no_options
+        if request.arity == least + 2:
+            raw = typed.decode(data, typed.skip(data, typed.skip(data, at)))[0]
+            options = self._reader.eval_options(raw)
+            decoder = self._reader.decoder_for(raw)
         args, at = decoder.decode(data, at)
-        kwargs: Any = read_keywords(decoder, data, at) if request.arity == 5 else {}
+        kwargs: Any = read_keywords(decoder, data, at) if request.arity > least else {}
         if not isinstance(args, list):
             raise BadRequest(f"the arguments of a call are a list, not {inspect(args)}")
-        called = partial(_call, request.variables, str(module), str(function), args, kwargs)
-        options = self._no_options
-        if self._kill_after is None:
-            return self._run_call(request, called)
-        return self._killed_beyond(request, options, partial(self._run_call, request, called))
+        if held:
+            args = [held.get(bytes(arg), arg) if isinstance(arg, Term) else arg for arg in args]
+        return args, kwargs, options
 
-    def _run_call(self, request: Request, call: Callable[[], object]) -> Payload | Work:
-        options = self._no_options
-        if request.process.threaded:
+    def run(
+        self, request: Request, call: Callable[[], object], options: EvalOptions
+    ) -> Payload | Work:
+        """What ``call`` gives, awaited if it is to be."""
+        if options.keep:
+            request.remote = self.keeps.to(request, options)
+        if options.continues:
+            request.continues = True
+        if options.traceparent is not None:
+            return self._run_traced(request, call, options, options.traceparent)
+        if self._kill_after is None and options.kill_after is None:
+            return self._run_call(request, call, options)
+        return self._killed_beyond(
+            request, options, partial(self._run_call, request, call, options)
+        )
+
+    def _run_traced(
+        self,
+        request: Request,
+        call: Callable[[], object],
+        options: EvalOptions,
+        traceparent: str,
+    ) -> Payload | Work:
+        request.traceparent = traceparent
+        origin.set(request.asked)
+        with tracing.entered(traceparent):
+            run = partial(self._run_call, request, call, options)
+            outcome = self._killed_beyond(request, options, run)
+        if isinstance(outcome, Work) and not outcome.threaded:
+            outcome.awaited = tracing.in_steps(traceparent, outcome.awaited)
+        return outcome
+
+    def _run_call(
+        self, request: Request, call: Callable[[], object], options: EvalOptions
+    ) -> Payload | Work:
+        threaded = request.process.threaded if options.threaded is None else options.threaded
+        if threaded:
             return self._pool.work(
                 request, partial(_call_in_thread, call=call), request.process.place, options
             )

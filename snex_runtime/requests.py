@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 from snex_node.cluster.connection import Ahead
 from snex_node.processes.host import Host
 from snex_node.wire.describe import inspect, short
-from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.etf import DecodeError, Decoder
 from snex_node.wire.gen import GEN_CALL, GEN_CAST, From
 from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde, tracing
 from snex_runtime.contexts import Enter
 from snex_runtime.errors import BadRequest, Failure
+from snex_runtime.kept import held, put_in
 from snex_runtime.namespace import Variables
 from snex_runtime.origin import Origin, OriginNode
 from snex_runtime.sources import VIRTUAL_FILE, shown
@@ -60,11 +61,21 @@ class Line(Protocol):
         """
 
 
+class Encodes(Protocol):
+    """Encodes values."""
+
+    def encode(self, term: object, before: bytes = b"") -> bytes:
+        """The external form of ``term``, behind ``before``. Raises `EncodeError`."""
+
+    def encode_payload(self, term: object, before: bytes = b"") -> Payload:
+        """The same for a message: in pieces where much is in it."""
+
+
 class Asker(OriginNode, Protocol):
     """The node that a request came from."""
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encodes:
         """What encodes values for it."""
 
     @property
@@ -286,6 +297,14 @@ class Reader:
         """Decodes what comes without options of its own."""
         self._eval_options: dict[bytes, EvalOptions] = {}
 
+    def eval_options(self, raw: object) -> EvalOptions:
+        """These options, checked."""
+        return EvalOptions(raw, self._max_time)
+
+    def decoder_for(self, raw: object) -> Decoder:
+        """The decoder by the encoding options among these options."""
+        return serde.decoder(encoding_options(raw, self._options))
+
     def variables_and_options(self, request: Request) -> tuple[Variables, object]:
         """The variables that come next, and the options, which say how to decode those.
 
@@ -324,7 +343,7 @@ class Reader:
             options = EvalOptions(typed.decode(data, end)[0], self._max_time)
             if len(tail) > MAX_EVAL_OPTIONS:
                 raise BadRequest(f"options of {len(tail)} bytes: more than {MAX_EVAL_OPTIONS}")
-            if options.traceparent is not None:  # it comes once
+            if options.traceparent is not None or options.handle is not None:  # it comes once
                 return variables, options
             if len(self._eval_options) >= MAX_EVAL_OPTIONS_KNOWN:
                 self._eval_options.clear()
@@ -333,14 +352,19 @@ class Reader:
 
 
 class EvalOptions:
-    """The options of an eval request, checked; ``max_time`` is the limit where they give none."""
+    """The options of a request that runs code, checked; ``max_time`` is the limit where they give
+    none.
+    """
 
-    __slots__ = ("continues", "kill_after", "limited", "threaded", "timeout", "traceparent")
+    __slots__ = (
+        *("continues", "handle", "keep", "kill_after", "limited", "threaded", "timeout"),
+        "traceparent",
+    )
 
     def __init__(self, raw: object = None, max_time: float | None = None) -> None:
         known = (
             *("encoding_opts", "timeout", "on_timeout", "kill_after", "executor"),
-            "traceparent",
+            *("traceparent", "keep", "handle"),
         )
         options = options_in(raw, known)
         self.limited = options.get("timeout") is not None
@@ -355,6 +379,12 @@ class EvalOptions:
         self.continues = on_timeout == "continue"
         self.traceparent = _traceparent_in(options.get("traceparent"))
         """Where the request stands in a trace, if it says so."""
+        self.keep = options.get("keep", False)
+        """Whether the result stays here, as an object; ``"shown"``: and is described."""
+        if self.keep not in (True, False, "shown"):
+            raise BadRequest(f"keep takes true or false, not {inspect(self.keep)}")
+        self.handle = options.get("handle")
+        """What keeps that object; None: the caller."""
 
 
 def _traceparent_in(value: object) -> str | None:
@@ -497,6 +527,8 @@ def read_variables(decoder: Decoder, data: bytes, at: int) -> tuple[Variables, i
         raise _locate(decoder, data, at, error) from None
     if not isinstance(variables, dict):
         raise BadRequest(f"variables are a map, not {inspect(variables)}")
+    if held:
+        put_in(variables)
     for name in variables:
         if type(name) is not str:
             return _with_names(variables), end

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import tables, tensors
+from snex_runtime import kept, tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -231,6 +231,8 @@ def _make_decoder(options: Options) -> Decoder:
             return tensors.load(_plain_fields(struct), tensor_as)
         if plain_name == tables.NAME:
             return tables.load(_plain_fields(struct))
+        if plain_name == kept.NAME:
+            return kept.load(_plain_fields(struct))
         unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
@@ -242,7 +244,7 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed, kept.NAME),
         raw_structs=_RAW_STRUCTS,
         view_structs=viewed,
         term_structs=whole,

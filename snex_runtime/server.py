@@ -42,6 +42,7 @@ from snex_runtime.evaluation import Evaluator
 from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
 from snex_runtime.namespace import Variables
+from snex_runtime.objects import Objects
 from snex_runtime.pulse import Pulse
 from snex_runtime.requests import (
     Asker,
@@ -129,6 +130,17 @@ class Server(BaseProcess):
             self._root, reader, self._interrupter, self._pool, killer, kill_after
         )
         self._streams = Streams(node, reader, self.root, self._coroutines, self._pool)
+        self._about_objects = Dispatcher(node, answers, self._coroutines, self.backend)
+        self._objects = Objects(
+            self,
+            self.environments.handles,
+            self._about_objects,
+            self._evaluator,
+            self._root,
+            threaded=self.threaded,
+        )
+        self._evaluator.keeps = self._objects
+        self._about_objects.open(Kinds(self._objects.tuples, self._objects.atoms))
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
@@ -216,7 +228,7 @@ class Server(BaseProcess):
             _log.warning("an exit signal of %s does not end the runtime", message[1])
         elif isinstance(message, tuple) and len(message) == 5 and message[0] == DOWN:
             if not self._coroutines.caller_down(message[1]):
-                self.environments.handle_down(message)
+                self.environments.handles.down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
             task = tasks.start(self._learn_sets(str(message[1])))
@@ -255,6 +267,7 @@ class Server(BaseProcess):
             uptime=time.monotonic() - self._started,
             environments=len(self.environments),
             streams=len(self._streams),
+            objects=len(self._objects),
             requests_running=len(self._coroutines),
             threads=self._pool.counts,
             blocked=self.watch.blocked,
@@ -288,9 +301,11 @@ class Server(BaseProcess):
         namespace.remove(self._module)
         self._pulse.close()
         self._dispatcher.close()
+        self._about_objects.close()
         for environment in self.environments.all():
             environment.exit(reason)
         self._streams.close(reason)
+        self._objects.close(reason)
         self._coroutines.close()
         self._pool.close()
         for task in self._tasks:

@@ -18,6 +18,7 @@ Told = Mapping[str, Any]
 
 _SUMS: Final = (
     *("bytes_in", "bytes_out", "requests_queued", "memory_bytes", "streams"),
+    "objects",
     *("threads", "threads_busy", "threads_lost"),
 )
 _OF_THE_WORST: Final = ("loop_blocked_ms", "loop_blocked_max_ms", "loop_blocked_at")
