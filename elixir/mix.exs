@@ -53,7 +53,7 @@ defmodule Snex.MixProject do
       groups_for_extras: [Guides: ~r/guides/],
       groups_for_modules: [
         "Many Pythons": [Snex.Pool, Snex.Batch],
-        Streams: [Snex.Source],
+        "Streams and objects": [Snex.Source, Snex.Object],
         Values: [Snex.Tensor, Snex.Arrow, Snex.Serde, Snex.Serde.Encoder, Snex.Code, Snex.Sigils],
         Releases: [Snex.Release]
       ]

@@ -17,6 +17,7 @@ defmodule Snex do
     Error,
     Interpreter,
     Limits,
+    Object,
     Runtimes,
     Serde,
     Source,
@@ -47,8 +48,11 @@ defmodule Snex do
   """
   @type from_env :: Env.t() | {Env.t(), only: [String.t()], except: [String.t()]}
 
-  @typedoc "What code runs in: an environment, or a throw-away copy of an interpreter's."
-  @type env_or_interpreter :: Env.t() | Interpreter.server()
+  @typedoc """
+  What code runs in: an environment, or a throw-away copy of an interpreter's; or the same with an object as
+  `self`.
+  """
+  @type env_or_interpreter :: Env.t() | Interpreter.server() | Object.t()
 
   @typedoc """
   Options of `make_env/3`:
@@ -84,6 +88,7 @@ defmodule Snex do
     * `:executor` - where the code runs, by default as the environment or the interpreter has it
     * `:traceparent` - the trace that the call belongs to, as the header of that name has it:
       `snex.traceparent()` in Python. Default: that of OpenTelemetry, where it is
+    * `:keep` - whether the value stays in Python, and the result is a `Snex.Object` (default `false`)
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
@@ -92,6 +97,7 @@ defmodule Snex do
           | {:encoding_opts, Serde.encoding_opts()}
           | {:executor, executor()}
           | {:traceparent, String.t()}
+          | {:keep, boolean()}
           | {:returning, code() | [code()]}
 
   @typedoc "See `t:pyeval_opt/0`."
@@ -354,6 +360,9 @@ defmodule Snex do
       else: Call.request(id, interpreter, request, timeout)
   end
 
+  defp open_stream(%Object{} = object, request, timeout),
+    do: on_object(object, &Call.attempt(&1, &2, request, timeout))
+
   defp open_stream(interpreter, request, timeout) do
     case find(interpreter) do
       {:ok, pid, target} ->
@@ -417,6 +426,11 @@ defmodule Snex do
     end
   end
 
+  defp evaluate_on(%Object{} = object, code, vars, opts) do
+    {_, _, timeout, _, _, _} = plan = plan(code, vars, opts)
+    on_object(object, &evaluate(&1, &2, plan, timeout))
+  end
+
   defp evaluate_on(interpreter, code, vars, opts) do
     case find(interpreter) do
       {:ok, pid, target} ->
@@ -455,20 +469,63 @@ defmodule Snex do
       {code, Serde.encode_vars!(vars), @default_timeout, trace(Telemetry.traceparent()), nil, []}
 
   defp plan(code, vars, opts) do
-    check_keys!(opts, [:timeout, :kill_after, :encoding_opts, :executor, :returning, :traceparent])
-
+    known = [:timeout, :kill_after, :encoding_opts, :executor, :returning, :traceparent, :keep]
+    check_keys!(opts, known)
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
     code = returning(code, opts[:returning])
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     options = if kill_after, do: [kill_after: kill_after], else: []
     options = options ++ executor!(opts) ++ trace(opts[:traceparent] || Telemetry.traceparent())
+    options = options ++ keep!(opts[:keep])
     {code, Serde.encode_vars!(vars), timeout, options, kill_after, encoding}
   end
 
   defp evaluate(target, interpreter, {code, vars, _, options, kill_after, encoding}, timeout) do
     request = eval(code, vars, [{:timeout, timeout} | options], encoding)
-    Call.attempt(target, interpreter, request, timeout, kill_after)
+    outcome = Call.attempt(target, interpreter, request, timeout, kill_after)
+
+    if options == [] or options[:keep] == nil,
+      do: outcome,
+      else: kept(outcome, interpreter, options)
+  end
+
+  defp kept({fate, {:ok, {id, shown}}}, interpreter, options),
+    do: {fate, {:ok, Object.new(id, interpreter, options[:handle], shown)}}
+
+  defp kept(outcome, _interpreter, _options), do: outcome
+
+  defp keep!(keep) when keep in [nil, false], do: []
+  defp keep!(true), do: [keep: :shown, handle: Env.handle()]
+
+  defp keep!(other),
+    do: raise(ArgumentError, ":keep is true or false, got: #{inspect(other)}")
+
+  defp on_object(%Object{id: id, interpreter: interpreter} = object, work) do
+    if Call.ended?(interpreter) do
+      {:error, Call.failed(:noproc)}
+    else
+      answer = Checkout.visit(interpreter, fn -> work.(id, interpreter) end)
+      Object.used(object)
+      answer
+    end
+  end
+
+  @doc false
+  # A request to an object, which is made of its options; and its answer.
+  @spec ask(Object.t(), (keyword() -> term()), keyword()) :: {:ok, term()} | {:error, Error.t()}
+  def ask(object, request, opts) do
+    check_keys!(opts, [:timeout, :kill_after, :executor, :keep, :traceparent])
+    timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
+    kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
+    options = executor!(opts) ++ trace(opts[:traceparent] || Telemetry.traceparent())
+    options = if kill_after, do: [{:kill_after, kill_after} | options], else: options
+    options = [{:timeout, timeout} | options] ++ keep!(opts[:keep])
+
+    on_object(object, fn id, interpreter ->
+      outcome = Call.attempt(id, interpreter, request.(options), timeout, kill_after)
+      if options[:keep], do: kept(outcome, interpreter, options), else: outcome
+    end)
   end
 
   defp eval(code, vars, options, []), do: {:eval, code, vars, options}

@@ -71,8 +71,10 @@ defmodule Snex.Env do
   @doc false
   # Its end, and that of all copies on this node, does nothing from now on. What is no handle (that
   # of a copy which came back when the last other one had been dropped, say) does nothing anyway.
-  @spec disarm(t()) :: :ok
-  def disarm(%__MODULE__{ref: ref}) do
+  @spec disarm(t() | reference() | nil) :: :ok
+  def disarm(%__MODULE__{ref: ref}), do: disarm(ref)
+
+  def disarm(ref) do
     if is_reference(ref) and Nif.loaded?(), do: Nif.disarm(ref)
     :ok
   rescue
