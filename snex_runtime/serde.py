@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
+from snex_runtime import everyday, native, registered
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -161,7 +163,7 @@ def merge_options(options: object, base: Options = DEFAULTS) -> Options:
     """
     if options is None:
         return base
-    merged = base._asdict()
+    merged = dict(zip(_CHOICES, base, strict=True))
     for name, value in _option_pairs(options):
         key = str.__str__(name) if isinstance(name, str) else ""
         choices = _CHOICES.get(key)
@@ -207,11 +209,14 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
     """The decoder for these options; there are 72 at the most, made once each."""
     found = _decoders.get(options)
     if found is None:
-        found = _decoders[options] = _make_decoder(options)
+        found = make_decoder(options)
+        registered.follow(found)
+        _decoders[options] = found
     return found
 
 
-def _make_decoder(options: Options) -> Decoder:
+def make_decoder(options: Options) -> Decoder:
+    """One for what only passes through: users' decoders of structs are not asked."""
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
 
@@ -225,8 +230,14 @@ def _make_decoder(options: Options) -> Decoder:
             fields = {str(field): value for field, value in struct.items()}
             return LISTS[plain_name](fields, binaries, Term)
         unwrap = _UNWRAP.get(plain_name)
-        return struct if unwrap is None else unwrap(struct, made)
+        if unwrap is not None:
+            return unwrap(struct, made)
+        found = registered.decode(plain_name, lambda: _with_texts(struct))
+        if found is NotImplemented and plain_name in natives:
+            found = native.native(plain_name, _with_texts(struct))
+        return struct if found is NotImplemented else found
 
+    natives = native.STRUCTS if options.structs_as == "native" else {}
     atom = DistinctAtom if options.atom_as == "distinct_atom" else Atom
     key, key_map, mapset = atom(_STRUCT), atom("map"), atom(_MAPSET)
     made = Decoder(
@@ -235,10 +246,20 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *natives),
         raw_structs=_RAW_STRUCTS,
     )
     return made
+
+
+def _with_texts(struct: dict[Any, Any]) -> dict[Any, Any]:
+    """The fields, under atoms that are equal to texts."""
+    if not any(type(field) is DistinctAtom for field in struct):
+        return struct
+    return {
+        Atom(field) if type(field) is DistinctAtom else field: value
+        for field, value in struct.items()
+    }
 
 
 def _field(struct: dict[Any, Any], name: str) -> bytes:
@@ -318,20 +339,17 @@ def _unknown(value: object) -> object:
 
 
 # What the value's type has, the first that fits: coroutines and futures; asynchronous generators;
-# arrays, tensors, columns of tables; NumPy's scalars; tables; pydantic's models; dataclasses;
-# enums; decimal numbers; dates and times; paths; generators, views and whatever else has elements.
+# arrays, tensors, columns of tables; complex numbers, NumPy's too; NumPy's other scalars; tables;
+# fractions; files; what is iterable, but no iterator or sequence.
 _REMEDIES: Final = (
     (("__await__",), "await it"),
     (("__anext__",), "collect it, as in [each async for each in it]"),
     (("tolist", "__len__"), "send what its .tolist() gives"),
+    (("limit_denominator",), "send what str() or float() makes of it"),
+    (("real", "imag", "__complex__"), "send its .real and .imag"),
     (("item", "dtype"), "send what its .item() gives"),
     (("to_dict", "columns"), 'send what its .to_dict("list") gives'),
-    (("model_dump",), "send what its .model_dump() gives"),
-    (("__dataclass_fields__",), "send what dataclasses.asdict() makes of it"),
-    (("_member_map_",), "send its .value"),
-    (("as_tuple", "quantize"), "send what str() or float() makes of it"),
-    (("isoformat",), "send what its .isoformat() gives"),
-    (("__fspath__",), "send what str() makes of it"),
+    (("read", "__iter__"), "send what its .read() gives"),
     (("__iter__",), "send what list() makes of it"),
 )
 
@@ -354,10 +372,11 @@ _custom: CustomEncoder | None = None
 
 
 def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
-    """Call ``encoder_fun`` with every object to be sent that is otherwise unknown.
+    """Call ``encoder_fun`` with every object to be sent that is of none of the codec's own types.
 
     What it returns is encoded in the object's place, by the same rules. There is one for the whole
-    process; it raises ``TypeError`` for what it does not know either.
+    process; where it raises ``TypeError`` the object is sent as it would be without it. For one
+    class there is `snex.encoder`.
 
     >>> import datetime
     >>> set_custom_encoder(lambda value: value.isoformat())
@@ -366,11 +385,16 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
-_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = ()
+Substitute = Callable[[object], object]
+
+_SUBSTITUTES: Final[tuple[Substitute, ...]] = (everyday.substitute,)
 """Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
 
+_WITHOUT_DURATION: Final = (everyday.microseconds, *_SUBSTITUTES)
+"""The same for an Elixir that has no ``Duration``, as it had none up to 1.16."""
 
-def _encode_unknown(value: object) -> object:
+
+def _encode_unknown(value: object, substitutes: tuple[Substitute, ...] = _SUBSTITUTES) -> object:
     """What stands for a value of a type that is none of the codec's: the user's word goes first."""
     refused: TypeError | None = None
     if _custom is not None:
@@ -378,9 +402,9 @@ def _encode_unknown(value: object) -> object:
             return _custom(value)
         except TypeError as error:
             refused = error
-    if isinstance(value, Exception):  # as the caller gets one that is raised
-        return from_exception(value).to_term()
-    for substitute in _SUBSTITUTES:
+    if issubclass(type(value), Exception):  # as the caller gets one that is raised
+        return from_exception(cast(Exception, value)).to_term()
+    for substitute in substitutes:
         found = substitute(value)
         if found is not NotImplemented:
             return found
@@ -389,17 +413,44 @@ def _encode_unknown(value: object) -> object:
     return _unknown(value)
 
 
-BOUNDARIES: Final = (_encode_unknown.__code__,)
-"""What calls user code, a custom encoder, for `interrupts`."""
+BOUNDARIES: Final = (
+    _encode_unknown.__code__,
+    *everyday.BOUNDARIES,
+    *registered.BOUNDARIES,
+)
+"""What calls user code, a custom encoder say, for `interrupts`."""
 
 
-def _make_encoder(sets: Literal["mapset", "mapset_v2"]) -> Encoder:
-    return Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets=sets)
+def _make_encoder(
+    sets: Literal["mapset", "mapset_v2"], substitutes: tuple[Substitute, ...]
+) -> Encoder:
+    return Encoder(
+        default=partial(_encode_unknown, substitutes=substitutes),
+        prior=registered.encode,
+        atom=Atom,
+        special_floats="atoms",
+        sets=sets,
+    )
 
 
-encoder: Final = _make_encoder("mapset")
-"""The encoder of the runtime; it has no options, a custom encoder apart."""
+encoder: Final = _make_encoder("mapset", _SUBSTITUTES)
+"""The encoder of the runtime, for an Elixir of today; it has no options, what users register
+apart."""
 
-encoder_v2: Final = _make_encoder("mapset_v2")
-"""The same for an Elixir whose ``MapSet`` has a field ``version``, as it had up to 1.14: a set
-without it would be a set there, but not equal to one that Elixir made."""
+encoder_without_duration: Final = _make_encoder("mapset", _WITHOUT_DURATION)
+"""The same for one that has no ``Duration``, and for nodes without Elixir: they get microseconds.
+"""
+
+encoder_v2: Final = _make_encoder("mapset_v2", _WITHOUT_DURATION)
+"""The same for an Elixir whose ``MapSet`` has a field ``version`` besides, as it had up to 1.14: a
+set without it would be a set there, but not equal to one that Elixir made."""
+
+
+def encoder_for(mapset: object, duration: object) -> Encoder:
+    """The encoder for an Elixir, by its empty structs ``MapSet`` and ``Duration``.
+
+    Each is the dict that the struct is, None where there is none.
+    """
+    if isinstance(mapset, dict) and "version" in mapset:
+        return encoder_v2
+    return encoder if isinstance(duration, dict) else encoder_without_duration

@@ -128,6 +128,8 @@ class Encoder:
 
     * ``default``: called with every object of another type; its result is encoded instead. A
       ``TypeError`` or ``ValueError`` it raises becomes an ``EncodeError`` of the same text.
+    * ``prior``: called before ``default``, and before what is derived from a known type counts as
+      its base; its result is encoded instead, unless it is `NotImplemented`.
     * ``atom``: a subclass of ``Atom`` that is to be as fast as ``Atom`` itself.
     * ``special_floats``: ``"refuse"`` infinities and NaN, which have no external form, or send them
       as the ``"atoms"`` ``:inf``, ``:"-inf"`` and ``:nan``.
@@ -148,6 +150,7 @@ class Encoder:
         "_distinct_keys",
         "_max_depth",
         "_max_integer_bytes",
+        "_prior",
         "_rows",
         "_sets",
         "_special_floats",
@@ -157,6 +160,7 @@ class Encoder:
         self,
         *,
         default: Callable[[Any], object] | None = None,
+        prior: Callable[[Any], object] | None = None,
         atom: type[Atom] = Atom,
         special_floats: Literal["refuse", "atoms"] = "refuse",
         sets: Literal["refuse", "mapset", "mapset_v2"] = "refuse",
@@ -168,6 +172,7 @@ class Encoder:
         if sets not in ("refuse", "mapset", "mapset_v2"):
             raise ValueError(f"sets is 'refuse', 'mapset' or 'mapset_v2', not {sets!r}")
         self._default = default
+        self._prior = prior
         self._atom = atom
         self._special_floats = special_floats == "atoms"
         self._sets = sets
@@ -331,19 +336,24 @@ class Encoder:
         """For an object of an unknown type, one of a known type: its base, or by ``default``."""
         first = item
         for _ in range(MAX_DEFAULT_CHAIN):
-            base = _as_base(item)
-            if base is not None:
-                replies.append(base)
-                return base
-            if self._default is None:
-                raise _unserializable(item)
-            answer = self._ask_default(self._default, item)
+            answer: object = NotImplemented
+            if self._prior is not None:
+                answer = self._ask(self._prior, item)
+            if answer is NotImplemented:
+                base = _as_base(item)
+                if base is not None:
+                    replies.append(base)
+                    return base
+                if self._default is None:
+                    raise _unserializable(item)
+                answer = self._ask(self._default, item)
             if answer is item:
                 refused = _unserializable(item).message
                 message = f"{refused}: its encoder returned the object itself"
                 raise _Failure(EncodeTypeError, message, item)
             replies.append(answer)
-            if type(answer) in KNOWN or isinstance(answer, (Atom, Term)):
+            kind = type(answer)
+            if kind in KNOWN or issubclass(kind, (Atom, Term)):
                 return answer
             item = answer
         raise _Failure(
@@ -353,9 +363,9 @@ class Encoder:
             item,
         )
 
-    def _ask_default(self, default: Callable[[Any], object], item: object) -> object:
+    def _ask(self, function: Callable[[Any], object], item: object) -> object:
         try:
-            return default(item)
+            return function(item)
         except EncodeError:
             raise
         except TypeError as error:
@@ -413,23 +423,24 @@ def _unserializable(item: object) -> _Failure:
 
 def _as_base(item: Any) -> object:
     """The same value as an object of exactly the known type its class derives from, else None."""
-    if isinstance(item, str):
+    kind = type(item)  # the object itself may claim to be of another class, or raise when asked
+    if issubclass(kind, str):
         return str.__str__(item)
-    if isinstance(item, int):
+    if issubclass(kind, int):
         return int.__index__(item)
-    if isinstance(item, float):
+    if issubclass(kind, float):
         return float.__float__(item)
-    if isinstance(item, (bytes, bytearray)):
+    if issubclass(kind, (bytes, bytearray)):
         return bytes(memoryview(item))
-    if isinstance(item, list):
+    if issubclass(kind, list):
         return list(list.__iter__(item))
-    if isinstance(item, tuple):
+    if issubclass(kind, tuple):
         return tuple(tuple.__iter__(item))
-    if isinstance(item, dict):
+    if issubclass(kind, dict):
         return dict(dict.items(item))
-    if isinstance(item, set):
+    if issubclass(kind, set):
         return set(set.__iter__(item))
-    if isinstance(item, frozenset):
+    if issubclass(kind, frozenset):
         return frozenset(frozenset.__iter__(item))
     return None
 

@@ -91,7 +91,7 @@ def find_cycle(root: object, depth: int) -> object | None:
 def _inside(child: object, answers: Iterator[object]) -> _Children | None:
     if _is_container(child):
         return _children(child)
-    if type(child) in KNOWN or isinstance(child, (Atom, Term)):
+    if type(child) in KNOWN or issubclass(type(child), (Atom, Term)):
         return None
     for answer in answers:
         return iter((((_nothing, None), answer),))
