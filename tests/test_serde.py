@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime
+import io
 import math
 import pickle
-from array import array
-from collections import Counter, OrderedDict, deque, namedtuple
+import re
+from collections import Counter, OrderedDict, namedtuple
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future as ThreadFuture
-from dataclasses import dataclass
-from decimal import Decimal
 from enum import Enum, IntEnum
-from pathlib import Path
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,11 +79,11 @@ class Scalar:
     dtype, item, tolist = "int64", None, None
 
 
-@dataclass
-class Data:
-    """An object with fields."""
+class Iterable:
+    """What can be iterated over, and may mean something else by it."""
 
-    field: int = 1
+    def __iter__(self) -> Iterator[int]:
+        return iter((1,))
 
 
 class NoAttributesMeta(type):
@@ -405,17 +405,11 @@ class TestToElixir:
             (Awaitable(), "await it"),
             (asynchronous(), "collect it, as in [each async for each in it]"),
             (Array(), "send what its .tolist() gives"),
-            (array("i", [1]), "send what its .tolist() gives"),
             (Scalar(), "send what its .item() gives"),
-            (Data(), "send what dataclasses.asdict() makes of it"),
-            (Enum("E", ["A"]).A, "send its .value"),  # type: ignore[attr-defined]
-            (Decimal(1), "send what str() or float() makes of it"),
-            (datetime.date(2026, 1, 1), "send what its .isoformat() gives"),
-            (Path("x"), "send what str() makes of it"),
-            (iter(()), "send what list() makes of it"),
-            ({}.keys(), "send what list() makes of it"),
-            (map(str, ()), "send what list() makes of it"),
-            (range(3), "send what list() makes of it"),
+            (1j, "send its .real and .imag"),
+            (Fraction(1, 2), "send what str() or float() makes of it"),
+            (io.StringIO("a"), "send what its .read() gives"),
+            (Iterable(), "send what list() makes of it"),
             (
                 ThreadFuture(),
                 "snex.set_custom_encoder takes a function that knows what to send instead",
@@ -431,7 +425,9 @@ class TestToElixir:
         assert str(raised.value).endswith(" (at [0])")
 
     @pytest.mark.parametrize(
-        "value", [deque([1]), iter([]), 1j, Enum("E", ["A"]), print, TestWrappers]
+        "value",
+        [1j, print, TestWrappers, asyncio, SimpleNamespace(a=1), re.match("a", "a"), type],
+        ids=stable,
     )
     def test_types_that_the_table_does_not_have(self, value: object) -> None:
         with pytest.raises(TypeError, match="Cannot serialize object of <class"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snex_node import Node, Process
-from snex_node.errors import CallTimeoutError, ProcessExitError
+from snex_node.errors import CallTimeoutError, ConnectError, ProcessExitError, RemoteError
 from snex_node.wire.etf import Encoder
 from snex_runtime import interface, serde
 from snex_runtime.namespace import NAME
@@ -151,6 +151,9 @@ class TestNodes:
         expected: Encoder,
         asked_for: list[str],
     ) -> None:
+        remote = caller.server.node.remote(caller.node.name)
+        # It has been asked, and is a node without Elixir.
+        await until(lambda: remote.encoder is serde.encoder_without_duration)
         asked: list[object] = []
 
         async def rpc(node: str, module: str, function: str, **_: object) -> object:
@@ -162,9 +165,8 @@ class TestNodes:
 
         monkeypatch.setattr(caller.server.node, "rpc", rpc)
         name = caller.node.name
-        caller.server.message_received((A("nodeup"), name))
-        remote = caller.server.node.remote(name)
         remote.encoder = Encoder()
+        caller.server.message_received((A("nodeup"), name))
         await until(lambda: remote.encoder is expected)
         assert asked == [(name, f"Elixir.{module}", "__struct__") for module in asked_for]
 
@@ -175,11 +177,12 @@ class TestNodes:
 
         async def rpc(*_: object, **__: object) -> object:
             asked.set()
-            raise ConnectError("it is gone")
+            raise ConnectError("py@host", "lost", "it has gone")
 
         remote = caller.server.node.remote(caller.node.name)
+        before = serde.encoder_without_duration
+        await until(lambda: remote.encoder is before)
         monkeypatch.setattr(caller.server.node, "rpc", rpc)
-        before = remote.encoder
         caller.server.message_received((A("nodeup"), caller.node.name))
         await asyncio.wait_for(asked.wait(), 10)
         assert remote.encoder is before
