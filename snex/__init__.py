@@ -21,6 +21,7 @@ from snex_runtime.interface import (
     traceparent,
 )
 from snex_runtime.logging import LoggingHandler
+from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import (
     Atom,
     DistinctAtom,
@@ -45,6 +46,8 @@ __all__ = [
     "batched",
     "call",
     "cast",
+    "decoder",
+    "encoder",
     "io_loop_for_connection",
     "send",
     "serve",

@@ -15,6 +15,7 @@ from snex_runtime.interface import (
     send,
     traceparent,
 )
+from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
 
@@ -25,6 +26,8 @@ __all__ = [
     "batched",
     "call",
     "cast",
+    "decoder",
+    "encoder",
     "io_loop_for_connection",
     "send",
     "serve",

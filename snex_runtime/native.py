@@ -11,6 +11,8 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from snex_node.wire.terms import Atom
+
 if TYPE_CHECKING:
     from decimal import Decimal
 
@@ -30,7 +32,7 @@ class _Unlike(Exception):
 def native(name: str, fields: Fields) -> object:
     """What the struct of this name becomes; `NotImplemented` where it stays what it is.
 
-    ``fields`` has names as its keys: atoms that are equal to texts, or texts.
+    The keys of ``fields`` are texts, or atoms that are equal to them.
 
     >>> native("Elixir.Range", {"first": 1, "last": 3, "step": 1})
     range(1, 4)
@@ -49,8 +51,13 @@ def _integers(fields: Fields, *names: str) -> list[int]:
 
 
 def _check_calendar(fields: Fields) -> None:
-    if fields["calendar"] != "Elixir.Calendar.ISO" or type(fields["calendar"]) is str:
+    if _name(fields["calendar"]) != "Elixir.Calendar.ISO":
         raise _Unlike
+
+
+def _name(value: object) -> str | None:
+    """The name of an atom, of whatever class the options say that it is; None for all else."""
+    return str.__str__(value) if isinstance(value, Atom) else None
 
 
 def _microsecond(fields: Fields) -> int:
@@ -139,10 +146,10 @@ def _decimal(fields: Fields) -> Decimal:
     if type(coefficient) is int and coefficient >= 0:
         digits = Decimal(coefficient).as_tuple().digits
         return Decimal((negative, digits, exponent))
-    if type(coefficient) is str or coefficient not in ("inf", "NaN"):
+    special = {"inf": "Infinity", "NaN": "NaN"}.get(_name(coefficient) or "")
+    if special is None:
         raise _Unlike
-    special = Decimal(coefficient)
-    return -special if negative and coefficient == "inf" else special
+    return Decimal(f"-{special}" if negative else special)
 
 
 def _range(fields: Fields) -> range:
