@@ -58,6 +58,10 @@ class Point(NamedTuple):
     y: int
 
 
+class Single(NamedTuple):
+    x: int
+
+
 class Color(IntEnum):
     RED = 1
 
@@ -104,7 +108,7 @@ class TestEncoder:
         ("value", "base"),
         [
             (Point(1, 2), (1, 2)),
-            (NamedTuple("P", [("x", int)])(1), (1,)),  # type: ignore[misc]
+            (Single(1), (1,)),
             (Color.RED, 1),
             (OrderedDict(a=1), {b"a": 1}),
             (type("Text", (str,), {})("a"), b"a"),
