@@ -69,7 +69,7 @@ def _of_caller(
     on: Stage, row: Row, caller: Beam, kind: str, node: str, instrument: str = ""
 ) -> Iterator[Meter]:
     source = "Benchmark.Meter.open(instrument, kind, node, options)"
-    names = {"instrument": instrument or row.instrument, "kind": kind, "node": node}
+    names = {"instrument": instrument or row.instrument.split()[-1], "kind": kind, "node": node}
     bindings = {name: value.encode() for name, value in names.items()}
     meter = stage.ask(caller, source, options=_options(on, row), **bindings)
 
@@ -243,12 +243,26 @@ def _one_process(on: Stage, row: Row) -> AbstractContextManager[Meter]:
     return _of_node(on, row, on.sides[0].tree)
 
 
+# Arrays, which older trees do not know
+
+
+def _array(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
+    room = "shared" if "shared" in row.name else "tables"
+    if not (side.tree / "snex_runtime" / f"{room}.py").is_file():
+        raise MissingError(f"{side.name} has no {room}")
+    if "Arrow" in row.name and importlib.util.find_spec("pyarrow") is None:
+        raise MissingError("no row of tables: pyarrow is not installed")
+    return _python(on, row, side)
+
+
 _ON_WIRE = Instrument(_python, {"beam": _beam})
 
 INSTRUMENTS = {
     "requests": _ON_WIRE,
     "there": _ON_WIRE,
     "back": _ON_WIRE,
+    "array there": Instrument(_array, {"beam": _beam}),
+    "array back": Instrument(_array, {"beam": _beam}),
     "snex.call": _ON_WIRE,
     "snex.send": _ON_WIRE,
     "interpreter": _ON_WIRE,

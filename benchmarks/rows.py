@@ -77,6 +77,12 @@ KINDS = (
     Kind("1,000 x 10 kB", 1_000, 1_000, text=False),
 )
 REQUEST = Kind("a request", 1, 1)
+# Bytes, and rows of five columns: as many bytes as the yardstick's binary has.
+ARRAYS = (
+    Kind("64 MB tensor", 64_000_000, 0),
+    Kind("64 MB shared", 64_000_000, 0),
+    Kind("Arrow table", 1_000_000, 0),
+)
 
 REQUESTS = {
     "call": ":ping, the smallest request",
@@ -124,7 +130,10 @@ QUICK = Scale("quick", rounds=4, least=1, seconds=0.1, calls=0.3)
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
-    return [*_calls(), *_callers(), *_data(), *_codec(), *_from_python(), *_workers(), *_life()]
+    return [
+        *(*_calls(), *_callers(), *_data(), *_arrays(), *_codec()),
+        *(*_from_python(), *_workers(), *_life()),
+    ]
 
 
 def _calls() -> Iterator[Row]:
@@ -170,6 +179,21 @@ def _data() -> Iterator[Row]:
                     {"kind": kind.name, "count": kind.count, "client": client},
                     client=client,
                 )
+
+
+def _arrays() -> Iterator[Row]:
+    for kind in ARRAYS:
+        for way, where in (("there", "to Python"), ("back", "and back")):
+            yield Row(
+                f"{kind.name} {way}",
+                f"{kind.what} {where}, by Snex.pyeval",
+                "Tensors and tables, by Snex.pyeval",
+                kind.name,
+                f"array {way}",
+                Unit.TIME,
+                {"kind": kind.name, "count": kind.count, "client": True},
+                client=True,
+            )
 
 
 def _codec() -> Iterator[Row]:

@@ -52,7 +52,7 @@ defmodule Snex.MixProject do
       groups_for_extras: [Guides: ~r/guides/],
       groups_for_modules: [
         "Many Pythons": [Snex.Pool, Snex.Batch],
-        Values: [Snex.Serde, Snex.Serde.Encoder, Snex.Code, Snex.Sigils],
+        Values: [Snex.Tensor, Snex.Arrow, Snex.Serde, Snex.Serde.Encoder, Snex.Code, Snex.Sigils],
         Releases: [Snex.Release]
       ]
     ]

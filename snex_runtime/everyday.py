@@ -437,6 +437,11 @@ def _unknown(_: object) -> object:
     return NotImplemented
 
 
+def _of_others(_: object) -> object:
+    """For what is never known here: it is remembered, as other types are not."""
+    return NotImplemented
+
+
 _NAMED: Final[dict[str, Convert]] = {
     "datetime.datetime": _datetime,
     "datetime.date": _date,
@@ -449,6 +454,7 @@ _NAMED: Final[dict[str, Convert]] = {
     "collections.deque": _listed,
     "collections.UserString": _text,
     "mappingproxy": _copied,
+    "memoryview": _of_others,  # of several dimensions
     "dict_keys": _listed,
     "dict_values": _listed,
     "dict_items": _listed,
@@ -463,12 +469,13 @@ _NAMED: Final[dict[str, Convert]] = {
 _NO_KEYS: Final[dict[object, object]] = {}
 _BUILTIN: Final[dict[str, type]] = {
     "mappingproxy": MappingProxyType,
+    "memoryview": memoryview,
     "dict_keys": type(_NO_KEYS.keys()),
     "dict_values": type(_NO_KEYS.values()),
     "dict_items": type(_NO_KEYS.items()),
 }
 
-_OF_OTHERS: Final = (
+_MARKS_OF_OTHERS: Final = (
     *("__array__", "__array_interface__", "__dlpack__", "dtype"),
     *("__arrow_c_array__", "__arrow_c_stream__", "__dataframe__"),
     *("__await__", "__anext__"),
@@ -500,8 +507,8 @@ def _find(kind: type) -> Convert:
         return fields
     if _attribute(kind, "__fspath__") is not None:
         return _path
-    if any(_attribute(kind, name) is not None for name in _OF_OTHERS):
-        return _unknown
+    if any(_attribute(kind, name) is not None for name in _MARKS_OF_OTHERS):
+        return _of_others
     return _container(kind, bases)
 
 

@@ -15,7 +15,7 @@ from snex_node.wire.describe import text_of, type_name, type_repr
 from snex_node.wire.etf import Decoder
 from snex_node.wire.etf_place import KNOWN
 
-__all__ = ["BOUNDARIES", "decode", "decoder", "encode", "encoder", "follow"]
+__all__ = ["BOUNDARIES", "decode", "decoder", "encode", "encoder", "follow", "is_decoded"]
 
 T = TypeVar("T")
 Encode = Callable[[Any], object]
@@ -137,6 +137,11 @@ def decode(name: str, fields: Callable[[], dict[Any, Any]]) -> object:
     except Exception as error:
         told = f"{type_name(type(error))}: {text_of(error)}".removesuffix(": ")
         raise ValueError(f"the decoder of {shown(name)} raised {told}") from error
+
+
+def is_decoded(name: str) -> bool:
+    """Whether there is a decoder for the struct of this name."""
+    return name in _decoders
 
 
 def shown(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import everyday, native, registered
+from snex_runtime import everyday, native, registered, tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -209,16 +209,18 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
     """The decoder for these options; there are 72 at the most, made once each."""
     found = _decoders.get(options)
     if found is None:
-        found = make_decoder(options)
+        found = _make_decoder(options)
         registered.follow(found)
         _decoders[options] = found
     return found
 
 
-def make_decoder(options: Options) -> Decoder:
-    """One for what only passes through: users' decoders of structs are not asked."""
+def _make_decoder(options: Options) -> Decoder:
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
+    tensor_as: tensors.TensorAs = options.tensor_as  # type: ignore[assignment]
+    whole = (tensors.NAME,) if options.tensor_as == "term" else ()
+    viewed = (tables.NAME,) if whole else (tables.NAME, tensors.NAME)
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -227,8 +229,11 @@ def make_decoder(options: Options) -> Decoder:
             return make_set(members) if isinstance(members, dict) else struct
         plain_name = str(name)
         if plain_name in LISTS:
-            fields = {str(field): value for field, value in struct.items()}
-            return LISTS[plain_name](fields, binaries, Term)
+            return each_of(LISTS[plain_name](_plain_fields(struct), binaries, Term))
+        if plain_name == tensors.NAME:
+            return tensors.load(_plain_fields(struct), tensor_as)
+        if plain_name == tables.NAME:
+            return tables.load(_plain_fields(struct))
         unwrap = _UNWRAP.get(plain_name)
         if unwrap is not None:
             return unwrap(struct, made)
@@ -236,6 +241,14 @@ def make_decoder(options: Options) -> Decoder:
         if found is NotImplemented and plain_name in natives:
             found = native.native(plain_name, _with_texts(struct))
         return struct if found is NotImplemented else found
+
+    def each_of(elements: list[Any]) -> list[Any]:
+        """Those of a list that has been arranged, where they are structs: all of one name then."""
+        first = elements[0] if elements else None
+        if type(first) is not dict or not isinstance(name := first.get(key), atom):
+            return elements
+        known = str(name) in natives or registered.is_decoded(str(name))
+        return list(map(struct_hook, elements)) if known else elements
 
     natives = native.STRUCTS if options.structs_as == "native" else {}
     atom = DistinctAtom if options.atom_as == "distinct_atom" else Atom
@@ -246,10 +259,34 @@ def make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *natives),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed, *natives),
         raw_structs=_RAW_STRUCTS,
+        view_structs=viewed,
+        term_structs=whole,
     )
     return made
+
+
+def _set_or_struct(struct: dict[Any, Any]) -> object:
+    members = struct.get("map")
+    return frozenset(members) if isinstance(members, dict) else struct
+
+
+passing: Final = Decoder(
+    binary_as="bytes",
+    atom=Atom,
+    opaque=True,
+    term=Term,
+    struct_hook=_set_or_struct,
+    struct_names=(_MAPSET,),
+)
+"""The decoder of what only passes through: structs stay what they are. Sets are not the same in
+every Elixir, and are written anew for the one that gets them."""
+
+
+def _plain_fields(struct: dict[Any, Any]) -> dict[str, Any]:
+    """The fields of a struct by their names as plain strings, whatever class atoms are of."""
+    return {str(field): value for field, value in struct.items()}
 
 
 def _with_texts(struct: dict[Any, Any]) -> dict[Any, Any]:
@@ -387,7 +424,11 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
 
 Substitute = Callable[[object], object]
 
-_SUBSTITUTES: Final[tuple[Substitute, ...]] = (everyday.substitute,)
+_SUBSTITUTES: Final[tuple[Substitute, ...]] = (
+    everyday.substitute,  # there are many more of those
+    tensors.substitute,
+    tables.substitute,
+)
 """Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
 
 _WITHOUT_DURATION: Final = (everyday.microseconds, *_SUBSTITUTES)

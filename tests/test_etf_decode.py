@@ -8,7 +8,7 @@ import math
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -896,6 +896,66 @@ def test_funs_in_funs_are_bounded() -> None:
 RAW_NAME = "Elixir.Raw"
 RAW = {Atom("__struct__"): Atom(RAW_NAME), Atom("field"): [1, b"a"]}
 LARGE = b"x" * etf_decode.LARGE
+
+
+class TestViewedStructs:
+    KEY = Atom("__struct__")
+    VIEWED = Atom("Elixir.Viewed")
+
+    def struct(self, **fields: object) -> dict[Atom, object]:
+        return {self.KEY: self.VIEWED, **{Atom(name): value for name, value in fields.items()}}
+
+    def decoder(self, **options: Any) -> Decoder:
+        return Decoder(struct_hook=dict, view_structs=[self.VIEWED], **options)
+
+    @pytest.mark.parametrize("binary_as", ["bytes", "str", "bytearray"])
+    def test_their_binaries_are_views(self, binary_as: Literal["bytes", "str"]) -> None:
+        data = Encoder().encode([self.struct(data=b"\xff\0", shape=(2, 3), type=Atom("f"))])
+        [found] = self.decoder(binary_as=binary_as).decode(data)[0]
+        assert found == {
+            self.KEY: self.VIEWED,
+            "data": b"\xff\0",
+            "shape": (2, 3),
+            "type": Atom("f"),
+        }
+        assert type(found["data"]) is memoryview
+        assert found["data"].obj is data
+        assert found["data"].readonly
+
+    def test_other_fields_are_read_plainly(self) -> None:
+        inner = {self.KEY: Atom("Elixir.Inner"), Atom("text"): b"\xff"}
+        data = Encoder().encode(self.struct(data=inner, names=[b"x"]))
+        found, _ = self.decoder(binary_as="str", opaque=True).decode(data)
+        assert found["data"] == inner
+        assert found["names"] == [b"x"]
+
+    def test_what_only_begins_like_their_name_is_none(self) -> None:
+        other = {self.KEY: Atom("Elixir.Viewed.Other"), Atom("data"): b"x"}
+        for term in (other, [other, self.VIEWED], b"Elixir.Viewed"):
+            found, _ = Decoder(view_structs=[self.VIEWED]).decode(Encoder().encode(term))
+            assert found == term
+
+    def test_those_that_are_kept_whole(self) -> None:
+        term = [self.struct(data=b"\xff"), {b"a": self.struct()}, b"text"]
+        data = Encoder().encode(term)
+        decoder = Decoder(struct_hook=dict, term_structs=[self.VIEWED], binary_as="str")
+        found, end = decoder.decode(data)
+        assert end == len(data)
+        assert found == [
+            Term(Encoder().encode(term[0])),
+            {"a": Term(Encoder().encode(self.struct()))},
+            "text",
+        ]
+
+    @pytest.mark.parametrize("kind", ["view_structs", "term_structs"])
+    def test_broken_ones(self, kind: str) -> None:
+        data = Encoder().encode([self.struct(data=b"abc", names=[1.5, b"x"])])
+        decoder = Decoder(struct_hook=dict, **{kind: [self.VIEWED]})  # type: ignore[arg-type]
+        for size in range(len(data)):
+            with pytest.raises(DecodeError):
+                decoder.decode(data[:size])
+        with pytest.raises(DecodeError, match="unknown tag 0"):
+            decoder.decode(data.replace(b"\x46\x3f\xf8", b"\0\x3f\xf8"))
 
 
 class TestRawStructsInLargeTerms:

@@ -236,6 +236,16 @@ class TestMemoryviews:
         view.release()
         with pytest.raises(EncodeValueError, match=r"memoryview cannot be read.* \(at \[0\]\)"):
             Encoder().encode([view])
+        with pytest.raises(EncodeValueError, match="memoryview cannot be read"):
+            Encoder(default=repr).encode([view])
+
+    def test_with_rows_are_the_business_of_default_where_there_is_one(self) -> None:
+        view = memoryview(bytes(range(6))).cast("B", (2, 3))
+        assert Encoder(default=memoryview.tolist).encode(view) == encode([[0, 1, 2], [3, 4, 5]])
+
+    def test_are_not_copied_before_the_parts_are_joined(self) -> None:
+        view = memoryview(bytearray(b"abc"))
+        assert any(part is view for part in Encoder().encode_parts([1, view]))
 
 
 class TestRuns:

@@ -26,7 +26,9 @@ from snex_node.wire.control import (
 from snex_node.wire.etf import Encoder
 from snex_node.wire.flags import CLAIMED, Flag
 from snex_node.wire.framing import (
+    ALIGNMENT,
     FRAGMENT_SIZE,
+    LARGE,
     TICK,
     FrameReader,
     FrameWriter,
@@ -406,6 +408,30 @@ def test_large_fragments_are_put_together() -> None:
     found = feed(reader, data, 100_000)
     assert len(found) == 21
     assert payload_of(found[-2]) == b"begin" + b"".join(parts)
+
+
+@pytest.mark.parametrize("before", range(20))
+@pytest.mark.parametrize("behind", [0, 100])
+def test_a_large_binary_begins_where_memory_is_aligned(before: int, behind: int) -> None:
+    data = bytes(range(256)) * (LARGE // 256 + 1)
+    payload = Encoder().encode((b"m" * before, [{b"a": data}], b"x" * behind))
+    queue = SendQueue(FrameWriter(HEADERS))
+    queue.add(None, control.encode(SEND), payload)
+    [message] = feed(FrameReader(HEADERS), b"".join(drain(queue, FRAGMENT_SIZE)))
+    assert isinstance(message, Message)
+    assert payload_of(message) == payload
+    assert message.data.index(data) % ALIGNMENT == 0
+
+
+def test_what_looks_like_a_large_binary_moves_nothing() -> None:
+    size = 2 * LARGE
+    for text in (b"m\xff\xff\xff\xff", b"m" + (size + 1).to_bytes(4, "big"), b"m\0\0"):
+        payload = text + bytes(size)
+        queue = SendQueue(FrameWriter(HEADERS))
+        queue.add(None, control.encode(SEND), payload)
+        [message] = feed(FrameReader(HEADERS), b"".join(drain(queue, FRAGMENT_SIZE)))
+        assert isinstance(message, Message)
+        assert (message.data, message.offset) == (payload, 0)
 
 
 def test_too_many_unfinished_messages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,8 +284,27 @@ class TestDecoder:
 
     def test_what_only_passes_through_is_left_alone(self) -> None:
         snex.decoder("My.Point", lambda fields: 1)
-        made = serde.make_decoder(serde.DEFAULTS)
-        assert made.decode(_wire.encode(struct("My.Point")))[0] == {"__struct__": "Elixir.My.Point"}
+        assert serde.passing.decode(_wire.encode(struct("My.Point")))[0] == {
+            "__struct__": "Elixir.My.Point"
+        }
+
+    def test_lists_that_the_client_has_arranged(self) -> None:
+        def arranged(keys: list[object], *columns: object) -> object:
+            return struct("Snex.Arrangement.Columns", keys=keys, columns=[*columns])
+
+        keys: list[object] = [A("__struct__"), A("x")]
+        term = [arranged(keys, A("Elixir.My.Point"), [1, 2])]
+        as_dict = {"__struct__": "Elixir.My.Point"}
+        assert received(term) == [[{**as_dict, "x": 1}, {**as_dict, "x": 2}]]
+        snex.decoder("My.Point", lambda fields: -fields["x"])
+        for atom_as in ("atom", "distinct_atom"):
+            assert received(term, atom_as=atom_as) == [[-1, -2]]
+        ranges: list[object] = [A("__struct__"), A("first"), A("last"), A("step")]
+        term = [arranged(ranges, A("Elixir.Range"), [1, 2], [3, 3], [1, 1])]
+        assert received(term, structs_as="native") == [[range(1, 4), range(2, 4)]]
+        assert received(term)[0][1]["first"] == 2
+        assert received(arranged([b"a"], [1, 2])) == [{"a": 1}, {"a": 2}]
+        assert received(arranged([A("a")], [])) == []
 
     def test_from_many_threads(self) -> None:
         def register(thread: int) -> None:

@@ -48,6 +48,14 @@ defmodule Benchmark.Peer do
     fn -> {:ok, 42} = call(server, request) end
   end
 
+  @doc "Data of a kind, as this side takes it."
+  def data({:python, _} = peer, "Arrow table", count) do
+    {:ok, table} = Snex.pyeval(client_env(peer), Requests.table(), %{"count" => count}, @options)
+    table
+  end
+
+  def data(_peer, kind, count), do: Data.make(kind, count)
+
   @doc "A function that sends data of a kind, which stays there."
   def store({:python, _} = peer, kind, true) do
     env = client_env(peer)
@@ -70,7 +78,8 @@ defmodule Benchmark.Peer do
   def fetch({:python, _} = peer, kind, true, data) do
     env = client_env(peer)
     {:ok, nil} = Snex.pyeval(env, "", %{"data" => data}, @options ++ Data.options(kind))
-    fn -> {:ok, _} = Snex.pyeval(env, Requests.fetch(), %{}, @options) end
+    options = @options ++ Keyword.take(Data.options(kind), [:shared])
+    fn -> {:ok, _} = Snex.pyeval(env, Requests.fetch(), %{}, options) end
   end
 
   def fetch(peer, kind, client?, data) do
@@ -101,7 +110,7 @@ defmodule Benchmark.Instruments do
   The function returns nanoseconds in all, how often it was done, and nanoseconds of each time.
   """
 
-  alias Benchmark.{Data, Peer, Requests, Together}
+  alias Benchmark.{Peer, Requests, Together}
 
   # Who make environments that are kept: many together are done sooner.
   @makers 20
@@ -112,13 +121,13 @@ defmodule Benchmark.Instruments do
   end
 
   def prepare("there", peer, %{"kind" => kind, "count" => count, "client" => client?}) do
-    data = Data.make(kind, count)
+    data = Peer.data(peer, kind, count)
     store = Peer.store(peer, kind, client?)
     fn -> once(fn -> store.(data) end) end
   end
 
   def prepare("back", peer, %{"kind" => kind, "count" => count, "client" => client?}) do
-    fetch = Peer.fetch(peer, kind, client?, Data.make(kind, count))
+    fetch = Peer.fetch(peer, kind, client?, Peer.data(peer, kind, count))
     fn -> once(fetch) end
   end
 

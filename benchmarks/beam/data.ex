@@ -26,6 +26,7 @@ defmodule Benchmark.Data do
   def options(kind) when kind in ["10 MB", "1,000 x 10 kB"],
     do: [encoding_opts: [binary_as: :bytes]]
 
+  def options("64 MB shared"), do: [shared: true]
   def options(_kind), do: []
 
   defp data("small integers", count), do: for(_ <- 1..count, do: :rand.uniform(200) - 1)
@@ -67,7 +68,22 @@ defmodule Benchmark.Data do
 
   defp data("10 MB", count), do: :rand.bytes(count)
   defp data("1,000 x 10 kB", count), do: for(_ <- 1..count, do: :rand.bytes(10_000))
+  # Of floats: what these are costs nothing.
+  defp data(kind, count) when kind in ["64 MB tensor", "64 MB shared"] do
+    data = bytes(count)
+    shape = {div(count, 4)}
+    %{__struct__: Snex.Tensor, type: {:f, 32}, shape: shape, names: nil, data: data}
+  end
+
+  # As many bytes as Python's has: five columns of floats.
+  defp data("Arrow table", count), do: bytes(5 * 8 * count)
+
   defp data("a request", _one), do: {:eval, Benchmark.Requests.multiply(), %{"x" => 7}}
+
+  defp bytes(count) do
+    part = :rand.bytes(min(count, 1_000_000))
+    part |> :binary.copy(div(count, byte_size(part)) + 1) |> binary_part(0, count)
+  end
 
   defp named(n, name),
     do: Enum.zip(Enum.map([:id, :name, :email, :score, :active], name), fields(n))

@@ -28,6 +28,14 @@ defmodule Benchmark.Requests do
   @doc "Does nothing: only its variable matters, which stays."
   def store, do: ""
 
+  @doc "A table of five columns of floats."
+  def table do
+    """
+    import numpy, pyarrow
+    return pyarrow.table({f"column {n}": numpy.random.rand(count) for n in range(5)})
+    """
+  end
+
   @doc "Sends a process so many messages."
   def sends, do: "for n in range(count): await snex.send(pid, n)"
 

@@ -177,9 +177,10 @@ _REFUSED: Final = {
     131: "a version byte (131) where a term should begin",
 }
 
-# Raw structs of a message: where each begins, to where its fields begin and end, and its own end.
+# Raw structs of a message: where each begins, to its name, where its fields begin and end, and its
+# own end.
 _Fields = dict[str, tuple[int, int]]
-_RawStructs = dict[int, tuple[_Fields, int]]
+_RawStructs = dict[int, tuple[str, _Fields, int]]
 
 
 class Decoder:
@@ -197,6 +198,10 @@ class Decoder:
     * ``struct_names``: names of structs (``"Elixir.Foo"``) that it is called with; None for all.
     * ``raw_structs``: names of structs (``"Elixir.Foo"``) whose other fields reach the hook as
       ``term``, for structs that say themselves how their contents are to be decoded.
+    * ``view_structs``: names of structs whose fields, where they are binaries, reach the hook as a
+      `memoryview` of the data that is decoded: large ones are not copied, and keep all of it.
+      Other fields of theirs are read as a decoder without options reads them.
+    * ``term_structs``: names of structs that arrive as ``term``, each as a whole.
     * ``max_depth``: terms nested deeper are refused.
 
     A map key that Python cannot hash, or cannot tell from another key of the same map (``1`` and
@@ -220,12 +225,15 @@ class Decoder:
         "_pids",
         "_rare_containers",
         "_raw_marker",
+        "_raw_names",
         "_raw_structs",
         "_reference",
         "_reference_heads",
         "_struct_key",
         "_struct_names",
         "_term",
+        "_term_structs",
+        "_view_structs",
     )
 
     def __init__(
@@ -238,6 +246,8 @@ class Decoder:
         struct_hook: Callable[[dict[Any, Any]], object] | None = None,
         struct_names: Iterable[str] | None = None,
         raw_structs: Iterable[str] = (),
+        view_structs: Iterable[str] = (),
+        term_structs: Iterable[str] = (),
         max_depth: int = MAX_DEPTH,
     ) -> None:
         if binary_as not in ("bytes", "str", "bytearray"):
@@ -249,8 +259,13 @@ class Decoder:
         self._term = term
         self._hook = struct_hook
         self._struct_names = None if struct_names is None else frozenset(map(atom, struct_names))
-        self._raw_structs = frozenset(name.encode() for name in raw_structs)
-        self._raw_marker = _common_prefix(self._raw_structs)
+        self._view_structs = frozenset(view_structs)
+        self._term_structs = frozenset(term_structs)
+        self._raw_structs = self._view_structs | self._term_structs | frozenset(raw_structs)
+        # What all of them have, and what only they have: found in no time, and in a little.
+        names = frozenset(name.encode() for name in self._raw_structs)
+        self._raw_marker = _common_prefix(names)
+        self._raw_names = re.compile(b"|".join(map(re.escape, sorted(names))))
         self._max_depth = max_depth
         self._struct_key = atom("__struct__")
         self._atoms: dict[bytes, object] = {}
@@ -397,9 +412,10 @@ class Decoder:
                         if kind == _MAP and not len(out) & 1:
                             kind = _KEYED_MAP
                         if raw_structs and pos in raw_structs:
-                            fields, pos = raw_structs[pos]
+                            begin = pos
+                            pos = raw_structs[pos][2]
                             in_hook = True
-                            out.append(self._hook_raw(data, fields))
+                            out.append(self._hook_raw(data, begin, raw_structs[begin]))
                             in_hook = False
                             continue
                         stack.append((out, remaining, kind, start))
@@ -627,22 +643,38 @@ class Decoder:
             return None
         try:
             few = len(data) - pos >= LARGE and _has_few_terms(data, pos)
-            if not few and data.find(self._raw_marker, pos) < 0:
-                return None
+            if not few:
+                found = data.find(self._raw_marker, pos)
+                if found < 0 or self._raw_names.search(data, found) is None:
+                    return None
             return _raw_structs(data, pos, self._raw_structs)
         except (IndexError, struct.error):
             raise _truncated(data) from None
 
-    def _hook_raw(self, data: bytes, fields: _Fields) -> object:
-        """What the hook makes of a raw struct whose fields are decoded to know that they can be."""
-        struct_fields: dict[Any, Any] = {}
-        for name, (begin, end) in fields.items():
-            value, _ = _VALIDATOR.decode(data, begin)
-            is_name = name == "__struct__"
-            raw = self._atom(value) if is_name else self._term(data[begin:end])
-            struct_fields[self._atom(name)] = raw
+    def _hook_raw(self, data: bytes, start: int, struct: tuple[str, _Fields, int]) -> object:
+        """What stands for a raw struct; its fields are decoded to know that they can be."""
+        name, fields, end = struct
+        if name in self._term_structs:
+            _VALIDATOR.decode(data, start)
+            return self._term(data[start:end])
+        read = self._viewed if name in self._view_structs else self._raw_field
+        made: dict[Any, Any] = {
+            self._atom(field): read(data, *at)
+            for field, at in fields.items()
+            if field != "__struct__"
+        }
+        made[self._struct_key] = self._atom(name)
         assert self._hook is not None
-        return self._hook(struct_fields)
+        return self._hook(made)
+
+    def _raw_field(self, data: bytes, begin: int, end: int) -> object:
+        _VALIDATOR.decode(data, begin)
+        return self._term(data[begin:end])
+
+    def _viewed(self, data: bytes, begin: int, end: int) -> object:
+        if data[begin] == 109:
+            return memoryview(data)[begin + 5 : end]
+        return _VALIDATOR.decode(data, begin)[0]
 
     def _composite(self, data: bytes, start: int, end: int, kind: int, out: list[Any]) -> object:
         if kind == _FUN:
@@ -1026,7 +1058,7 @@ def _has_few_terms(data: bytes, pos: int) -> bool:
     return False
 
 
-def _raw_structs(data: bytes, pos: int, names: frozenset[bytes]) -> _RawStructs:
+def _raw_structs(data: bytes, pos: int, names: frozenset[str]) -> _RawStructs:
     """Finds the structs of these names, whatever they are nested in, in one walk over the term."""
     found: _RawStructs = {}
     stack: list[tuple[int, list[int] | None, int]] = []  # terms to come, offsets if a map, start
@@ -1048,15 +1080,17 @@ def _raw_structs(data: bytes, pos: int, names: frozenset[bytes]) -> _RawStructs:
                 offsets = [] if tag == 116 else None
             pos = begin
         if offsets is not None:
-            fields = _raw_fields(data, [*offsets, pos], names)
-            if fields is not None:
-                found[start] = (fields, pos)
+            struct = _raw_fields(data, [*offsets, pos], names)
+            if struct is not None:
+                found[start] = (*struct, pos)
         if not stack:
             return found
         remaining, offsets, start = stack.pop()
 
 
-def _raw_fields(data: bytes, offsets: list[int], names: frozenset[bytes]) -> _Fields | None:
+def _raw_fields(
+    data: bytes, offsets: list[int], names: frozenset[str]
+) -> tuple[str, _Fields] | None:
     fields: _Fields = {}
     if offsets[-1] > len(data):
         raise _truncated(data)
@@ -1067,7 +1101,8 @@ def _raw_fields(data: bytes, offsets: list[int], names: frozenset[bytes]) -> _Fi
     begin, _ = fields.get("__struct__", (0, 0))
     if not begin or data[begin] not in _ATOM_TAGS:
         return None
-    return fields if _atom_text(data, begin)[0].encode() in names else None
+    name = _atom_text(data, begin)[0]
+    return (name, fields) if name in names else None
 
 
 def _atom_text(data: bytes, pos: int) -> tuple[str, int]:

@@ -126,8 +126,9 @@ class Encoder:
     ``memoryview``, ``list``, ``tuple``, ``dict`` and the types of `terms` are known; what is
     derived from them counts as its base.
 
-    * ``default``: called with every object of another type; its result is encoded instead. A
-      ``TypeError`` or ``ValueError`` it raises becomes an ``EncodeError`` of the same text.
+    * ``default``: called with every object of another type, and with a ``memoryview`` of other than
+      one dimension; its result is encoded instead. A ``TypeError`` or ``ValueError`` it raises
+      becomes an ``EncodeError`` of the same text.
     * ``prior``: called before ``default``, and before what is derived from a known type counts as
       its base; its result is encoded instead, unless it is `NotImplemented`.
     * ``atom``: a subclass of ``Atom`` that is to be as fast as ``Atom`` itself.
@@ -198,12 +199,13 @@ class Encoder:
 
     def encode_parts(  # noqa: PLR0912, PLR0915 - the hot loop: calls would double its time
         self, term: object
-    ) -> list[bytes]:
+    ) -> list[bytes | memoryview]:
         """The same as ``encode``, as the parts that make the external form when joined.
 
-        For a caller that has something to put before it and wants large binaries copied once.
+        For a caller that has something to put before it and wants large binaries copied once: it
+        has to join them at once, what is in a ``memoryview`` among them may change.
         """
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         append = parts.append
         atoms = self._atoms
         atom = self._atom
@@ -296,7 +298,7 @@ class Encoder:
             raise EncodeValueError(f"a {kind.__name__} of 4 GiB or more{place}") from None
 
     def _open(
-        self, item: Any, kind: type, parts: list[bytes], replies: list[object]
+        self, item: Any, kind: type, parts: list[bytes | memoryview], replies: list[object]
     ) -> _Opened | None:
         """What is encoded in the item's place, and the bytes behind it; None once it is written."""
         if kind is Pid or kind is Reference or kind is Port or kind is Fun:
@@ -305,7 +307,7 @@ class Encoder:
             parts.append(item)
         elif issubclass(kind, Atom):
             parts.append(self._atom_bytes(item))
-        elif kind is bytearray or kind is memoryview:
+        elif kind is bytearray or (kind is memoryview and (self._default is None or _is_row(item))):
             parts.extend(_bytes_like(item))
         elif kind is ImproperList:
             parts.append(_pack_u32(108, len(item.elements)))
@@ -325,7 +327,9 @@ class Encoder:
             return iter((self._substitute(item, replies),)), b""
         return None
 
-    def _open_set(self, item: set[Any] | frozenset[Any], parts: list[bytes]) -> _Opened:
+    def _open_set(
+        self, item: set[Any] | frozenset[Any], parts: list[bytes | memoryview]
+    ) -> _Opened:
         if self._sets == "refuse":
             raise _unserializable(item)
         elements = list(item)
@@ -446,7 +450,7 @@ def _as_base(item: Any) -> object:
 
 
 def _open_list(
-    items: list[Any], append: Callable[[bytes], None], rows: Rows, levels: int
+    items: list[Any], append: Callable[[bytes | memoryview], None], rows: Rows, levels: int
 ) -> _Opened | None:
     size = len(items)
     if size >= _MIN_RUN:
@@ -469,7 +473,7 @@ def _open_list(
     return iter(snapshot), b"j"
 
 
-def _open_dict(item: dict[Any, Any], parts: list[bytes]) -> _Opened:
+def _open_dict(item: dict[Any, Any], parts: list[bytes | memoryview]) -> _Opened:
     pairs = list(chain.from_iterable(item.items()))
     if _DISTINCT_BYTES_KEYS.issuperset(map(type, pairs[::2])):
         return iter(pairs), b""
@@ -477,7 +481,7 @@ def _open_dict(item: dict[Any, Any], parts: list[bytes]) -> _Opened:
 
 
 def _distinct(
-    whole: object, keys: list[Any], values: Iterable[Any], parts: list[bytes]
+    whole: object, keys: list[Any], values: Iterable[Any], parts: list[bytes | memoryview]
 ) -> Iterator[Any]:
     """Keys and values in turn; once a key is written, its bytes are compared with those before."""
     seen: dict[bytes, object] = {}
@@ -495,12 +499,28 @@ def _distinct(
         yield value
 
 
-def _bytes_like(item: bytearray | memoryview) -> tuple[bytes, bytes]:
+def _bytes_like(item: bytearray | memoryview) -> tuple[bytes, bytes | memoryview]:
     try:
-        data = item.tobytes() if isinstance(item, memoryview) else bytes(item)
+        data: bytes | memoryview
+        if isinstance(item, memoryview):
+            # What is in order already is copied once, when all parts are joined.
+            data = item if _is_bytes(item) else item.tobytes()
+        else:
+            data = bytes(item)
     except ValueError as error:
         raise _Failure(EncodeValueError, f"a memoryview cannot be read: {error}", item) from None
     return _pack_u32(109, len(data)), data
+
+
+def _is_row(item: memoryview) -> bool:
+    try:
+        return item.ndim == 1
+    except ValueError:  # it is released, which reading it tells
+        return True
+
+
+def _is_bytes(item: memoryview) -> bool:
+    return item.ndim == 1 and item.format == "B" and item.c_contiguous
 
 
 def _numbers(items: list[Any]) -> bytes | None:

@@ -57,6 +57,10 @@ _PART_COST = 64
 _PINNED_SLACK = 4 * 1024 * 1024
 """Reads kept alive beyond what is counted, before fragments are copied out of them."""
 
+ALIGNMENT = 16
+"""Bytes of which the beginning of a large binary is a multiple, where the memory of a ``bytes``
+is; it is on CPython."""
+
 _HEADER_MOST = 64
 """Bytes before a control message that may stay with it: its header and the length of the frame."""
 
@@ -69,6 +73,7 @@ _MAX_BUFFERS = 512
 _LENGTH = Struct(">I")
 _FRAGMENT = Struct(">QQ")
 _FRAGMENT_FRAME = Struct(">I2sQQ")
+_BINARY = b"m"
 _VERSION = 131
 _NORMAL, _FIRST, _NEXT = 68, 69, 70
 _WHOLE = bytes((_VERSION, _NORMAL, 0))
@@ -320,7 +325,7 @@ class FrameReader:
         self._held -= sequence.cost
         if not self._sequences:
             self._unpin()
-        return Message(sequence.control, b"".join(sequence.parts), 0)
+        return Message(sequence.control, *_joined(sequence.parts))
 
     def _hold(self, sequence: _Sequence, part: bytes | memoryview, cost: int) -> None:
         sequence.parts.append(part)
@@ -345,6 +350,30 @@ class FrameReader:
     def _unpin(self) -> None:
         self._pinned = 0
         self._last_pinned = None
+
+
+def _joined(parts: list[bytes | memoryview]) -> tuple[bytes, int]:
+    """The payload that the parts make, behind a few bytes, and where it begins.
+
+    A large binary that makes up most of it begins at a multiple of `ALIGNMENT`: who looks at it as
+    numbers needs no copy for that.
+    """
+    total = sum(map(len, parts))
+    pad = -_begin_of_most(bytes(parts[0]), total) % ALIGNMENT if total >= LARGE else 0
+    if pad:
+        parts.insert(0, bytes(pad))
+    return b"".join(parts), pad
+
+
+def _begin_of_most(first: bytes, total: int) -> int:
+    """Where a binary begins that has most of the ``total`` bytes after ``first``'s start; or 0."""
+    at = first.find(_BINARY)
+    while 0 <= at <= len(first) - 5:
+        (size,) = _LENGTH.unpack_from(first, at + 1)
+        if total // 2 <= size <= total - at - 5:
+            return at + 5
+        at = first.find(_BINARY, at + 1)
+    return 0
 
 
 class Fragments:
@@ -564,6 +593,7 @@ class SendQueue:
 
 
 __all__ = [
+    "ALIGNMENT",
     "FRAGMENT_SIZE",
     "LARGE",
     "MAX_FRAME",
