@@ -22,7 +22,7 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
@@ -31,7 +31,7 @@ from weakref import WeakKeyDictionary
 from snex_node.wire.describe import text_of, type_name, type_repr
 from snex_node.wire.terms import Atom
 
-__all__ = ["BOUNDARIES", "MAX_ITEMS", "microseconds", "substitute"]
+__all__ = ["BOUNDARIES", "MAX_ITEMS", "converter", "microseconds", "substitute"]
 
 MAX_ITEMS: Final = 1_000_000
 """Elements that are taken of what may never come to an end: of iterators, and of sequences,
@@ -103,6 +103,12 @@ _UTC_NAMES: Final = frozenset(
     ("UTC", "UCT", "Zulu", "Universal", "Etc/UTC", "Etc/UCT", "Etc/Zulu", "Etc/Universal")
 )
 _NO_TIME: Final = timedelta(0)
+_IN_UTC: Final[dict[Atom, object]] = {
+    _TIME_ZONE: "Etc/UTC",
+    _ZONE_ABBR: "UTC",
+    _UTC_OFFSET: 0,
+    _STD_OFFSET: 0,
+}
 
 
 def _date(value: date) -> object:
@@ -132,39 +138,37 @@ def _time(value: time) -> object:
 
 
 def _datetime(value: datetime) -> object:
-    offset = value.utcoffset()
-    if offset is None:
+    zone = value.tzinfo
+    if zone is None:
         return _moment(value, _NAIVE)
-    name = _zone_name(value)
-    abbreviation, saving = value.tzname(), value.dst() or _NO_TIME
-    if (
-        name is None
-        or not isinstance(abbreviation, str)
-        or offset.microseconds
-        or saving.microseconds
-    ):
+    if zone is not timezone.utc:
+        offset = value.utcoffset()
+        if offset is None:
+            return _moment(value, _NAIVE)
+        name = _zone_name(zone)
+        abbreviation, saving = value.tzname(), value.dst() or _NO_TIME
+        fractions = offset.microseconds or saving.microseconds
+        if name is not None and isinstance(abbreviation, str) and not fractions:
+            return {
+                **_moment(value, _AWARE),
+                _TIME_ZONE: name,
+                _ZONE_ABBR: abbreviation,
+                _UTC_OFFSET: _seconds(offset - saving),
+                _STD_OFFSET: _seconds(saving),
+            }
         try:
             value = value.astimezone(timezone.utc)
         except OverflowError:
             raise _Refused(f"{_cannot(value)}: in UTC it is not in the years 1 to 9999") from None
-        name, abbreviation, offset, saving = "Etc/UTC", "UTC", _NO_TIME, _NO_TIME
-    struct = _moment(value, _AWARE)
-    struct[_TIME_ZONE] = name
-    struct[_ZONE_ABBR] = abbreviation
-    struct[_UTC_OFFSET] = _seconds(offset - saving)
-    struct[_STD_OFFSET] = _seconds(saving)
-    return struct
+    return {**_moment(value, _AWARE), **_IN_UTC}
 
 
-def _zone_name(value: datetime) -> str | None:
-    """The name that a database of time zones has its zone under, if it tells one."""
-    zone = value.tzinfo
-    if zone is timezone.utc:
-        return None  # as all that is in UTC
+def _zone_name(zone: tzinfo) -> str | None:
+    """The name that a database of time zones has it under, if it tells one; None for UTC."""
     for attribute in ("key", "zone"):  # of zoneinfo, of pytz
         name = getattr(zone, attribute, None)
         if isinstance(name, str) and name:
-            return None if name in _UTC_NAMES else name
+            return None if name in _UTC_NAMES else str.__str__(name)
     return None
 
 
@@ -531,6 +535,30 @@ def _named(name: str) -> object:
     """The class of that name, if it is there."""
     module, _, attribute = name.rpartition(".")
     return getattr(sys.modules.get(module), attribute, None) if module else _BUILTIN.get(name)
+
+
+_TIMES: Final[dict[type, Convert]] = {
+    date: _date,
+    time: _time,
+    datetime: _datetime,
+    timedelta: _timedelta,
+}
+_NUMBERS_AND_TEXTS: Final = frozenset(("decimal.Decimal", "uuid.UUID"))
+
+
+def converter(kind: type) -> Convert | None:
+    """What `substitute` does with objects of exactly this type, for some that there are many of.
+
+    Times, decimal numbers, UUIDs and scalars of NumPy; None for others.
+    """
+    found = _TIMES.get(kind)
+    if found is not None:
+        return found
+    name = type_name(kind)
+    if name in _NUMBERS_AND_TEXTS and _named(name) is kind:
+        return _NAMED[name]
+    numpy = sys.modules.get("numpy") if name.startswith("numpy.") else None
+    return _numpy_scalar if numpy is not None and issubclass(kind, numpy.generic) else None
 
 
 _bases: Final[Callable[[type], tuple[type, ...]]] = type.__dict__["__mro__"].__get__

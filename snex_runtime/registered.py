@@ -15,7 +15,16 @@ from snex_node.wire.describe import text_of, type_name, type_repr
 from snex_node.wire.etf import Decoder
 from snex_node.wire.etf_place import KNOWN
 
-__all__ = ["BOUNDARIES", "decode", "decoder", "encode", "encoder", "follow", "is_decoded"]
+__all__ = [
+    "BOUNDARIES",
+    "decode",
+    "decoder",
+    "encode",
+    "encoder",
+    "encodes",
+    "follow",
+    "is_decoded",
+]
 
 T = TypeVar("T")
 Encode = Callable[[Any], object]
@@ -82,6 +91,11 @@ def encode(value: object) -> object:
             if found is not None:
                 return found[1](value)
     return NotImplemented
+
+
+def encodes() -> bool:
+    """Whether anything is registered for any type."""
+    return bool(_encoders)
 
 
 @overload

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
@@ -424,6 +425,8 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
 
 Substitute = Callable[[object], object]
 
+Converter = Callable[[type], Substitute | None]
+
 _SUBSTITUTES: Final[tuple[Substitute, ...]] = (
     everyday.substitute,  # there are many more of those
     tensors.substitute,
@@ -462,27 +465,42 @@ BOUNDARIES: Final = (
 """What calls user code, a custom encoder say, for `interrupts`."""
 
 
+def _converter(kind: type) -> Substitute | None:
+    """None where users may have a word in what becomes of objects of the type."""
+    if _custom is not None or registered.encodes():
+        return None
+    return everyday.converter(kind)
+
+
+def _converter_without_duration(kind: type) -> Substitute | None:
+    found = _converter(kind)
+    return everyday.microseconds if found is not None and kind is timedelta else found
+
+
 def _make_encoder(
-    sets: Literal["mapset", "mapset_v2"], substitutes: tuple[Substitute, ...]
+    sets: Literal["mapset", "mapset_v2"],
+    substitutes: tuple[Substitute, ...] = _WITHOUT_DURATION,
+    converter: Converter = _converter_without_duration,
 ) -> Encoder:
     return Encoder(
         default=partial(_encode_unknown, substitutes=substitutes),
         prior=registered.encode,
+        converter=converter,
         atom=Atom,
         special_floats="atoms",
         sets=sets,
     )
 
 
-encoder: Final = _make_encoder("mapset", _SUBSTITUTES)
+encoder: Final = _make_encoder("mapset", _SUBSTITUTES, _converter)
 """The encoder of the runtime, for an Elixir of today; it has no options, what users register
 apart."""
 
-encoder_without_duration: Final = _make_encoder("mapset", _WITHOUT_DURATION)
+encoder_without_duration: Final = _make_encoder("mapset")
 """The same for one that has no ``Duration``, and for nodes without Elixir: they get microseconds.
 """
 
-encoder_v2: Final = _make_encoder("mapset_v2", _WITHOUT_DURATION)
+encoder_v2: Final = _make_encoder("mapset_v2")
 """The same for an Elixir whose ``MapSet`` has a field ``version`` besides, as it had up to 1.14: a
 set without it would be a set there, but not equal to one that Elixir made."""
 

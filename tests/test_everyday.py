@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from snex_node.wire import terms
 from snex_node.wire.etf import Decoder
-from snex_runtime import errors, everyday, serde
+from snex_runtime import errors, everyday, registered, serde
 from tests.support.examples import examples
 from tests.support.ids import stable
 
@@ -776,6 +776,48 @@ def test_a_custom_encoder_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent([date(2026, 2, 28), range(2)]) == [b"2026-02-28", [0, 1]]
     with pytest.raises(TypeError, match=r"not with me \(at \[0\]\)"):
         sent([object()])
+
+
+class TestLongLists:
+    """They are written by columns; what comes is the same."""
+
+    @pytest.mark.parametrize("row", range(len(ROWS)))
+    def test_they_hold_what_short_ones_do(self, row: int) -> None:
+        value, expected = ROWS[row]
+        if isinstance(value, Iterator | dict):
+            return
+        assert sent([value] * 200) == [expected] * 200
+        assert sent([{"a": value, "b": (1, value)}] * 200) == (
+            [{b"a": expected, b"b": (1, expected)}] * 200
+        )
+        assert sent([(None,), (value,)] * 100) == [(None,), (expected,)] * 100
+        old = serde.encoder_without_duration
+        assert _plain.decode(old.encode([value] * 200))[0] == (
+            [_plain.decode(old.encode(value))[0]] * 200
+        )
+
+    def test_of_several_shapes(self) -> None:
+        values = [date(2026, 2, 28), NAIVE, NAIVE.replace(tzinfo=BERLIN), timedelta(1), None, 1.5]
+        assert sent(values * 100) == [sent(value) for value in values] * 100
+
+    def test_one_that_is_not_sent(self) -> None:
+        value = [time(1)] * 200 + [time(1, tzinfo=timezone.utc)]
+        with pytest.raises(ValueError, match=r"with a time zone: .* \(at \[200\]\)"):
+            sent(value)
+
+    def test_users_are_asked_all_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(serde, "_custom", str)
+        assert sent([date(2026, 2, 28)] * 200) == [b"2026-02-28"] * 200
+        monkeypatch.setattr(serde, "_custom", None)
+        monkeypatch.setattr(registered, "_encoders", {})
+        registered.encoder(date, lambda value: value.day)
+        assert sent([date(2026, 2, 28)] * 200) == [28] * 200
+
+    def test_types_that_are_taken_so(self) -> None:
+        for known in (date, datetime, time, timedelta, Decimal, uuid.UUID, np.float32, np.bool_):
+            assert everyday.converter(known) is not None
+        for other in (Timestamp, str, Point, Color, range, np.ndarray, Path):
+            assert everyday.converter(other) is None
 
 
 def test_nothing_is_imported_for_it() -> None:
