@@ -805,6 +805,18 @@ class TestLongLists:
         with pytest.raises(ValueError, match=r"with a time zone: .* \(at \[200\]\)"):
             sent(value)
 
+    def test_the_place_of_what_is_behind_them(self) -> None:
+        """Of what is written by columns nothing is known when something fails elsewhere."""
+        day = date(2026, 2, 28)
+        value = {
+            "a": [day] * 200,
+            "b": [{"at": day, "id": uuid.UUID(int=1)}] * 200,
+            "c": [day, iter([day])],
+            "d": [day, {"e": deque([day, object()])}],
+        }
+        with pytest.raises(TypeError, match=r'\(at \["d"\]\[1\]\["e"\]\[1\]\)$'):
+            sent(value)
+
     def test_users_are_asked_all_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(serde, "_custom", str)
         assert sent([date(2026, 2, 28)] * 200) == [b"2026-02-28"] * 200

@@ -118,6 +118,7 @@ _MARSHAL_IS_KNOWN: Final = (
 
 
 _Opened = tuple[Iterator[Any], bytes]
+_Replies = list[tuple[object, object]]
 
 
 class Encoder:
@@ -215,7 +216,7 @@ class Encoder:
         atom = self._atom
         distinct_keys = self._distinct_keys
         check_depth = min(_CYCLE_CHECK_DEPTH, self._max_depth)
-        replies: list[object] = []
+        replies: _Replies = []
         stack: list[_Opened] = []
         items: Iterator[Any] = iter((term,))
         suffix = b""
@@ -302,7 +303,7 @@ class Encoder:
             raise EncodeValueError(f"a {kind.__name__} of 4 GiB or more{place}") from None
 
     def _open(
-        self, item: Any, kind: type, parts: list[bytes | memoryview], replies: list[object]
+        self, item: Any, kind: type, parts: list[bytes | memoryview], replies: _Replies
     ) -> _Opened | None:
         """What is encoded in the item's place, and the bytes behind it; None once it is written."""
         if kind is Pid or kind is Reference or kind is Port or kind is Fun:
@@ -340,7 +341,7 @@ class Encoder:
         parts.append(_MAPSET_HEADS[self._sets] + _pack_u32(116, len(elements)))
         return _distinct(item, elements, repeat([], len(elements)), parts), b""
 
-    def _substitute(self, item: Any, replies: list[object]) -> object:
+    def _substitute(self, item: Any, replies: _Replies) -> object:
         """For an object of an unknown type, one of a known type: its base, or by ``default``."""
         first = item
         for _ in range(MAX_DEFAULT_CHAIN):
@@ -350,7 +351,7 @@ class Encoder:
             if answer is NotImplemented:
                 base = _as_base(item)
                 if base is not None:
-                    replies.append(base)
+                    replies.append((item, base))
                     return base
                 if self._default is None:
                     raise _unserializable(item)
@@ -359,7 +360,7 @@ class Encoder:
                 refused = _unserializable(item).message
                 message = f"{refused}: its encoder returned the object itself"
                 raise _Failure(EncodeTypeError, message, item)
-            replies.append(answer)
+            replies.append((item, answer))
             kind = type(answer)
             if kind in KNOWN or issubclass(kind, (Atom, Term)):
                 return answer
