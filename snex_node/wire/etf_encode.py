@@ -18,7 +18,7 @@ from itertools import chain, repeat
 from typing import Any, Final, Literal
 
 from snex_node.wire import etf_rows
-from snex_node.wire.describe import short, text_of, type_repr
+from snex_node.wire.describe import short, text_of, type_name, type_repr
 from snex_node.wire.etf_decode import MAX_DEPTH
 from snex_node.wire.etf_place import KNOWN, find_cycle, find_place
 from snex_node.wire.etf_rows import Rows, no_converter
@@ -378,9 +378,9 @@ class Encoder:
         except EncodeError:
             raise
         except TypeError as error:
-            raise _Failure(EncodeTypeError, text_of(error), item) from error
+            raise _Failure(EncodeTypeError, _told(error), item) from error
         except ValueError as error:
-            raise _Failure(EncodeValueError, text_of(error), item) from error
+            raise _Failure(EncodeValueError, _told(error), item) from error
 
     def _check_depth(self, term: object, item: object, depth: int) -> int:
         """The depth at which to ask again."""
@@ -424,6 +424,12 @@ class Encoder:
 
 
 _CANNOT: Final = "Cannot serialize object of"
+
+
+def _told(error: Exception) -> str:
+    """What it says, or its name where it says nothing."""
+    text = text_of(error)
+    return text if text.strip() else type_name(type(error))
 
 
 def _unserializable(item: object) -> _Failure:
