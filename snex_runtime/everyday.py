@@ -25,7 +25,7 @@ from collections.abc import (
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from snex_node.wire.describe import text_of, type_name, type_repr
@@ -72,7 +72,9 @@ def microseconds(value: object) -> object:
     >>> microseconds(timedelta(seconds=1.5)), microseconds(1)
     (1500000, NotImplemented)
     """
-    return _microseconds(value) if isinstance(value, timedelta) else NotImplemented
+    if not issubclass(type(value), timedelta):  # what it claims to be is not asked
+        return NotImplemented
+    return _microseconds(cast(timedelta, value))
 
 
 def _broken(value: object, error: Exception) -> TypeError:

@@ -689,6 +689,8 @@ class TestWhatBreaks:
         for value in (Hostile(), Pretending()):
             with pytest.raises(TypeError, match=r"Cannot serialize object of .*\(at \[0\]\)$"):
                 sent([value])
+            with pytest.raises(TypeError, match=r"Cannot serialize object of .*\(at \[0\]\)$"):
+                serde.encoder_v2.encode([value])
 
     def test_a_metaclass(self) -> None:
         class Meta(type):
