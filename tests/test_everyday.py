@@ -10,6 +10,7 @@ import collections
 import enum
 import itertools
 import os
+import re
 import sys
 import types
 import uuid
@@ -25,7 +26,6 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,13 @@ from snex_node.wire.etf import Decoder
 from snex_runtime import errors, everyday, registered, serde
 from tests.support.examples import examples
 from tests.support.ids import stable
+
+try:
+    import numpy
+except ImportError:  # there is none for this Python
+    np: Any = None
+else:
+    np = numpy
 
 A = terms.Atom
 _plain = Decoder()
@@ -241,33 +248,6 @@ ROWS: list[tuple[object, object]] = [
     (Decimal("-Infinity"), decimal(A("inf"), 0, -1)),
     (Decimal("NaN"), decimal(A("NaN"))),
     (Decimal("sNaN123"), decimal(A("NaN"))),
-    # NumPy
-    (np.bool_(True), True),
-    (np.int8(-5), -5),
-    (np.uint64(2**64 - 1), 2**64 - 1),
-    (np.float16(0.5), 0.5),
-    (np.float32(1.5), 1.5),
-    (np.float64(2.5), 2.5),
-    (np.longdouble(2.5), 2.5),
-    (np.float32("inf"), A("inf")),
-    (np.float32("nan"), A("nan")),
-    (np.str_("é"), "é".encode()),
-    (np.bytes_(b"a"), b"a"),
-    (np.datetime64("2026-02-28"), iso("Date", **DAY)),
-    (np.datetime64("2026-02"), iso("Date", **{**DAY, "day": 1})),
-    (np.datetime64("2026"), iso("Date", year=2026, month=1, day=1)),
-    (np.datetime64("2026-02-26", "W"), iso("Date", **{**DAY, "day": 26})),
-    (np.datetime64("2026-02-28T13:04:05.000006"), iso("NaiveDateTime", **MOMENT)),
-    (np.datetime64("2026-02-28T13:04:05.000006999"), iso("NaiveDateTime", **MOMENT)),
-    (
-        np.datetime64("2026-02-28T13", "h"),
-        iso("NaiveDateTime", **{**MOMENT, "minute": 0, "second": 0, "microsecond": (0, 6)}),
-    ),
-    (np.datetime64("NaT"), None),
-    (np.timedelta64(90, "s"), duration(minute=1, second=30)),
-    (np.timedelta64(1_999, "ns"), duration(microsecond=(1, 6))),
-    (np.timedelta64(2, "W"), duration(day=14)),
-    (np.timedelta64("NaT"), None),
     # texts and members
     (uuid.UUID(int=1), b"00000000-0000-0000-0000-000000000001"),
     (Path("/a/é"), "/a/é".encode()),
@@ -318,6 +298,40 @@ ROWS: list[tuple[object, object]] = [
     ((iter([x]) for x in (1, 2)), [[1], [2]]),
 ]
 
+ROWS_OF_NUMPY: list[tuple[object, object]] = (
+    []
+    if np is None
+    else [
+        (np.bool_(True), True),
+        (np.int8(-5), -5),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.float16(0.5), 0.5),
+        (np.float32(1.5), 1.5),
+        (np.float64(2.5), 2.5),
+        (np.longdouble(2.5), 2.5),
+        (np.float32("inf"), A("inf")),
+        (np.float32("nan"), A("nan")),
+        (np.str_("é"), "é".encode()),
+        (np.bytes_(b"a"), b"a"),
+        (np.datetime64("2026-02-28"), iso("Date", **DAY)),
+        (np.datetime64("2026-02"), iso("Date", **{**DAY, "day": 1})),
+        (np.datetime64("2026"), iso("Date", year=2026, month=1, day=1)),
+        (np.datetime64("2026-02-26", "W"), iso("Date", **{**DAY, "day": 26})),
+        (np.datetime64("2026-02-28T13:04:05.000006"), iso("NaiveDateTime", **MOMENT)),
+        (np.datetime64("2026-02-28T13:04:05.000006999"), iso("NaiveDateTime", **MOMENT)),
+        (
+            np.datetime64("2026-02-28T13", "h"),
+            iso("NaiveDateTime", **{**MOMENT, "minute": 0, "second": 0, "microsecond": (0, 6)}),
+        ),
+        (np.datetime64("NaT"), None),
+        (np.timedelta64(90, "s"), duration(minute=1, second=30)),
+        (np.timedelta64(1_999, "ns"), duration(microsecond=(1, 6))),
+        (np.timedelta64(2, "W"), duration(day=14)),
+        (np.timedelta64("NaT"), None),
+    ]
+)
+ROWS += ROWS_OF_NUMPY
+
 
 @pytest.mark.parametrize(("value", "expected"), ROWS, ids=stable)
 def test_rows(value: object, expected: object) -> None:
@@ -339,11 +353,6 @@ def test_rows(value: object, expected: object) -> None:
             datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
             "in UTC it is not in the years",
         ),
-        (np.datetime64("20000-01-01"), "not in the years 1 to 9999; send its text"),
-        (np.datetime64(2**61, "s"), "not in the years 1 to 9999"),
-        (np.timedelta64(5, "M"), r"no timedelta of Python; send what its \.item\(\) gives"),
-        (np.timedelta64(2**62, "s"), "no timedelta of Python"),
-        (np.timedelta64(5), "no timedelta of Python"),
         (range(10**9), "more than 1000000 elements, and may have no end; send a part, as iter"),
         (range(10**30), "more than 1000000 elements"),
         (itertools.count(), "more than 1000000 elements"),
@@ -363,16 +372,12 @@ def test_values_of_known_types_that_are_not_sent(value: object, why: str) -> Non
 @pytest.mark.parametrize(
     ("value", "remedy"),
     [
-        (np.complex64(1j), "send its .real and .imag"),
-        (np.complex128(1j), "send its .real and .imag"),
-        (np.void(b"a"), "send what its .tolist() gives"),
         (Fraction(1, 2), "send what str() or float() makes of it"),
         (Unregistered(), "send what list() makes of it"),
         (sys.stdin, "send what its .read() gives"),
         (Point, "snex.set_custom_encoder takes a function that knows"),
         (Color, "send what list() makes of it"),
         (types.SimpleNamespace(), "snex.set_custom_encoder takes a function that knows"),
-        (np, "snex.set_custom_encoder takes a function that knows"),
     ],
     ids=stable,
 )
@@ -383,14 +388,50 @@ def test_what_is_of_no_known_type(value: object, remedy: str) -> None:
     assert f"'>: {remedy}" in str(raised.value)
 
 
+@pytest.fixture
+def numpy_here() -> Any:
+    return pytest.importorskip("numpy", reason="there is no NumPy for this Python")
+
+
+@pytest.mark.usefixtures("numpy_here")
+class TestNumPy:
+    def test_values_that_are_not_sent(self) -> None:
+        refused = [
+            (np.datetime64("20000-01-01"), "not in the years 1 to 9999; send its text"),
+            (np.datetime64(2**61, "s"), "not in the years 1 to 9999"),
+            (np.timedelta64(5, "M"), r"no timedelta of Python; send what its \.item\(\) gives"),
+            (np.timedelta64(2**62, "s"), "no timedelta of Python"),
+            (np.timedelta64(5), "no timedelta of Python"),
+        ]
+        for value, why in refused:
+            with pytest.raises(ValueError, match=rf"^Cannot serialize object of .*{why}"):
+                sent([value])
+
+    def test_scalars_of_no_known_type(self) -> None:
+        unknown = [
+            (np.complex64(1j), "send its .real and .imag"),
+            (np.complex128(1j), "send its .real and .imag"),
+            (np.void(b"a"), "send what its .tolist() gives"),
+        ]
+        for value, remedy in unknown:
+            assert everyday.substitute(value) is NotImplemented
+            with pytest.raises(TypeError, match=rf"'>: {re.escape(remedy)}"):
+                sent([value])
+
+    def test_an_elixir_without_durations_gets_microseconds(self) -> None:
+        value = np.timedelta64(-86_399_999_995, "us")
+        assert _plain.decode(serde.encoder_v2.encode([value]))[0] == [-86_399_999_995]
+
+    def test_types_that_are_taken_by_columns(self) -> None:
+        assert everyday.converter(np.float32) is everyday.converter(np.bool_) is not None
+        assert everyday.converter(np.ndarray) is None
+
+
 class TestTimes:
     def test_an_elixir_without_durations_gets_microseconds(self) -> None:
         for encoder in (serde.encoder_without_duration, serde.encoder_v2):
-            for value in (
-                timedelta(days=-1, microseconds=5),
-                np.timedelta64(-86_399_999_995, "us"),
-            ):
-                assert _plain.decode(encoder.encode([value]))[0] == [-86_399_999_995]
+            value = timedelta(days=-1, microseconds=5)
+            assert _plain.decode(encoder.encode([value]))[0] == [-86_399_999_995]
             assert _plain.decode(encoder.encode(date(2026, 2, 28)))[0] == iso("Date", **DAY)
 
     @given(st.timedeltas())
@@ -828,9 +869,9 @@ class TestLongLists:
         assert sent([date(2026, 2, 28)] * 200) == [28] * 200
 
     def test_types_that_are_taken_so(self) -> None:
-        for known in (date, datetime, time, timedelta, Decimal, uuid.UUID, np.float32, np.bool_):
+        for known in (date, datetime, time, timedelta, Decimal, uuid.UUID):
             assert everyday.converter(known) is not None
-        for other in (Timestamp, str, Point, Color, range, np.ndarray, Path):
+        for other in (Timestamp, str, Point, Color, range, Path):
             assert everyday.converter(other) is None
 
 
