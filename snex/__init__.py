@@ -22,6 +22,7 @@ from snex_runtime.interface import (
 )
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.mailboxes import Mailbox, mailbox
+from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import (
     Atom,
     DistinctAtom,
@@ -50,6 +51,8 @@ __all__ = [
     "batched",
     "call",
     "cast",
+    "decoder",
+    "encoder",
     "io_loop_for_connection",
     "mailbox",
     "send",

@@ -16,6 +16,7 @@ from snex_runtime.interface import (
     traceparent,
 )
 from snex_runtime.mailboxes import Mailbox, mailbox
+from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
 from snex_runtime.subscriptions import ProducerError, Subscription, subscribe
@@ -30,6 +31,8 @@ __all__ = [
     "batched",
     "call",
     "cast",
+    "decoder",
+    "encoder",
     "io_loop_for_connection",
     "mailbox",
     "send",

@@ -139,7 +139,7 @@ async def _serve_front(configuration: Configuration, worker: ForWorker, leash: L
         net_ticktime=worker.net_ticktime,
         max_frame=worker.max_frame,
         decoder=serde.decoder(configuration.encoding),
-        encoder=serde.encoder,
+        encoder=configuration.encoder,
     )
     async with node:
         server = Worker(
@@ -172,7 +172,7 @@ async def _serve(configuration: Configuration, leash: Leash) -> int:
         listen=(listen_host(configuration.name), 0),
         epmd=configuration.epmd,
         decoder=serde.decoder(configuration.encoding),
-        encoder=serde.encoder,
+        encoder=configuration.encoder,
     )
     async with node:
         server = _server(node, configuration, leash)
@@ -210,7 +210,7 @@ async def _serve_relayed(configuration: Configuration, relay: Relay, leash: Leas
         listen=None,
         epmd="none",
         decoder=serde.decoder(configuration.encoding),
-        encoder=serde.encoder,
+        encoder=configuration.encoder,
     )
     async with node:
         server = _server(node, configuration, leash)

@@ -1079,7 +1079,8 @@ def _add_runtime(start: argparse.ArgumentParser) -> None:
         default=[],
         metavar="OPTION=VALUE",
         help="how terms become objects: binary_as=str|bytes|bytearray, set_as=set|frozenset, "
-        "atom_as=atom|distinct_atom (repeatable)",
+        "atom_as=atom|distinct_atom, tensor_as=ndarray|memoryview|term, structs_as=dict|native "
+        "(repeatable)",
     )
 
 

@@ -23,7 +23,8 @@ _MAX_CONFIGURATION: Final = 16 * 1024 * 1024
 class Configuration:
     """What the BEAM wants: a map, as a 32-bit length and a term, on standard input.
 
-    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``. With
+    ``name`` and ``cookie`` of the node to be, ``epmd`` as `Node` has it, ``encoding_opts``, and
+    ``structs``, those of the BEAM that `serde.encoder_for` asks for, as far as it has them. With
     ``beam``, the BEAM's name, standard input and output are the connection to it, and the process
     ``interpreter`` is told there how the start went.
 
@@ -40,6 +41,8 @@ class Configuration:
         self.beam: str | None = term.get("beam")
         self.interpreter: Pid | None = term.get("interpreter")
         self.encoding = serde.merge_options(term.get("encoding_opts"))
+        self.encoder = _encoder(term.get("structs"))
+        """For the BEAM: also what it gets before it could be asked is as it should be."""
         self.limits: dict[str, Any] = term
         self.max_memory = _number(term, "max_memory", bits=62) or 0
         self.execution: dict[str, Any] = _execution(term)
@@ -95,6 +98,13 @@ class ForWorker:
         """Tell the front how the start went: a 32-bit length, and the term."""
         data = Encoder().encode(term)
         os.write(self._report.fileno(), struct.pack(">I", len(data)) + data)
+
+
+def _encoder(structs: list[dict[str, Any]] | None) -> Encoder:
+    if structs is None:  # that is told by a front: its nodes are asked
+        return serde.encoder
+    by_name = {str(struct["__struct__"]): struct for struct in structs}
+    return serde.encoder_for(by_name.get("Elixir.MapSet"), by_name.get("Elixir.Duration"))
 
 
 def _execution(term: dict[str, Any]) -> dict[str, Any]:

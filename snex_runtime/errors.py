@@ -325,9 +325,13 @@ def _reason(error: BaseException) -> str:
 def _kind(error: BaseException) -> str:
     """The name of the error's type, as tracebacks have it; that of a snippet's without a module.
 
-    What the codec raises is told as the exception of Python that it is.
+    What the codec raises is told as the exception of Python that it is, or as what user code raised
+    that it asked.
     """
     if isinstance(error, EncodeError):
+        cause = error.__cause__
+        if cause is not None and _has_user_frames(cause):
+            return _kind(cause)
         return "TypeError" if isinstance(error, TypeError) else "ValueError"
     return _bounded(type_name(type(error)).removeprefix(_SNIPPETS))
 

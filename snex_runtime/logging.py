@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from snex_node.wire.describe import type_name
@@ -153,8 +153,13 @@ def _task_name(record: logging.LogRecord) -> str | None:
 
 
 def _sendable(value: Any) -> object:
-    """Metadata as it is where it can be sent, else its text."""
+    """Metadata as it is where it can be sent, else its text.
+
+    An iterator is not taken to its end for that: others want what it gives.
+    """
     try:
+        if issubclass(type(value), Iterator):
+            return _repr(value)
         serde.encoder.encode(value)
     except Exception:
         return _repr(value)

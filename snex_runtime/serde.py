@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from enum import Enum
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import kept, tables, tensors
+from snex_runtime import everyday, kept, native, registered, tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -208,7 +210,9 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
     """The decoder for these options; there are 72 at the most, made once each."""
     found = _decoders.get(options)
     if found is None:
-        found = _decoders[options] = _make_decoder(options)
+        found = _make_decoder(options)
+        registered.follow(found)
+        _decoders[options] = found
     return found
 
 
@@ -226,7 +230,7 @@ def _make_decoder(options: Options) -> Decoder:
             return make_set(members) if isinstance(members, dict) else struct
         plain_name = str(name)
         if plain_name in LISTS:
-            return LISTS[plain_name](_plain_fields(struct), binaries, Term)
+            return each_of(LISTS[plain_name](_plain_fields(struct), binaries, Term))
         if plain_name == tensors.NAME:
             return tensors.load(_plain_fields(struct), tensor_as)
         if plain_name == tables.NAME:
@@ -234,8 +238,22 @@ def _make_decoder(options: Options) -> Decoder:
         if plain_name == kept.NAME:
             return kept.load(_plain_fields(struct))
         unwrap = _UNWRAP.get(plain_name)
-        return struct if unwrap is None else unwrap(struct, made)
+        if unwrap is not None:
+            return unwrap(struct, made)
+        found = registered.decode(plain_name, lambda: _with_texts(struct))
+        if found is NotImplemented and plain_name in natives:
+            found = native.native(plain_name, _with_texts(struct))
+        return struct if found is NotImplemented else found
 
+    def each_of(elements: list[Any]) -> list[Any]:
+        """Those of a list that has been arranged, where they are structs: all of one name then."""
+        first = elements[0] if elements else None
+        if type(first) is not dict or not isinstance(name := first.get(key), atom):
+            return elements
+        known = str(name) in natives or registered.is_decoded(str(name))
+        return list(map(struct_hook, elements)) if known else elements
+
+    natives = native.STRUCTS if options.structs_as == "native" else {}
     atom = DistinctAtom if options.atom_as == "distinct_atom" else Atom
     key, key_map, mapset = atom(_STRUCT), atom("map"), atom(_MAPSET)
     made = Decoder(
@@ -244,7 +262,7 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed, kept.NAME),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed, kept.NAME, *natives),
         raw_structs=_RAW_STRUCTS,
         view_structs=viewed,
         term_structs=whole,
@@ -252,9 +270,36 @@ def _make_decoder(options: Options) -> Decoder:
     return made
 
 
+def _set_or_struct(struct: dict[Any, Any]) -> object:
+    members = struct.get("map")
+    return frozenset(members) if isinstance(members, dict) else struct
+
+
+passing: Final = Decoder(
+    binary_as="bytes",
+    atom=Atom,
+    opaque=True,
+    term=Term,
+    struct_hook=_set_or_struct,
+    struct_names=(_MAPSET,),
+)
+"""The decoder of what only passes through: structs stay what they are. Sets are not the same in
+every Elixir, and are written anew for the one that gets them."""
+
+
 def _plain_fields(struct: dict[Any, Any]) -> dict[str, Any]:
     """The fields of a struct by their names as plain strings, whatever class atoms are of."""
     return {str(field): value for field, value in struct.items()}
+
+
+def _with_texts(struct: dict[Any, Any]) -> dict[Any, Any]:
+    """The fields, under atoms that are equal to texts."""
+    if not any(type(field) is DistinctAtom for field in struct):
+        return struct
+    return {
+        Atom(field) if type(field) is DistinctAtom else field: value
+        for field, value in struct.items()
+    }
 
 
 def _field(struct: dict[Any, Any], name: str) -> bytes:
@@ -334,20 +379,17 @@ def _unknown(value: object) -> object:
 
 
 # What the value's type has, the first that fits: coroutines and futures; asynchronous generators;
-# arrays, tensors, columns of tables; NumPy's scalars; tables; pydantic's models; dataclasses;
-# enums; decimal numbers; dates and times; paths; generators, views and whatever else has elements.
+# arrays, tensors, columns of tables; complex numbers, NumPy's too; NumPy's other scalars; tables;
+# fractions; files; what is iterable, but no iterator or sequence.
 _REMEDIES: Final = (
     (("__await__",), "await it"),
     (("__anext__",), "collect it, as in [each async for each in it]"),
     (("tolist", "__len__"), "send what its .tolist() gives"),
+    (("limit_denominator",), "send what str() or float() makes of it"),
+    (("real", "imag", "__complex__"), "send its .real and .imag"),
     (("item", "dtype"), "send what its .item() gives"),
     (("to_dict", "columns"), 'send what its .to_dict("list") gives'),
-    (("model_dump",), "send what its .model_dump() gives"),
-    (("__dataclass_fields__",), "send what dataclasses.asdict() makes of it"),
-    (("_member_map_",), "send its .value"),
-    (("as_tuple", "quantize"), "send what str() or float() makes of it"),
-    (("isoformat",), "send what its .isoformat() gives"),
-    (("__fspath__",), "send what str() makes of it"),
+    (("read", "__iter__"), "send what its .read() gives"),
     (("__iter__",), "send what list() makes of it"),
 )
 
@@ -370,10 +412,11 @@ _custom: CustomEncoder | None = None
 
 
 def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
-    """Call ``encoder_fun`` with every object to be sent that is otherwise unknown.
+    """Call ``encoder_fun`` with every object to be sent that is of none of the codec's own types.
 
     What it returns is encoded in the object's place, by the same rules. There is one for the whole
-    process; it raises ``TypeError`` for what it does not know either.
+    process; where it raises ``TypeError`` the object is sent as it would be without it. For one
+    class there is `snex.encoder`.
 
     >>> import datetime
     >>> set_custom_encoder(lambda value: value.isoformat())
@@ -382,14 +425,22 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
-_SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = (
+Substitute = Callable[[object], object]
+
+Converter = Callable[[type], Substitute | None]
+
+_SUBSTITUTES: Final[tuple[Substitute, ...]] = (
+    everyday.substitute,  # there are many more of those
     tensors.substitute,
     tables.substitute,
 )
 """Each gives what is encoded in place of a value that it knows, and else `NotImplemented`."""
 
+_WITHOUT_DURATION: Final = (everyday.microseconds, *_SUBSTITUTES)
+"""The same for an Elixir that has no ``Duration``, as it had none up to 1.16."""
 
-def _encode_unknown(value: object) -> object:
+
+def _encode_unknown(value: object, substitutes: tuple[Substitute, ...] = _SUBSTITUTES) -> object:
     """What stands for a value of a type that is none of the codec's: the user's word goes first."""
     refused: TypeError | None = None
     if _custom is not None:
@@ -397,9 +448,9 @@ def _encode_unknown(value: object) -> object:
             return _custom(value)
         except TypeError as error:
             refused = error
-    if isinstance(value, Exception):  # as the caller gets one that is raised
-        return from_exception(value).to_term()
-    for substitute in _SUBSTITUTES:
+    if issubclass(type(value), Exception):  # as the caller gets one that is raised
+        return from_exception(cast(Exception, value)).to_term()
+    for substitute in substitutes:
         found = substitute(value)
         if found is not NotImplemented:
             return found
@@ -408,17 +459,59 @@ def _encode_unknown(value: object) -> object:
     return _unknown(value)
 
 
-BOUNDARIES: Final = (_encode_unknown.__code__,)
-"""What calls user code, a custom encoder, for `interrupts`."""
+BOUNDARIES: Final = (
+    _encode_unknown.__code__,
+    *everyday.BOUNDARIES,
+    *registered.BOUNDARIES,
+)
+"""What calls user code, a custom encoder say, for `interrupts`."""
 
 
-def _make_encoder(sets: Literal["mapset", "mapset_v2"]) -> Encoder:
-    return Encoder(default=_encode_unknown, atom=Atom, special_floats="atoms", sets=sets)
+def _converter(kind: type) -> Substitute | None:
+    """None where users may have a word in what becomes of objects of the type."""
+    if _custom is not None or registered.encodes():
+        return None
+    return everyday.converter(kind)
 
 
-encoder: Final = _make_encoder("mapset")
-"""The encoder of the runtime; it has no options, a custom encoder apart."""
+def _converter_without_duration(kind: type) -> Substitute | None:
+    found = _converter(kind)
+    return everyday.microseconds if found is not None and kind is timedelta else found
+
+
+def _make_encoder(
+    sets: Literal["mapset", "mapset_v2"],
+    substitutes: tuple[Substitute, ...] = _WITHOUT_DURATION,
+    converter: Converter = _converter_without_duration,
+) -> Encoder:
+    return Encoder(
+        default=partial(_encode_unknown, substitutes=substitutes),
+        prior=registered.encode,
+        converter=converter,
+        atom=Atom,
+        special_floats="atoms",
+        sets=sets,
+    )
+
+
+encoder: Final = _make_encoder("mapset", _SUBSTITUTES, _converter)
+"""The encoder of the runtime, for an Elixir of today; it has no options, what users register
+apart."""
+
+encoder_without_duration: Final = _make_encoder("mapset")
+"""The same for one that has no ``Duration``, and for nodes without Elixir: they get microseconds.
+"""
 
 encoder_v2: Final = _make_encoder("mapset_v2")
-"""The same for an Elixir whose ``MapSet`` has a field ``version``, as it had up to 1.14: a set
-without it would be a set there, but not equal to one that Elixir made."""
+"""The same for an Elixir whose ``MapSet`` has a field ``version`` besides, as it had up to 1.14: a
+set without it would be a set there, but not equal to one that Elixir made."""
+
+
+def encoder_for(mapset: object, duration: object) -> Encoder:
+    """The encoder for an Elixir, by its empty structs ``MapSet`` and ``Duration``.
+
+    Each is the dict that the struct is, None where there is none.
+    """
+    if isinstance(mapset, dict) and "version" in mapset:
+        return encoder_v2
+    return encoder if isinstance(duration, dict) else encoder_without_duration

@@ -34,7 +34,7 @@ _GONE: Final = "the process that connects this one to a BEAM has gone"
 _log = logging.getLogger(__name__)
 
 # Pids and all else that Python has nothing for stay as they are, and so does what is not UTF-8.
-_frames: Final = serde.decoder(serde.Options("bytes"))
+_frames: Final = serde.passing
 # Results pass through the parent unchanged: the child decodes them as its caller wants.
 _results: Final = Decoder()
 _plain: Final = etf.Encoder()

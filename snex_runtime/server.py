@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 import snex
-from snex_node.errors import NodeError
+from snex_node.errors import NodeError, RemoteError
 from snex_node.node import Node
 from snex_node.processes.process import DOWN, EXIT, BaseProcess
 from snex_node.system import tasks
@@ -231,7 +231,7 @@ class Server(BaseProcess):
                 self.environments.handles.down(message)
         elif isinstance(message, tuple) and message[:1] == ("nodeup",):
             self.backend.connected()
-            task = tasks.start(self._learn_sets(str(message[1])))
+            task = tasks.start(self._learn_encoder(str(message[1])))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif isinstance(message, tuple) and message[:1] == ("nodedown",):
@@ -239,12 +239,20 @@ class Server(BaseProcess):
         else:
             receive_from_here(self, message)
 
-    async def _learn_sets(self, name: str) -> None:
-        """Ask a node that has just connected which fields its ``MapSet`` has."""
-        with contextlib.suppress(NodeError):  # no Elixir there, or it has gone again
-            struct = await self.node.rpc(name, "Elixir.MapSet", "__struct__", decoder=typed)
-            old = isinstance(struct, dict) and "version" in struct
-            self.node.remote(name).encoder = serde.encoder_v2 if old else serde.encoder
+    async def _learn_encoder(self, name: str) -> None:
+        """Ask a node that has just connected which structs it has: what is sent depends on it."""
+        with contextlib.suppress(NodeError):  # it has gone again
+            mapset = await self._struct_of(name, "Elixir.MapSet")
+            new = isinstance(mapset, dict) and "version" not in mapset
+            duration = await self._struct_of(name, "Elixir.Duration") if new else None
+            self.node.remote(name).encoder = serde.encoder_for(mapset, duration)
+
+    async def _struct_of(self, name: str, module: str) -> object:
+        """The struct as it is without fields given; None on a node that does not have it."""
+        try:
+            return await self.node.rpc(name, module, "__struct__", decoder=typed)
+        except RemoteError:
+            return None
 
     def _info_requested(self, request: Request) -> bytes:
         if request.variables is not None:  # it came to an environment

@@ -69,7 +69,7 @@ def substitute(value: Any) -> object:
 def _is_of(value: object, module: str, *names: str) -> bool:
     found = sys.modules.get(module)
     kinds = (getattr(found, name, None) for name in names) if found is not None else ()
-    return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+    return any(isinstance(kind, type) and issubclass(type(value), kind) for kind in kinds)
 
 
 def _has_stream(kind: type) -> bool:

@@ -124,24 +124,25 @@ def substitute(value: Any) -> object:
     ``__array_interface__``, and a `memoryview` of other than one dimension. Raises ``TypeError``
     for one that has none of Nx's types of numbers, saying what helps.
     """
-    if isinstance(value, memoryview):
+    kind = type(value)  # the object itself may claim to be of another class, or raise when asked
+    if kind is memoryview:
         return _of_memoryview(value)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        if isinstance(value, numpy.ndarray):
+        if issubclass(kind, numpy.ndarray):
             return _of_ndarray(numpy, value)
-        if isinstance(value, numpy.generic):  # one number has the interface, too
+        if issubclass(kind, numpy.generic):  # one number has the interface, too
             return NotImplemented
     if _is_of(value, "torch", "Tensor"):
         return _of_torch(sys.modules["torch"], value)
     if numpy is not None and _is_of(value, "jax", "Array"):
         return _of_ndarray(numpy, numpy.asarray(value))
-    return _of_interface(value) if _has_interface(type(value)) else NotImplemented
+    return _of_interface(value) if _has_interface(kind) else NotImplemented
 
 
 def _is_of(value: object, module: str, name: str) -> bool:
     kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(value, kind)
+    return isinstance(kind, type) and issubclass(type(value), kind)
 
 
 def _has_interface(kind: type) -> bool:

@@ -73,6 +73,27 @@ class TestRead:
         assert told.execution["kill_after"] == 1.5
         assert told.limits["rlimit_nofile"] == 64
 
+    @pytest.mark.parametrize(
+        ("structs", "encoder"),
+        [
+            (None, serde.encoder),
+            ([], serde.encoder_without_duration),
+            ([{"__struct__": Atom("Elixir.MapSet"), "map": {}}], serde.encoder_without_duration),
+            ([{"__struct__": Atom("Elixir.MapSet"), "map": {}, "version": 2}], serde.encoder_v2),
+            (
+                [
+                    {"__struct__": Atom("Elixir.MapSet"), "map": {}},
+                    {"__struct__": Atom("Elixir.Duration"), "day": 0},
+                ],
+                serde.encoder,
+            ),
+        ],
+        ids=["not told", "none", "1.16", "1.14", "1.17"],
+    )
+    def test_which_structs_the_beam_has(self, structs: Any, encoder: Encoder) -> None:
+        assert read(framed(term_of(structs=structs))).encoder is encoder
+        assert read(framed(term_of())).encoder is serde.encoder
+
     def test_it_may_come_in_pieces(self) -> None:
         reader, writer = os.pipe()
 

@@ -378,6 +378,34 @@ def test_what_the_codec_finds_is_told_in_one_line() -> None:
     assert failure.traceback == [f"ValueError: {failure.reason}\n"]
 
 
+@pytest.mark.parametrize("text", ["", " \n", "gone"])
+@pytest.mark.parametrize("place", [False, True])
+def test_what_a_custom_encoder_raises_keeps_its_type_and_has_a_reason(
+    text: str, place: bool
+) -> None:
+    """Also where it says nothing, and where it is derived from what the codec takes for its own."""
+    environment: dict[str, Any] = {}
+    exec(
+        compile(
+            f"class Gone(ValueError): pass\ndef refuse(value):\n    raise Gone({text!r})",
+            "user.py",
+            "exec",
+        ),
+        {"__name__": "my.module"},
+        environment,
+    )
+    environment["refuse"].__globals__["Gone"] = environment["Gone"]
+    with pytest.raises(EncodeError) as caught:
+        Encoder(default=environment["refuse"]).encode([object()] if place else object())
+    failure = from_exception(caught.value)
+    assert failure.type == "my.module.Gone"
+    told = "gone" if text == "gone" else "my.module.Gone"
+    assert failure.reason == told + " (at [0])" * place
+    assert failure.traceback is not None
+    assert failure.traceback[-1].startswith("my.module.Gone")
+    assert 'File "user.py", line 3, in refuse' in "".join(failure.traceback)
+
+
 @pytest.mark.parametrize("notes", [[], ["look at it"]])
 def test_what_a_custom_encoder_refuses_is_told_as_one_exception(notes: list[str]) -> None:
     environment: dict[str, object] = {"notes": notes}

@@ -170,6 +170,22 @@ def test_struct_hooks_for_some_names() -> None:
         assert kinds_found == {str if i == 0 else dict}
 
 
+def test_names_that_are_added_later() -> None:
+    decoder = Decoder(struct_hook=lambda fields: fields[Atom("n")], struct_names=["Elixir.A"])
+    values = [{Atom("__struct__"): Atom("Elixir.B"), Atom("n"): i} for i in range(60)]
+    for data, expected in ((encode(values), [*range(60)]), (encode(values[0]), 0)):
+        made = Decoder(struct_hook=lambda fields: fields[Atom("n")], struct_names=["Elixir.A"])
+        assert made.decode(data)[0] != expected
+        made.add_struct_names(["Elixir.B"])
+        assert made.decode(data)[0] == expected
+    each: list[dict[str, Any]] = [{}, {"binary_as": "bytearray", "struct_names": ["Elixir.A"]}]
+    for options in each:
+        of_any = Decoder(struct_hook=lambda fields: 1, **options)
+        of_any.add_struct_names(["Elixir.B"])
+        assert of_any.decode(encode(values))[0] == [1] * 60
+    assert decoder.decode(encode(values))[0] == values
+
+
 def test_what_a_hook_raises_comes_through() -> None:
     def hook(fields: dict[Any, Any]) -> object:
         raise IndexError("of the hook")

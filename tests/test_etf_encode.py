@@ -520,6 +520,36 @@ class TestDefault:
         assert Decoder().decode(data)[0] == ([b"x", 1, 2], {0: b"x", 1: 1, 9: 9})
 
 
+class TestPrior:
+    """It is asked before an object counts as what its type is derived from."""
+
+    @staticmethod
+    def prior(value: object) -> object:
+        return f"a {type(value).__name__}" if isinstance(value, (Point, Colour)) else NotImplemented
+
+    def test_it_is_asked_for_what_is_derived_from_known_types(self) -> None:
+        encoder = Encoder(prior=self.prior)
+        value = [Point(1, 2), Text("x"), {Colour.RED: (Number(1),)}, (1, 2)]
+        data = encoder.encode(value)
+        assert data == encode(["a Point", "x", {"a Colour": (1,)}, (1, 2)])
+        assert encoder.encode([Point(1, 2)] * 100) == encode(["a Point"] * 100)
+
+    def test_default_is_asked_next(self) -> None:
+        encoder = Encoder(prior=self.prior, default=lambda value: Point(1, 2))
+        assert encoder.encode([2j]) == encode(["a Point"])
+
+    def test_without_a_default(self) -> None:
+        with pytest.raises(EncodeTypeError, match=r"<class 'complex'> \(at \[1\]\)"):
+            Encoder(prior=self.prior).encode([Point(1, 2), 2j])
+
+    def test_what_it_raises_names_the_place(self) -> None:
+        def prior(value: object) -> object:
+            raise ValueError
+
+        with pytest.raises(EncodeValueError, match=r"^ValueError \(at \[0\]\)$"):
+            Encoder(prior=prior).encode([Text("x")])
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         "value", [object(), 2j, range(3), int, len, NotImplemented, ...], ids=stable

@@ -276,3 +276,42 @@ def test_no_garbage_is_collected_while_many_rows_are_encoded(
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
+
+
+class _Money:
+    def __init__(self, amount: object) -> None:
+        self.amount = amount
+
+
+def _amount(value: object) -> object:
+    if not isinstance(value, _Money):
+        raise TypeError("that is no money")
+    if value.amount == "bad":
+        raise KeyError("bad")
+    return {Atom("amount"): value.amount}
+
+
+def _convert(kind: type) -> Any:
+    return _amount if kind is _Money else None
+
+
+def test_objects_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(monkeypatch)
+    encoder = Encoder(default=_amount, converter=_convert)
+    expected = Encoder(default=_amount)
+    for rows in (
+        [_Money(n) for n in range(300)],
+        [{"a": _Money(n), "b": _Money("x")} for n in range(300)],
+        [(_Money(1.5), None if n % 3 else _Money(n)) for n in range(300)],
+        [_Money(_Money(n)) for n in range(300)],
+    ):
+        counting.taken = 0
+        assert encoder.encode(rows) == expected.encode(rows)
+        assert counting.taken == 300
+    for rows in (
+        [_Money(object()) for n in range(300)],
+        [{"a": _Money(n if n != 200 else [_Money])} for n in range(300)],
+    ):
+        assert outcome(encoder, rows) == outcome(expected, rows)
+    with pytest.raises(KeyError, match="bad"):
+        encoder.encode([*map(_Money, range(200)), _Money("bad")])

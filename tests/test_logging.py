@@ -168,6 +168,12 @@ class TestMetadata:
         assert "d" not in metadata
         assert "absent" not in metadata
 
+    def test_an_iterator_is_left_to_others(self) -> None:
+        given = iter((1, 2))
+        found = LoggingHandler(extra_metadata_keys={"a"}).metadata(record(a=given))
+        assert str(found[Atom("a")]).startswith("<tuple_iterator object at ")
+        assert list(given) == [1, 2]
+
     def test_exceptions(self) -> None:
         try:
             raise ValueError("bad")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snex_node import Node, Process
-from snex_node.errors import CallTimeoutError, ProcessExitError
+from snex_node.errors import CallTimeoutError, ConnectError, ProcessExitError, RemoteError
 from snex_node.wire.etf import Encoder
 from snex_runtime import interface, serde
 from snex_runtime.namespace import NAME
@@ -133,25 +133,59 @@ class TestNodes:
         caller.server.node.disconnect(name)
         await until(lambda: caller.server.backend.log_node(name) is None)
 
-    @pytest.mark.parametrize("old", [False, True])
-    async def test_which_sets_it_takes(
-        self, caller: Caller, monkeypatch: pytest.MonkeyPatch, old: bool
+    @pytest.mark.parametrize(
+        ("structs", "expected", "asked_for"),
+        [
+            ({"MapSet": {"map": {}, "version": 2}}, serde.encoder_v2, ["MapSet"]),
+            ({"MapSet": {"map": {}}}, serde.encoder_without_duration, ["MapSet", "Duration"]),
+            ({"MapSet": {"map": {}}, "Duration": {}}, serde.encoder, ["MapSet", "Duration"]),
+            ({}, serde.encoder_without_duration, ["MapSet"]),
+        ],
+        ids=["Elixir 1.14", "Elixir 1.16", "Elixir 1.17", "no Elixir"],
+    )
+    async def test_which_structs_it_takes(
+        self,
+        caller: Caller,
+        monkeypatch: pytest.MonkeyPatch,
+        structs: dict[str, object],
+        expected: Encoder,
+        asked_for: list[str],
     ) -> None:
-        """An Elixir up to 1.14 has structs of sets with one field more."""
-        asked: list[tuple[object, ...]] = []
+        remote = caller.server.node.remote(caller.node.name)
+        # It has been asked, and is a node without Elixir.
+        await until(lambda: remote.encoder is serde.encoder_without_duration)
+        asked: list[object] = []
 
-        async def rpc(*args: object, **_: object) -> object:
-            asked.append(args)
-            return {"map": {}, "version": 2} if old else {"map": {}}
+        async def rpc(node: str, module: str, function: str, **_: object) -> object:
+            asked.append((node, module, function))
+            try:
+                return structs[module.removeprefix("Elixir.")]
+            except KeyError:
+                raise RemoteError("error", A("undef")) from None
 
         monkeypatch.setattr(caller.server.node, "rpc", rpc)
         name = caller.node.name
-        caller.server.message_received((A("nodeup"), name))
-        expected = serde.encoder_v2 if old else serde.encoder
-        remote = caller.server.node.remote(name)
         remote.encoder = Encoder()
+        caller.server.message_received((A("nodeup"), name))
         await until(lambda: remote.encoder is expected)
-        assert asked == [(name, "Elixir.MapSet", "__struct__")]
+        assert asked == [(name, f"Elixir.{module}", "__struct__") for module in asked_for]
+
+    async def test_one_that_goes_while_it_is_asked(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = asyncio.Event()
+
+        async def rpc(*_: object, **__: object) -> object:
+            asked.set()
+            raise ConnectError("py@host", "lost", "it has gone")
+
+        remote = caller.server.node.remote(caller.node.name)
+        before = serde.encoder_without_duration
+        await until(lambda: remote.encoder is before)
+        monkeypatch.setattr(caller.server.node, "rpc", rpc)
+        caller.server.message_received((A("nodeup"), caller.node.name))
+        await asyncio.wait_for(asked.wait(), 10)
+        assert remote.encoder is before
 
     async def test_a_handle_that_ends(self, caller: Caller) -> None:
         handle = Process(caller.node)

@@ -12,12 +12,22 @@ from types import ModuleType
 import pytest
 
 import snex
-from snex_runtime import batches, environments, interface, interrupts, logging, origin, serde, serve
+from snex_runtime import (
+    batches,
+    environments,
+    interface,
+    interrupts,
+    logging,
+    origin,
+    registered,
+    serde,
+    serve,
+)
 
 EXPORTS = {
     "Atom", "Batched", "BeamModuleProxy", "DistinctAtom", "Elixir", "ElixirError", "EncodingOpt",
-    "EncodingOpts", "LoggingHandler", "Term", "batched", "call", "cast", "io_loop_for_connection",
-    "send", "serve", "serve_forever", "set_custom_encoder", "traceparent",
+    "EncodingOpts", "LoggingHandler", "Term", "batched", "call", "cast", "decoder", "encoder",
+    "io_loop_for_connection", "send", "serve", "serve_forever", "set_custom_encoder", "traceparent",
 }  # fmt: skip
 
 DOCUMENTED = (
@@ -27,6 +37,7 @@ DOCUMENTED = (
     interrupts,
     logging,
     origin,
+    registered,
     serde,
     serve,
     snex,
@@ -37,8 +48,10 @@ DOCUMENTED = (
 
 @pytest.fixture(autouse=True)
 def custom_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An example sets the one of the process."""
+    """Examples set what is the process's."""
     monkeypatch.setattr(serde, "_custom", None)
+    monkeypatch.setattr(registered, "_encoders", {})
+    monkeypatch.setattr(registered, "_decoders", {})
 
 
 def test_exports() -> None:

@@ -19,7 +19,8 @@ defmodule Snex.LimitsTest do
   ]
 
   test "are sent as they are, when they are given" do
-    base = %{name: "a@b", cookie: "c", encoding_opts: []}
+    structs = for module <- [MapSet, Duration], Code.ensure_loaded?(module), do: struct(module)
+    base = %{name: "a@b", cookie: "c", encoding_opts: [], structs: structs}
     assert Launch.configuration([], :a@b, "c") == base
     opts = @all ++ [python: "python3", environment: %{}]
     assert Launch.configuration(opts, :a@b, "c") == Map.merge(base, Map.new(@all))

@@ -112,6 +112,34 @@ defmodule Snex.SerdeTest do
              {:ok, "snex.DistinctAtom('a')"}
   end
 
+  test "has dates, numbers and the like as Python's own where that is asked for", %{
+    interpreter: i
+  } do
+    native = [encoding_opts: [structs_as: :native]]
+
+    for {term, repr} <- [{~D[2026-02-28], "datetime.date(2026, 2, 28)"}, {1..3, "range(1, 4)"}] do
+      assert repr(i, term, native) == {:ok, repr}
+      many = "[" <> Enum.map_join(1..200, ", ", fn _ -> repr end) <> "]"
+      assert repr(i, List.duplicate(term, 200), native) == {:ok, many}
+    end
+  end
+
+  test "gets what this Elixir has, in the first answer already" do
+    {:ok, i} = Interpreter.start_link(python: python())
+
+    code =
+      "import datetime\nreturn [datetime.timedelta(seconds=1.5), {1}, datetime.date(2026, 2, 28)]"
+
+    assert {:ok, [length, set, ~D[2026-02-28]]} = Snex.pyeval(i, code)
+    assert set == MapSet.new([1])
+
+    if Code.ensure_loaded?(Duration) do
+      assert %{__struct__: Duration, second: 1, microsecond: {500_000, 6}} = length
+    else
+      assert length == 1_500_000
+    end
+  end
+
   test "encodes structs by the protocol, recursively", %{interpreter: i} do
     assert repr(i, %Encoded{a: 1}) == {:ok, "('encoded', 1)"}
     assert repr(i, [%{"k" => {%Encoded{a: 1}}}]) == {:ok, "[{'k': (('encoded', 1),)}]"}

@@ -585,7 +585,8 @@ class Lists:
         hook: Callable[[dict[Any, Any]], object] | None,
         names: frozenset[Atom] | None,
     ) -> None:
-        self._names = names
+        self.names = names
+        """May change: what has been learned of lists stays."""
         self.have_texts: Final = binary_as == "str"
         self._texts = texts if self.have_texts else binaries
         self._atom = atom
@@ -688,9 +689,10 @@ class Lists:
         hook, is_atom = self._hook, self._is_atom
         if hook is None or _STRUCT not in keys:
             return lambda maps: maps
-        key, names = self._atom(b"__struct__"), self._names
+        key = self._atom(b"__struct__")
 
         def finish(maps: list[Any]) -> list[Any]:
+            names = self.names
             found = {name for each in maps if isinstance(name := each[key], is_atom)}
             if not (found if names is None else found & names):
                 return maps

@@ -285,6 +285,16 @@ class Decoder:
                 names=self._struct_names,
             )
 
+    def add_struct_names(self, names: Iterable[str]) -> None:
+        """Have the hook called with structs of these names too, from the next one on.
+
+        Those that are decoded by other threads meanwhile may be before that or after it.
+        """
+        if self._struct_names is not None:
+            self._struct_names = self._struct_names.union(map(self._atom, names))
+            if self._lists is not None:
+                self._lists.names = self._struct_names
+
     def decode(  # noqa: PLR0912, PLR0915 - the hot loop: a call for each element would double its time
         self, data: bytes | bytearray | memoryview, offset: int = 0
     ) -> tuple[Any, int]:

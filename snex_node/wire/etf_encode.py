@@ -18,10 +18,10 @@ from itertools import chain, repeat
 from typing import Any, Final, Literal
 
 from snex_node.wire import etf_rows
-from snex_node.wire.describe import short, text_of, type_repr
+from snex_node.wire.describe import short, text_of, type_name, type_repr
 from snex_node.wire.etf_decode import MAX_DEPTH
 from snex_node.wire.etf_place import KNOWN, find_cycle, find_place
-from snex_node.wire.etf_rows import Rows
+from snex_node.wire.etf_rows import Rows, no_converter
 from snex_node.wire.pieces import LARGE, Payload, Pieces
 from snex_node.wire.terms import (
     Atom,
@@ -117,7 +117,9 @@ _MARSHAL_IS_KNOWN: Final = (
     and marshal.dumps([-2.0], 2) == b"[\1\0\0\0g\0\0\0\0\0\0\0\xc0"
 )
 
+
 _Opened = tuple[Iterator[Any], bytes]
+_Replies = list[tuple[object, object]]
 
 
 class _LargeParts(list[bytes | memoryview]):
@@ -134,6 +136,10 @@ class Encoder:
     * ``default``: called with every object of another type, and with a ``memoryview`` of other than
       one dimension; its result is encoded instead. A ``TypeError`` or ``ValueError`` it raises
       becomes an ``EncodeError`` of the same text.
+    * ``prior``: called before ``default``, and before what is derived from a known type counts as
+      its base; its result is encoded instead, unless it is `NotImplemented`.
+    * ``converter``: called with types; for one whose objects ``default`` always makes the same of,
+      and without effects, a function that does so, else None. Long lists are written faster by it.
     * ``atom``: a subclass of ``Atom`` that is to be as fast as ``Atom`` itself.
     * ``special_floats``: ``"refuse"`` infinities and NaN, which have no external form, or send them
       as the ``"atoms"`` ``:inf``, ``:"-inf"`` and ``:nan``.
@@ -154,6 +160,7 @@ class Encoder:
         "_distinct_keys",
         "_max_depth",
         "_max_integer_bytes",
+        "_prior",
         "_rows",
         "_sets",
         "_special_floats",
@@ -163,6 +170,8 @@ class Encoder:
         self,
         *,
         default: Callable[[Any], object] | None = None,
+        prior: Callable[[Any], object] | None = None,
+        converter: Callable[[type], Callable[[Any], object] | None] = no_converter,
         atom: type[Atom] = Atom,
         special_floats: Literal["refuse", "atoms"] = "refuse",
         sets: Literal["refuse", "mapset", "mapset_v2"] = "refuse",
@@ -174,13 +183,14 @@ class Encoder:
         if sets not in ("refuse", "mapset", "mapset_v2"):
             raise ValueError(f"sets is 'refuse', 'mapset' or 'mapset_v2', not {sets!r}")
         self._default = default
+        self._prior = prior
         self._atom = atom
         self._special_floats = special_floats == "atoms"
         self._sets = sets
         self._max_depth = max_depth
         self._max_integer_bytes = max_integer_bytes
         self._atoms: dict[Atom, bytes] = {}
-        self._rows = Rows(self._atom_bytes, self.encode, atom)
+        self._rows = Rows(self._atom_bytes, self.encode, atom, converter)
         self._distinct_keys = _DISTINCT_KEYS.union(etf_rows.text_like(atom))
 
     def encode(self, term: object, before: bytes = b"") -> bytes:
@@ -218,7 +228,7 @@ class Encoder:
         atom = self._atom
         distinct_keys = self._distinct_keys
         check_depth = min(_CYCLE_CHECK_DEPTH, self._max_depth)
-        replies: list[object] = []
+        replies: _Replies = []
         stack: list[_Opened] = []
         items: Iterator[Any] = iter((term,))
         suffix = b""
@@ -315,7 +325,7 @@ class Encoder:
             raise EncodeValueError(f"a {kind.__name__} of 4 GiB or more{place}") from None
 
     def _open(
-        self, item: Any, kind: type, parts: list[bytes | memoryview], replies: list[object]
+        self, item: Any, kind: type, parts: list[bytes | memoryview], replies: _Replies
     ) -> _Opened | None:
         """What is encoded in the item's place, and the bytes behind it; None once it is written."""
         if kind is Pid or kind is Reference or kind is Port or kind is Fun:
@@ -353,23 +363,28 @@ class Encoder:
         parts.append(_MAPSET_HEADS[self._sets] + _pack_u32(116, len(elements)))
         return _distinct(item, elements, repeat([], len(elements)), parts), b""
 
-    def _substitute(self, item: Any, replies: list[object]) -> object:
+    def _substitute(self, item: Any, replies: _Replies) -> object:
         """For an object of an unknown type, one of a known type: its base, or by ``default``."""
         first = item
         for _ in range(MAX_DEFAULT_CHAIN):
-            base = _as_base(item)
-            if base is not None:
-                replies.append(base)
-                return base
-            if self._default is None:
-                raise _unserializable(item)
-            answer = self._ask_default(self._default, item)
+            answer: object = NotImplemented
+            if self._prior is not None:
+                answer = self._ask(self._prior, item)
+            if answer is NotImplemented:
+                base = _as_base(item)
+                if base is not None:
+                    replies.append((item, base))
+                    return base
+                if self._default is None:
+                    raise _unserializable(item)
+                answer = self._ask(self._default, item)
             if answer is item:
                 refused = _unserializable(item).message
                 message = f"{refused}: its encoder returned the object itself"
                 raise _Failure(EncodeTypeError, message, item)
-            replies.append(answer)
-            if type(answer) in KNOWN or isinstance(answer, (Atom, Term)):
+            replies.append((item, answer))
+            kind = type(answer)
+            if kind in KNOWN or issubclass(kind, (Atom, Term)):
                 return answer
             item = answer
         raise _Failure(
@@ -379,15 +394,15 @@ class Encoder:
             item,
         )
 
-    def _ask_default(self, default: Callable[[Any], object], item: object) -> object:
+    def _ask(self, function: Callable[[Any], object], item: object) -> object:
         try:
-            return default(item)
+            return function(item)
         except EncodeError:
             raise
         except TypeError as error:
-            raise _Failure(EncodeTypeError, text_of(error), item) from error
+            raise _Failure(EncodeTypeError, _told(error), item) from error
         except ValueError as error:
-            raise _Failure(EncodeValueError, text_of(error), item) from error
+            raise _Failure(EncodeValueError, _told(error), item) from error
 
     def _check_depth(self, term: object, item: object, depth: int) -> int:
         """The depth at which to ask again."""
@@ -433,29 +448,36 @@ class Encoder:
 _CANNOT: Final = "Cannot serialize object of"
 
 
+def _told(error: Exception) -> str:
+    """What it says, or its name where it says nothing."""
+    text = text_of(error)
+    return text if text.strip() else type_name(type(error))
+
+
 def _unserializable(item: object) -> _Failure:
     return _Failure(EncodeTypeError, f"{_CANNOT} {type_repr(type(item))}", item)
 
 
 def _as_base(item: Any) -> object:
     """The same value as an object of exactly the known type its class derives from, else None."""
-    if isinstance(item, str):
+    kind = type(item)  # the object itself may claim to be of another class, or raise when asked
+    if issubclass(kind, str):
         return str.__str__(item)
-    if isinstance(item, int):
+    if issubclass(kind, int):
         return int.__index__(item)
-    if isinstance(item, float):
+    if issubclass(kind, float):
         return float.__float__(item)
-    if isinstance(item, (bytes, bytearray)):
+    if issubclass(kind, (bytes, bytearray)):
         return bytes(memoryview(item))
-    if isinstance(item, list):
+    if issubclass(kind, list):
         return list(list.__iter__(item))
-    if isinstance(item, tuple):
+    if issubclass(kind, tuple):
         return tuple(tuple.__iter__(item))
-    if isinstance(item, dict):
+    if issubclass(kind, dict):
         return dict(dict.items(item))
-    if isinstance(item, set):
+    if issubclass(kind, set):
         return set(set.__iter__(item))
-    if isinstance(item, frozenset):
+    if issubclass(kind, frozenset):
         return frozenset(frozenset.__iter__(item))
     return None
 
@@ -477,11 +499,15 @@ def _open_list(
     snapshot = tuple(items)  # another thread, or default, may change the list; the count is written
     size = len(snapshot)
     append(_LIST_HEADS[size] if size < 256 else _pack_u32(108, size))
-    if size >= etf_rows.MIN_ROWS and type(snapshot[0]) in _IN_ROWS:
+    if size >= etf_rows.MIN_ROWS and _is_in_rows(type(snapshot[0]), rows):
         taken = rows.take(snapshot, levels - 1)
         if taken is not None:
             return iter(taken), b"j"
     return iter(snapshot), b"j"
+
+
+def _is_in_rows(kind: type, rows: Rows) -> bool:
+    return kind in _IN_ROWS or (kind not in KNOWN and rows.converter(kind) is not None)
 
 
 def _open_dict(item: dict[Any, Any], parts: list[bytes | memoryview]) -> _Opened:

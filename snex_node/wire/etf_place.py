@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ from snex_node.wire.terms import (
     Port,
     Record,
     Reference,
-    Term,
 )
 
 __all__ = ["KNOWN", "find_cycle", "find_place"]
@@ -37,13 +37,14 @@ _Step = tuple[Callable[[Any], str], object]
 _Children = Iterator[tuple[_Step, object]]
 
 
-def find_place(root: object, culprit: object, replies: list[object]) -> str:
+def find_place(root: object, culprit: object, replies: list[tuple[object, object]]) -> str:
     """The place of ``culprit`` in ``root``, as `` (at ["users"][3])``; empty at the top level.
 
-    ``replies`` are the objects that the encoder took for objects of unknown types, in its order.
-    This walk goes the encoder's way, so that it meets those in the same order.
+    ``replies`` are objects of unknown types with what the encoder took for each, in its order. This
+    walk goes the encoder's way, so that it meets those in the same order. Of what was encoded by
+    columns there is no reply: nothing went wrong there.
     """
-    answers = iter(replies)
+    answers = deque(replies)
     path: list[_Step] = []
     stack: list[_Children] = [iter((((_nothing, None), root),))]
     while stack:
@@ -88,13 +89,11 @@ def find_cycle(root: object, depth: int) -> object | None:
     return None
 
 
-def _inside(child: object, answers: Iterator[object]) -> _Children | None:
+def _inside(child: object, answers: deque[tuple[object, object]]) -> _Children | None:
     if _is_container(child):
         return _children(child)
-    if type(child) in KNOWN or isinstance(child, (Atom, Term)):
-        return None
-    for answer in answers:
-        return iter((((_nothing, None), answer),))
+    if answers and answers[0][0] is child:
+        return iter((((_nothing, None), answers.popleft()[1]),))
     return None
 
 

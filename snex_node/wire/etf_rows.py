@@ -49,6 +49,12 @@ Streams = list[bytes | Sequence[bytes]]
 """One after the other they are the external form of an element: bytes are the same in each, and of
 a column each has its own."""
 
+Convert = Callable[[Any], object]
+
+
+def no_converter(_: type) -> None:
+    """For an encoder that other types mean nothing to."""
+
 
 class Unfit(Exception):
     """These are not of one shape, or not plain enough."""
@@ -70,13 +76,19 @@ class Rows:
     """Encodes elements of lists for one encoder.
 
     ``atom`` gives the external form of an atom, and ``key`` that of a key of a dict; ``is_atom`` is
-    a class of atoms besides `Atom`.
+    a class of atoms besides `Atom`. ``converter`` gives, for other types, what makes an object of a
+    known type of one of theirs; None where nothing does.
     """
 
     def __init__(
-        self, atom: Callable[[Atom], bytes], key: Callable[[object], bytes], is_atom: type[Atom]
+        self,
+        atom: Callable[[Atom], bytes],
+        key: Callable[[object], bytes],
+        is_atom: type[Atom],
+        converter: Callable[[type], Convert | None] = no_converter,
     ) -> None:
         self._atom = atom
+        self.converter: Final = converter
         self._key = key
         self._keys = frozenset((str, *text_like(Atom, is_atom)))
         self._constants = frozenset((type(None), bool))
@@ -162,15 +174,20 @@ class Rows:
                 return self._tuples(column, levels)
             if kind is list:
                 return self._lists(column, levels)
-            of_type = self._by_type.get(kind)
-            if of_type is None:
-                raise Unfit
-            return of_type(column)
-        if not types.issubset(self._by_type):
-            raise Unfit
+            return self._of_type(kind, levels)(column)
         if types <= self._constants:
             return _constant(column)
-        return [[*self._mixed(column, types)]]
+        return [[*self._mixed(column, {kind: self._of_type(kind, levels) for kind in types})]]
+
+    def _of_type(self, kind: type, levels: int) -> Callable[[Sequence[Any]], Streams]:
+        """What encodes a column of objects of this type."""
+        of_type = self._by_type.get(kind)
+        if of_type is not None:
+            return of_type
+        convert = self.converter(kind)
+        if convert is None:
+            raise Unfit
+        return lambda column: self._streams(_converted(convert, column), levels)
 
     def _dicts(self, column: Sequence[dict[Any, Any]], levels: int) -> Streams:
         column = [*map(dict.copy, column)]  # another thread may change them
@@ -220,13 +237,22 @@ class Rows:
         known = {name: self._atom(name) for name in {*column}}
         return [[*map(known.__getitem__, column)]]
 
-    def _mixed(self, column: Sequence[Any], types: set[type]) -> Iterable[bytes]:
+    def _mixed(
+        self, column: Sequence[Any], types: dict[type, Callable[[Sequence[Any]], Streams]]
+    ) -> Iterable[bytes]:
         """Values of several types: those of each as a column, and then all in their order."""
         of_each: dict[type, Any] = {}
-        for kind in types:
+        for kind, of_type in types.items():
             part = [value for value in column if type(value) is kind]
-            of_each[kind] = iter(_rows(self._by_type[kind](part), len(part)))
+            of_each[kind] = iter(_rows(of_type(part), len(part)))
         return [next(of_each[type(value)]) for value in column]
+
+
+def _converted(convert: Convert, column: Sequence[Any]) -> Sequence[Any]:
+    try:
+        return [*map(convert, column)]
+    except Exception:  # the encoder meets it again, and knows where it is
+        raise Unfit from None
 
 
 def _rows(streams: Streams, count: int) -> Iterable[bytes]:

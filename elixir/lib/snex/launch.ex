@@ -127,8 +127,14 @@ defmodule Snex.Launch do
     |> Map.merge(%{
       name: Atom.to_string(name),
       cookie: cookie,
-      encoding_opts: opts[:encoding_opts] || []
+      encoding_opts: opts[:encoding_opts] || [],
+      structs: structs()
     })
+  end
+
+  # Python asks other nodes; what this one has it is to know for its first answer.
+  defp structs do
+    for module <- [MapSet, Duration], Code.ensure_loaded?(module), do: module.__struct__()
   end
 
   defp stdio?(%{opts: opts}), do: :use_stdio in Keyword.get(opts, :port_opts, [])

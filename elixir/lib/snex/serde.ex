@@ -46,7 +46,7 @@ defmodule Snex.Serde do
     * `:tensor_as` - what a `Snex.Tensor` becomes: a `numpy.ndarray` (`:ndarray`, the default; a
       shaped `memoryview` where NumPy is not installed), a `:memoryview`, or a `:term` that Python does
       not look into
-    * `:structs_as` - what `Date`, `Time`, `NaiveDateTime`, `DateTime`, `Duration` and `Decimal` become:
+    * `:structs_as` - what `Date`, `Time`, `NaiveDateTime`, `DateTime`, `Duration`, `Decimal` and `Range` become:
       a `:dict` (default) like all structs, or Python's own (`:native`)
   """
   @type encoding_opt ::
