@@ -219,7 +219,7 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
 def _make_decoder(options: Options) -> Decoder:
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
-    tensor_as: tensors.TensorAs = options.tensor_as  # type: ignore[assignment]
+    loads = _loads(options.tensor_as)
     whole = (tensors.NAME,) if options.tensor_as == "term" else ()
     viewed = (tables.NAME,) if whole else (tables.NAME, tensors.NAME)
 
@@ -231,12 +231,9 @@ def _make_decoder(options: Options) -> Decoder:
         plain_name = str(name)
         if plain_name in LISTS:
             return each_of(LISTS[plain_name](_plain_fields(struct), binaries, Term))
-        if plain_name == tensors.NAME:
-            return tensors.load(_plain_fields(struct), tensor_as)
-        if plain_name == tables.NAME:
-            return tables.load(_plain_fields(struct))
-        if plain_name == kept.NAME:
-            return kept.load(_plain_fields(struct))
+        load = loads.get(plain_name)
+        if load is not None:
+            return load(_plain_fields(struct))
         unwrap = _UNWRAP.get(plain_name)
         if unwrap is not None:
             return unwrap(struct, made)
@@ -262,12 +259,23 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *viewed, kept.NAME, *natives),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *loads, *natives),
         raw_structs=_RAW_STRUCTS,
         view_structs=viewed,
         term_structs=whole,
     )
     return made
+
+
+def _loads(tensor_as: str) -> dict[str, Callable[[dict[str, Any]], object]]:
+    """What makes Python's own of the structs that stand for it, by their names."""
+    loads: dict[str, Callable[[dict[str, Any]], object]] = {
+        tables.NAME: tables.load,
+        kept.NAME: kept.load,
+    }
+    if tensor_as != "term":
+        loads[tensors.NAME] = partial(tensors.load, tensor_as=tensor_as)
+    return loads
 
 
 def _set_or_struct(struct: dict[Any, Any]) -> object:

@@ -16,14 +16,12 @@ from array import array
 from collections.abc import Mapping, Sequence
 from math import prod
 from types import ModuleType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.terms import Atom
 
-__all__ = ["NAME", "SMALL", "TensorAs", "load", "substitute"]
-
-TensorAs = Literal["ndarray", "memoryview"]
+__all__ = ["NAME", "SMALL", "load", "substitute"]
 
 NAME: Final = "Elixir.Snex.Tensor"
 """The name of the struct."""
@@ -263,7 +261,7 @@ def _ordered(data: memoryview, of: _Type, order: str) -> memoryview:
 # --- from Elixir --------------------------------------------------------------------------------
 
 
-def load(fields: Mapping[str, object], tensor_as: TensorAs) -> object:
+def load(fields: Mapping[str, object], tensor_as: str) -> object:
     """What a tensor with these fields is in Python: a view of its data, which is not to be changed.
 
     Raises ``ValueError`` for one that contradicts itself, or that needs what is not installed.
@@ -339,7 +337,7 @@ def _as_ndarray(numpy: Any, data: memoryview, of: _Type, shape: tuple[int, ...])
 
 
 def _as_memoryview(
-    data: memoryview, of: _Type, shape: tuple[int, ...], tensor_as: TensorAs
+    data: memoryview, of: _Type, shape: tuple[int, ...], tensor_as: str
 ) -> memoryview:
     if of.format is None:
         needed = "NumPy and ml_dtypes" if of.is_foreign else "NumPy"
