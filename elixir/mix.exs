@@ -53,7 +53,7 @@ defmodule Snex.MixProject do
       groups_for_extras: [Guides: ~r/guides/],
       groups_for_modules: [
         "Many Pythons": [Snex.Pool, Snex.Batch],
-        "Streams and objects": [Snex.Source, Snex.Object],
+        "Streams and objects": [Snex.Source, Snex.Object, Snex.Progress],
         Values: [Snex.Tensor, Snex.Arrow, Snex.Serde, Snex.Serde.Encoder, Snex.Code, Snex.Sigils],
         Releases: [Snex.Release]
       ]

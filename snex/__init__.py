@@ -22,6 +22,7 @@ from snex_runtime.interface import (
 )
 from snex_runtime.logging import LoggingHandler
 from snex_runtime.mailboxes import Mailbox, mailbox
+from snex_runtime.progress import progress
 from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import (
     Atom,
@@ -55,6 +56,7 @@ __all__ = [
     "encoder",
     "io_loop_for_connection",
     "mailbox",
+    "progress",
     "send",
     "serve",
     "serve_forever",

@@ -16,6 +16,7 @@ from snex_runtime.interface import (
     traceparent,
 )
 from snex_runtime.mailboxes import Mailbox, mailbox
+from snex_runtime.progress import progress
 from snex_runtime.registered import decoder, encoder
 from snex_runtime.serde import set_custom_encoder
 from snex_runtime.serve import io_loop_for_connection, serve, serve_forever
@@ -35,6 +36,7 @@ __all__ = [
     "encoder",
     "io_loop_for_connection",
     "mailbox",
+    "progress",
     "send",
     "serve",
     "serve_forever",

@@ -212,7 +212,7 @@ class Crew:
         map_ = info.about(
             self._node,
             uptime=time.monotonic() - self._started,
-            environments=sum(lane.environments for lane in lanes),
+            environments=sum(map(_environments_of, lanes, fresh)),
             streams=0,
             objects=0,
             # Those that came to environments on workers directly are not known here.
@@ -228,7 +228,10 @@ class Crew:
         parts = [totals.running_on(lane, told) for lane, told in zip(lanes, fresh, strict=True)]
         map_[Atom("running")] = totals.oldest(each for part in parts for each in part)
         map_[Atom("worker_restarts")] = self.restarts
-        map_[Atom("workers")] = [totals.of_lane(lane) for lane in lanes]
+        map_[Atom("workers")] = [
+            totals.of_lane(lane, _environments_of(lane, told))
+            for lane, told in zip(lanes, fresh, strict=True)
+        ]
         return map_
 
     async def _tell_environments(self, job: Job) -> None:
@@ -244,7 +247,9 @@ class Crew:
         if not isinstance(answer, dict):
             return None
         told = self._told[lane.process.name] = {str(k): v for k, v in answer.items()}
-        lane.environments = told["environments"]
+        lane.environments = sum(
+            told.get(name, 0) for name in ("environments", "streams", "objects")
+        )
         return told
 
     async def _answer_of(self, lane: Lane, request: object) -> object:
@@ -257,3 +262,8 @@ class Crew:
             return None
         raw, _ = typed.decode(answer)
         return raw[1] if isinstance(raw, tuple) and raw[0] == "ok" else None
+
+
+def _environments_of(lane: Lane, told: dict[str, Any] | None) -> int:
+    """Those on a worker; of one that does not answer, with what else others know the pids of."""
+    return lane.environments if told is None else int(told["environments"])

@@ -138,6 +138,8 @@ class Evaluator:
             given, options = self._reader.variables_and_eval_options(request)
             if options.keep:
                 request.remote = self.keeps.to(request, options)
+            if options.progress is not None:
+                request.progress = options.progress
             if options.traceparent is not None:
                 return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
@@ -314,6 +316,8 @@ class Evaluator:
         """What ``call`` gives, awaited if it is to be."""
         if options.keep:
             request.remote = self.keeps.to(request, options)
+        if options.progress is not None:
+            request.progress = options.progress
         if options.continues:
             request.continues = True
         if options.traceparent is not None:

@@ -140,6 +140,7 @@ class Lane:
         """What only this worker can do."""
         self.sequence = 0
         self.environments = 0
+        """Processes there that others know the pids of: environments, and streams and objects."""
         self.requests = 0
         self.progress = 0.0
         """When it was seen last that something had been done, or there was nothing to do."""

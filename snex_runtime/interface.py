@@ -114,6 +114,10 @@ class NodeBackend:
         if connection is not None and connection.pending > HIGH_WATER:
             await self._on_loop(connection.drain())
 
+    def post(self, to: Pid | Reference | tuple[str, str], data: object) -> None:
+        """Send ``data``, from any thread, without waiting for anything."""
+        self._node.send(to, data, sender=self._sender)
+
     def destination(self, to: object) -> Pid | Reference | tuple[str, str]:
         """Where ``to`` is: names without a node are those of the default node."""
         to = serde.to_typed(to)

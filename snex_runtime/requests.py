@@ -136,6 +136,7 @@ class Request:
         "enter",
         "kind",
         "process",
+        "progress",
         "remote",
         "runs",
         "traceparent",
@@ -181,6 +182,9 @@ class Request:
 
     traceparent: str
     """Where it stands in a trace; set where it says so."""
+
+    progress: object
+    """Who is told how far it has come; set where it says so."""
 
     continues: bool
     """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
@@ -343,7 +347,7 @@ class Reader:
             options = EvalOptions(typed.decode(data, end)[0], self._max_time)
             if len(tail) > MAX_EVAL_OPTIONS:
                 raise BadRequest(f"options of {len(tail)} bytes: more than {MAX_EVAL_OPTIONS}")
-            if options.traceparent is not None or options.handle is not None:  # it comes once
+            if options.is_single:
                 return variables, options
             if len(self._eval_options) >= MAX_EVAL_OPTIONS_KNOWN:
                 self._eval_options.clear()
@@ -357,14 +361,14 @@ class EvalOptions:
     """
 
     __slots__ = (
-        *("continues", "handle", "keep", "kill_after", "limited", "threaded", "timeout"),
-        "traceparent",
+        *("continues", "handle", "keep", "kill_after", "limited", "progress", "threaded"),
+        *("timeout", "traceparent"),
     )
 
     def __init__(self, raw: object = None, max_time: float | None = None) -> None:
         known = (
             *("encoding_opts", "timeout", "on_timeout", "kill_after", "executor"),
-            *("traceparent", "keep", "handle"),
+            *("traceparent", "keep", "handle", "progress"),
         )
         options = options_in(raw, known)
         self.limited = options.get("timeout") is not None
@@ -385,6 +389,13 @@ class EvalOptions:
             raise BadRequest(f"keep takes true or false, not {inspect(self.keep)}")
         self.handle = options.get("handle")
         """What keeps that object; None: the caller."""
+        self.progress = options.get("progress")
+        """Who is told how far it has come: a pid or a name, if anybody is."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is something among them that will hardly come again."""
+        return not (self.traceparent is None and self.handle is None and self.progress is None)
 
 
 def _traceparent_in(value: object) -> str | None:

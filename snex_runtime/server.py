@@ -268,6 +268,11 @@ class Server(BaseProcess):
             raise BadRequest(f"info there is of :environments, not of {inspect(part)}")
         return serde.encoder.encode(info.environments(self.environments), OK_)
 
+    @property
+    def held(self) -> int:
+        """How many processes there are here that others know the pids of."""
+        return len(self.environments) + len(self._streams) + len(self._objects)
+
     def info(self) -> dict[Atom, object]:
         """What ``:info`` answers: versions, process id, uptime (ms), what there is and runs."""
         return info.about(

@@ -110,7 +110,7 @@ def environments(told: Iterable[Sequence[dict[Atom, object]]]) -> list[dict[Atom
     return sorted(found, key=lambda each: _descending(each[age]))[:MAX_ENVIRONMENTS]
 
 
-def of_lane(lane: Lane) -> dict[Atom, object]:
+def of_lane(lane: Lane, environments: int | None = None) -> dict[Atom, object]:
     """What a front tells of one worker."""
     busy = 0.0 if not lane.sent else time.monotonic() - lane.progress
     return {
@@ -118,7 +118,7 @@ def of_lane(lane: Lane) -> dict[Atom, object]:
         Atom("os_pid"): lane.process.process,
         Atom("state"): Atom("retiring" if lane.retiring else "busy" if lane.sent else "free"),
         Atom("busy_ms"): int(busy * 1000),
-        Atom("environments"): lane.environments,
+        Atom("environments"): lane.environments if environments is None else environments,
         Atom("requests"): lane.requests,
         Atom("requests_running"): sum(1 for _ in lane.jobs()),
     }

@@ -128,7 +128,7 @@ class Worker(Server):
         else:
             line.resume()
         if ledger.wanted:
-            line.send(Note.write(NoteKind.WAKE, 0, len(self.environments)))
+            line.send(Note.write(NoteKind.WAKE, 0, self.held))
 
     def _begin(self, frame: Frame) -> None:
         sequence, by_front, node, data, at = Sent.read(frame)
@@ -243,7 +243,7 @@ class Worker(Server):
 
     def _note(self, kind: NoteKind, sequence: int, answer: bytes = b"") -> None:
         if self._line is not None:
-            self._line.send(Note.write(kind, sequence, len(self.environments), answer))
+            self._line.send(Note.write(kind, sequence, self.held, answer))
 
     def _connect(self, name: str) -> None:
         """Connect to the node of a caller, for the answers to come."""

@@ -18,6 +18,7 @@ defmodule Snex do
     Interpreter,
     Limits,
     Object,
+    Progress,
     Runtimes,
     Serde,
     Source,
@@ -88,6 +89,7 @@ defmodule Snex do
     * `:executor` - where the code runs, by default as the environment or the interpreter has it
     * `:traceparent` - the trace that the call belongs to, as the header of that name has it:
       `snex.traceparent()` in Python. Default: that of OpenTelemetry, where it is
+    * `:progress` - who is told how far loops over `snex.progress` have come: see `Snex.Progress`
     * `:keep` - whether the value stays in Python, and the result is a `Snex.Object` (default `false`)
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
@@ -98,6 +100,7 @@ defmodule Snex do
           | {:executor, executor()}
           | {:traceparent, String.t()}
           | {:keep, boolean()}
+          | {:progress, pid() | atom() | {atom(), node()} | (Progress.t() -> term())}
           | {:returning, code() | [code()]}
 
   @typedoc "See `t:pyeval_opt/0`."
@@ -411,6 +414,16 @@ defmodule Snex do
        do: raise(ArgumentError, "code is a string or a %Snex.Code{}, got: #{inspect(code)}")
 
   defp run(target, code, vars, opts) do
+    case Keyword.keyword?(opts) and Keyword.pop(opts, :progress) do
+      {to, opts} when to != nil ->
+        Progress.told(to, fn telling -> run_told(target, code, vars, opts ++ [told: telling]) end)
+
+      _ ->
+        run_told(target, code, vars, opts)
+    end
+  end
+
+  defp run_told(target, code, vars, opts) do
     if Telemetry.on?(),
       do: Telemetry.call(target, fn -> evaluate_on(target, code, vars, opts) end),
       else: evaluate_on(target, code, vars, opts)
@@ -469,6 +482,7 @@ defmodule Snex do
       {code, Serde.encode_vars!(vars), @default_timeout, trace(Telemetry.traceparent()), nil, []}
 
   defp plan(code, vars, opts) do
+    {told, opts} = Keyword.pop(opts, :told, [])
     known = [:timeout, :kill_after, :encoding_opts, :executor, :returning, :traceparent, :keep]
     check_keys!(opts, known)
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
@@ -477,7 +491,7 @@ defmodule Snex do
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     options = if kill_after, do: [kill_after: kill_after], else: []
     options = options ++ executor!(opts) ++ trace(opts[:traceparent] || Telemetry.traceparent())
-    options = options ++ keep!(opts[:keep])
+    options = options ++ keep!(opts[:keep]) ++ told
     {code, Serde.encode_vars!(vars), timeout, options, kill_after, encoding}
   end
 
