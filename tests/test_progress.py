@@ -26,7 +26,7 @@ async def both() -> AsyncIterator[Pair]:
 
 async def told(process: Process) -> list[tuple[Any, Any]]:
     """What has been told, to the end."""
-    found = []
+    found: list[tuple[Any, Any]] = []
     ref = None
     while not found or found[-1][0] != found[-1][1]:
         message: Any = await process.receive(timeout=5)
