@@ -105,7 +105,6 @@ defmodule Snex.TensorTest do
 
       assert error.reason =~
                ~s(type {:f, 32} and shape {2, 3} has 24 bytes of data, and here are 20)
-
     end
 
     test "may be one of megabytes", %{interpreter: interpreter} do

@@ -179,7 +179,7 @@ class TestCalls:
         with pytest.raises(BeamError, match="undef"):
             await beam.eval(":erpc.call(py, nil, :nope, [1])", py=workers.name)
         with pytest.raises(BeamError, match="invalid literal for int"):
-            await beam.eval(":erpc.call(py, :builtins, :int, [\"x\"])", py=workers.name)
+            await beam.eval(':erpc.call(py, :builtins, :int, ["x"])', py=workers.name)
 
     async def test_a_caller_without_an_alias_has_one_answer(
         self, beam: Beam, workers: Runtime
