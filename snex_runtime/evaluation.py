@@ -30,6 +30,7 @@ from snex_runtime.namespace import Variables, here
 from snex_runtime.origin import origin
 from snex_runtime.requests import (
     NO_OPTIONS,
+    Asker,
     EvalOptions,
     Reader,
     Request,
@@ -73,6 +74,13 @@ class Killer(Protocol):
         """The request is done in time."""
 
 
+class Lends(Protocol):
+    """Lends large data to nodes of this machine."""
+
+    def to(self, remote: Asker) -> Asker:
+        """The node, with an encoder that does so if it can be."""
+
+
 class Threads(Protocol):
     """Runs the code of requests in threads: a pool."""
 
@@ -91,6 +99,7 @@ class Evaluator:
 
     ``killer`` is there where this process may be killed because of one request, and
     ``kill_after`` are the seconds beyond its time limit that one has which does not say.
+    ``lends`` lends large data of answers.
     """
 
     def __init__(
@@ -101,8 +110,10 @@ class Evaluator:
         pool: Threads,
         killer: Killer | None = None,
         kill_after: float | None = None,
+        lends: Lends | None = None,
     ) -> None:
         self._killer = killer
+        self._lends = lends
         self._kill_after = kill_after
         self._root = root
         self._reader = reader
@@ -123,6 +134,8 @@ class Evaluator:
         given: Variables | None = None
         if request.arity == 4:
             given, options = self._reader.variables_and_eval_options(request)
+            if options.shared and self._lends is not None and request.caller is not None:
+                request.remote = self._lends.to(request.remote)
             if options.traceparent is not None:
                 return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):

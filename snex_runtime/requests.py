@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 from snex_node.cluster.connection import Ahead
 from snex_node.processes.host import Host
 from snex_node.wire.describe import inspect, short
-from snex_node.wire.etf import DecodeError, Decoder, Encoder
+from snex_node.wire.etf import DecodeError, Decoder
 from snex_node.wire.gen import GEN_CALL, GEN_CAST, From
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde, tracing
@@ -59,11 +59,18 @@ class Line(Protocol):
         """
 
 
+class Encodes(Protocol):
+    """Encodes values: an encoder."""
+
+    def encode(self, term: object, before: bytes = b"") -> bytes:
+        """The external form of ``term``, behind ``before``. Raises `EncodeError`."""
+
+
 class Asker(OriginNode, Protocol):
     """The node that a request came from."""
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encodes:
         """What encodes values for it."""
 
     @property
@@ -331,12 +338,15 @@ class Reader:
 class EvalOptions:
     """The options of an eval request, checked; ``max_time`` is the limit where they give none."""
 
-    __slots__ = ("continues", "kill_after", "limited", "threaded", "timeout", "traceparent")
+    __slots__ = (
+        *("continues", "kill_after", "limited", "shared", "threaded", "timeout"),
+        "traceparent",
+    )
 
     def __init__(self, raw: object = None, max_time: float | None = None) -> None:
         known = (
             *("encoding_opts", "timeout", "on_timeout", "kill_after", "executor"),
-            "traceparent",
+            *("traceparent", "shared"),
         )
         options = options_in(raw, known)
         self.limited = options.get("timeout") is not None
@@ -351,6 +361,8 @@ class EvalOptions:
         self.continues = on_timeout == "continue"
         self.traceparent = _traceparent_in(options.get("traceparent"))
         """Where the request stands in a trace, if it says so."""
+        self.shared = _flag_in(options, "shared")
+        """Whether large data of the answer may be lent: see `lending`."""
 
 
 def _traceparent_in(value: object) -> str | None:
@@ -360,6 +372,13 @@ def _traceparent_in(value: object) -> str | None:
         return tracing.checked(value)
     except ValueError as error:
         raise BadRequest(f"{error}, not {inspect(value)}") from None
+
+
+def _flag_in(options: Mapping[str, object], name: str) -> bool:
+    value = options.get(name, False)
+    if type(value) is not bool:
+        raise BadRequest(f"{name} takes true or false, not {inspect(value)}")
+    return value
 
 
 def _seconds_in(options: Mapping[str, object], name: str) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import tables, tensors
+from snex_runtime import shared, tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -217,7 +217,7 @@ def _make_decoder(options: Options) -> Decoder:
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
     tensor_as: tensors.TensorAs = options.tensor_as  # type: ignore[assignment]
     whole = (tensors.NAME,) if options.tensor_as == "term" else ()
-    viewed = (tables.NAME,) if whole else (tables.NAME, tensors.NAME)
+    viewed = (shared.NAME, tables.NAME, *(() if whole else (tensors.NAME,)))
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -228,9 +228,11 @@ def _make_decoder(options: Options) -> Decoder:
         if plain_name in LISTS:
             return LISTS[plain_name](_plain_fields(struct), binaries, Term)
         if plain_name == tensors.NAME:
-            return tensors.load(_plain_fields(struct), tensor_as)
+            return tensors.load(shared.with_data(_plain_fields(struct)), tensor_as)
         if plain_name == tables.NAME:
-            return tables.load(_plain_fields(struct))
+            return tables.load(shared.with_data(_plain_fields(struct)))
+        if plain_name == shared.NAME:
+            return shared.as_binary(struct, binaries)
         unwrap = _UNWRAP.get(plain_name)
         return struct if unwrap is None else unwrap(struct, made)
 
@@ -405,6 +407,10 @@ def _encode_unknown(value: object) -> object:
         raise refused
     return _unknown(value)
 
+
+stand_in: Final = _encode_unknown
+"""What is encoded in place of a value whose type is none of the codec's; ``TypeError`` where that
+is nothing."""
 
 BOUNDARIES: Final = (_encode_unknown.__code__,)
 """What calls user code, a custom encoder, for `interrupts`."""

@@ -40,6 +40,7 @@ from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.evaluation import Evaluator
 from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
+from snex_runtime.lending import Arena, Lending
 from snex_runtime.namespace import Variables
 from snex_runtime.pulse import Pulse
 from snex_runtime.requests import (
@@ -51,6 +52,7 @@ from snex_runtime.requests import (
     receive_from_here,
     typed,
 )
+from snex_runtime.shared import Drops
 
 __all__ = ["Server"]
 
@@ -122,8 +124,11 @@ class Server(BaseProcess):
             self, self._dispatcher, reader, self.root, threaded=self.threaded
         )
         self._root = self.environments.root
+        self._arena = Arena(self.pid)
+        self._lending = Lending(self._arena, opens=options.tensor_as != "term")
+        self._drops = Drops(node)
         self._evaluator = Evaluator(
-            self._root, reader, self._interrupter, self._pool, killer, kill_after
+            self._root, reader, self._interrupter, self._pool, killer, kill_after, self._lending
         )
         self._dispatcher.open(self._kinds())
         self._install()
@@ -143,6 +148,8 @@ class Server(BaseProcess):
                 b"destroy_env": self.environments.destroy_requested,
                 b"handle": self.environments.handle_requested,
                 b"info": self._part_of_info_requested,
+                b"shared": self._lending.probed,
+                b"shared_dropped": self._lending.told_dropped,
             },
             atoms={
                 b"ping": lambda request: PONG,
@@ -164,7 +171,7 @@ class Server(BaseProcess):
     @property
     def _checks(self) -> tuple[Callable[[], float | None], ...]:
         """What the guardian is to look after."""
-        return self._interrupter.check, self._pool.check, self.watch.check
+        return self._interrupter.check, self._pool.check, self.watch.check, self._arena.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -219,6 +226,7 @@ class Server(BaseProcess):
             task.add_done_callback(self._tasks.discard)
         elif isinstance(message, tuple) and message[:1] == ("nodedown",):
             self.backend.disconnected(str(message[1]))
+            self._lending.node_down(str(message[1]))
         else:
             receive_from_here(self, message)
 
@@ -281,6 +289,8 @@ class Server(BaseProcess):
         threads.remove()
         namespace.remove(self._module)
         self._pulse.close()
+        self._drops.close()
+        self._arena.close()
         self._dispatcher.close()
         for environment in self.environments.all():
             environment.exit(reason)

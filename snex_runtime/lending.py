@@ -1,0 +1,358 @@
+"""Large data of answers, lent to the BEAM of this machine that asked for that.
+
+A region that has been lent is used for other data only when it has been told that nobody sees it
+any more; else it is closed, and its memory lives as long as somebody has it mapped.
+
+Source: "Shared memory" in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from snex_node.wire.describe import inspect
+from snex_node.wire.etf import Decoder
+from snex_node.wire.etf_place import KNOWN
+from snex_node.wire.terms import Atom, Pid
+from snex_runtime import regions, serde, shared
+from snex_runtime.answers import OK, OK_
+from snex_runtime.errors import BadRequest
+from snex_runtime.regions import Region
+from snex_runtime.requests import Asker, Encodes, Line, Request
+
+__all__ = ["Arena", "Lending"]
+
+THRESHOLD: Final = 256 * 1024
+"""Bytes from which a binary is lent."""
+
+MAX_REGIONS: Final = 128
+"""Regions of a process; beyond them data travels as it does otherwise."""
+
+MAX_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""Bytes in all of them; the same."""
+
+MAX_FREE_BYTES: Final = 256 * 1024 * 1024
+"""Bytes in those that are free: the oldest are closed."""
+
+IDLE: Final = 30.0
+"""Seconds after which a free region is closed."""
+
+LENT: Final = 60.0
+"""Seconds after which one that was lent is closed here, and not used again. By then it is mapped,
+or nobody will map it."""
+
+Handle = dict[Atom, object]
+
+
+class _Loan(NamedTuple):
+    region: Region
+    node: str
+    until: float
+
+
+class Arena:
+    """The regions of this process. ``owner`` is to be told that they are dropped. Any thread."""
+
+    def __init__(self, owner: Pid, clock: Callable[[], float] = time.monotonic) -> None:
+        self._owner = owner
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._lent: dict[bytes, _Loan] = {}
+        self._free: list[tuple[float, Region]] = []  # the oldest first
+        self._bytes = 0
+        self._closed = False
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Regions that are lent, and that are free."""
+        with self._lock:
+            return len(self._lent), len(self._free)
+
+    def lend(self, data: memoryview, node: str) -> Handle | None:
+        """Lend ``data``, bytes, to the node: a handle, or None where that cannot be."""
+        size, name = len(data), secrets.token_bytes(regions.ID_SIZE)
+        region = self._take(size)
+        if region is None:
+            return None
+        before = region.filled
+        try:
+            region.write(name, data)
+        except OSError:  # there is no memory
+            with self._lock:
+                self._bytes -= max(before, regions.HEADER + size)
+            region.close()
+            return None
+        with self._lock:
+            self._lent[name] = _Loan(region, node, self._clock() + LENT)
+            if self._closed:
+                self._close(self._lent.pop(name).region)
+        return {
+            Atom("__struct__"): Atom(shared.NAME),
+            Atom("fd"): region.file,
+            Atom("id"): name,
+            Atom("os_pid"): os.getpid(),
+            Atom("owner"): self._owner,
+            Atom("size"): size,
+        }
+
+    def _take(self, size: int) -> Region | None:
+        """A region for so many bytes, which are counted then."""
+        with self._lock:
+            fitting = [each for each in self._free if each[1].has_room(size)]
+            found = min(fitting, key=lambda each: each[1].capacity, default=None)
+            if found is not None:
+                self._free.remove(found)
+                region = found[1]
+                self._bytes += max(0, regions.HEADER + size - region.filled)
+                return region
+            if self._closed or not self._make_room(regions.HEADER + size):
+                return None
+            try:
+                region = Region(size)
+            except OSError:
+                return None
+            self._bytes += regions.HEADER + size
+            return region
+
+    def _make_room(self, size: int) -> bool:
+        """Whether there may be one more region; free ones make place for it."""
+        if not regions.SUPPORTED:
+            return False
+        while self._free and not self._has_room(size):
+            self._close_oldest()
+        return self._has_room(size)
+
+    def _has_room(self, size: int) -> bool:
+        few = len(self._lent) + len(self._free) < MAX_REGIONS
+        return few and self._bytes + size <= MAX_BYTES
+
+    def _close_oldest(self) -> None:
+        self._close(self._free.pop(0)[1])
+
+    def _close(self, region: Region) -> None:
+        self._bytes -= region.filled
+        region.close()
+
+    def dropped(self, name: bytes, node: str) -> None:
+        """``node`` does not see any more what was lent to it as ``name``."""
+        with self._lock:
+            loan = self._lent.get(name)
+            if loan is None or loan.node != node:
+                return
+            del self._lent[name]
+            self._free.append((self._clock(), loan.region))
+            while sum(region.filled for _, region in self._free) > MAX_FREE_BYTES:
+                self._close_oldest()
+
+    def take_back(self, names: list[bytes], node: str) -> None:
+        """Nobody has been told of what was lent so."""
+        for name in names:
+            self.dropped(name, node)
+
+    def node_down(self, node: str) -> None:
+        """The node is gone, or cannot be heard; what it has mapped it may see for long."""
+        with self._lock:
+            gone = [name for name, loan in self._lent.items() if loan.node == node]
+            for name in gone:
+                self._close(self._lent.pop(name).region)
+
+    def check(self) -> float | None:
+        """Close what has been free, or lent, for too long: for the guardian."""
+        now = self._clock()
+        with self._lock:
+            for name in [name for name, loan in self._lent.items() if loan.until <= now]:
+                self._close(self._lent.pop(name).region)
+            while self._free and self._free[0][0] + IDLE <= now:
+                self._close_oldest()
+        return None
+
+    def close(self) -> None:
+        """Close all of them, and lend nothing more."""
+        with self._lock:
+            self._closed = True
+            for loan in self._lent.values():
+                self._close(loan.region)
+            self._lent.clear()
+            while self._free:
+                self._close_oldest()
+
+
+class Lending:
+    """Who is lent what: the requests about it, and what encodes for those who asked.
+
+    ``opens`` says whether this process takes what others lend.
+    """
+
+    def __init__(self, arena: Arena, *, opens: bool = True) -> None:
+        self._arena = arena
+        self._opens = opens
+        self._peers: set[str] = set()
+
+    def probed(self, request: Request) -> bytes:
+        """``{:shared, probe}``: ``{:ok, {read, probe}}``: whether what the node has lent (nil:
+        nothing) can be read here, and something to read there.
+        """
+        if request.arity != 2:
+            raise BadRequest("a shared request is {:shared, handle}")
+        probe = request.read(_bytes)
+        if probe is not None and not isinstance(probe, dict):
+            raise BadRequest(f"a shared request has a handle, or nil, not {inspect(probe)}")
+        node = request.remote.name
+        answer = self._arena.lend(memoryview(b""), node)
+        if answer is not None:
+            self._peers.add(node)
+        return serde.encoder.encode((self._opens and _can_read(probe), answer), OK_)
+
+    def told_dropped(self, request: Request) -> bytes:
+        """``{:shared_dropped, id}``: what was lent so is not seen any more."""
+        name = request.read(_bytes) if request.arity == 2 else None
+        if isinstance(name, bytes):
+            self._arena.dropped(name, request.remote.name)
+        return OK
+
+    def node_down(self, node: str) -> None:
+        """The node is gone."""
+        self._peers.discard(node)
+        self._arena.node_down(node)
+
+    def to(self, remote: Asker) -> Asker:
+        """The node that asked, with large data in what is encoded for it lent, if it can be."""
+        return _Borrower(self._arena, remote) if remote.name in self._peers else remote
+
+
+_bytes: Final = Decoder()
+
+
+def _can_read(probe: dict[Any, object] | None) -> bool:
+    if probe is None:
+        return False
+    with contextlib.suppress(regions.RegionError):
+        shared.load(probe)
+        return True
+    return False
+
+
+class _Borrower:
+    """A node, as those see it who answer a request of it."""
+
+    def __init__(self, arena: Arena, remote: Asker) -> None:
+        self._remote = remote
+        self.name: Final = remote.name
+        self.encoder: Final[Encodes] = _Encoder(arena, remote)
+
+    @property
+    def connection(self) -> Line | None:
+        """The connection to it, if there is one."""
+        return self._remote.connection
+
+    @property
+    def alias_send(self) -> Callable[[Pid, bytes], bytes]:
+        """Makes the control message from a pid to an alias."""
+        return self._remote.alias_send
+
+
+class _Encoder:
+    """Encodes values for ``remote``, and lends it what is large in them."""
+
+    def __init__(self, arena: Arena, remote: Asker) -> None:
+        self._arena = arena
+        self._node = remote.name
+        self._encoder = remote.encoder
+
+    def encode(self, term: object, before: bytes = b"") -> bytes:
+        """The external form of ``term``, behind ``before``. Raises what `etf.Encoder` does."""
+        names: list[bytes] = []
+        try:
+            return self._encoder.encode(self._lent(term, names), before)
+        except BaseException:
+            self._arena.take_back(names, self._node)
+            raise
+
+    def _lent(self, term: object, names: list[bytes]) -> object:
+        def lend(data: memoryview) -> object:
+            handle = self._arena.lend(data, self._node)
+            if handle is not None:
+                names.append(handle[_ID])  # type: ignore[arg-type]
+            return handle
+
+        try:
+            return _walk(term, lend)
+        except RecursionError:  # it is very deep, or contains itself
+            self._arena.take_back(names, self._node)
+            names.clear()
+            return term
+
+
+_ID: Final = Atom("id")
+
+Lend = Callable[[memoryview], object]
+
+_LEAVES: Final[frozenset[type]] = frozenset(
+    (int, float, bool, type(None), Atom, serde.Atom, serde.Term, Pid)
+)
+_KNOWN: Final[tuple[Any, ...]] = (*_LEAVES, *(KNOWN - {memoryview}), BaseException)
+
+
+def _walk(value: Any, lend: Lend) -> Any:
+    """``value`` with handles in place of what is large in it; the same where that is nothing."""
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is bytes or kind is bytearray:
+        return _large(value, value, lend) if len(value) >= THRESHOLD else value
+    if kind is str:
+        return _text(value, lend) if len(value) >= THRESHOLD else value
+    if isinstance(value, dict):
+        return _pairs(value, lend)
+    if isinstance(value, list | tuple):
+        return _elements(value, list if isinstance(value, list) else tuple, lend)
+    if kind is memoryview and value.ndim == 1:
+        return _large(value, value, lend) if value.nbytes >= THRESHOLD else value
+    return value if isinstance(value, _KNOWN) else _stand_in(value, lend)
+
+
+def _elements(value: Any, kind: type, lend: Lend) -> Any:
+    if _LEAVES.issuperset(map(type, value)):
+        return value
+    made = [_walk(each, lend) for each in value]
+    same = all(new is old for new, old in zip(made, value, strict=False))
+    return value if same else kind(made)
+
+
+def _pairs(value: dict[Any, Any], lend: Lend) -> dict[Any, Any]:
+    changed = {}
+    for key, each in value.items():
+        new = _walk(each, lend)
+        if new is not each:
+            changed[key] = new
+    return {**value, **changed} if changed else value
+
+
+def _large(value: object, data: Any, lend: Lend) -> object:
+    view = memoryview(data)
+    if view.format != "B" or not view.c_contiguous:
+        view = memoryview(view.tobytes())
+    handle = lend(view)
+    return value if handle is None else handle
+
+
+def _text(value: str, lend: Lend) -> object:
+    try:
+        return _large(value, value.encode(), lend)
+    except UnicodeEncodeError:  # which the encoder tells
+        return value
+
+
+def _stand_in(value: object, lend: Lend) -> object:
+    """What stands for a value of another type: a tensor, a table, what a custom encoder gives."""
+    try:
+        found = serde.stand_in(value)
+    except Exception:  # which the encoder meets again, and tells where it was
+        return value
+    return value if found is value else _walk(found, lend)
