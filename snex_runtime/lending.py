@@ -9,8 +9,10 @@ Source: "Shared memory" in docs/architecture.md.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -184,42 +186,57 @@ class Arena:
 
 
 class Lending:
-    """Who is lent what: the requests about it, and what encodes for those who asked.
+    """Who is lent what from ``arena``: the requests about it, and what encodes for those who asked.
 
-    ``opens`` says whether this process takes what others lend.
+    ``drops`` tells lenders what is dropped here. ``opens`` says whether what others lend is taken.
     """
 
-    def __init__(self, arena: Arena, *, opens: bool = True) -> None:
+    def __init__(
+        self, arena: Arena, drops: shared.Drops | None = None, *, opens: bool = True
+    ) -> None:
         self._arena = arena
+        self._drops = drops
         self._opens = opens
         self._peers: set[str] = set()
+        self.check: Final = arena.check
+        """For the guardian."""
 
-    def probed(self, request: Request) -> bytes:
-        """``{:shared, probe}``: ``{:ok, {read, probe}}``: whether what the node has lent (nil:
-        nothing) can be read here, and something to read there.
+    def requested(self, request: Request) -> bytes:
+        """``{:shared, handle}`` or ``{:shared, nil}``: see `_probed`.
+
+        And ``{:shared, {:dropped, id}}``: what was lent so is not seen any more; nobody waits for
+        an answer. Raises `BadRequest`.
         """
-        if request.arity != 2:
-            raise BadRequest("a shared request is {:shared, handle}")
-        probe = request.read(_bytes)
-        if probe is not None and not isinstance(probe, dict):
-            raise BadRequest(f"a shared request has a handle, or nil, not {inspect(probe)}")
-        node = request.remote.name
+        term = request.read(_bytes) if request.arity == 2 else ()
+        if isinstance(term, tuple) and len(term) == 2 and term[0] == "dropped":
+            if isinstance(term[1], bytes):
+                self._arena.dropped(term[1], request.remote.name)
+            return OK
+        if term is None or isinstance(term, dict):
+            return self._probed(request.remote.name, term)
+        raise BadRequest(
+            f"a shared request has a handle, nil or {{:dropped, id}}, not {inspect(term)}"
+        )
+
+    def _probed(self, node: str, probe: dict[Any, object] | None) -> bytes:
+        """``{:ok, {read, probe}}``: whether what the node has lent can be read here, and something
+        to read there, or nil.
+        """
         answer = self._arena.lend(memoryview(b""), node)
         if answer is not None:
             self._peers.add(node)
         return serde.encoder.encode((self._opens and _can_read(probe), answer), OK_)
 
-    def told_dropped(self, request: Request) -> bytes:
-        """``{:shared_dropped, id}``: what was lent so is not seen any more."""
-        name = request.read(_bytes) if request.arity == 2 else None
-        if isinstance(name, bytes):
-            self._arena.dropped(name, request.remote.name)
-        return OK
-
     def node_down(self, node: str) -> None:
         """The node is gone."""
         self._peers.discard(node)
         self._arena.node_down(node)
+
+    def close(self) -> None:
+        """Lend nothing more, and tell nobody any more."""
+        if self._drops is not None:
+            self._drops.close()
+        self._arena.close()
 
     def to(self, remote: Asker) -> Asker:
         """The node that asked, with large data in what is encoded for it lent, if it can be."""
@@ -343,10 +360,21 @@ def _large(value: object, data: Any, lend: Lend) -> object:
 
 
 def _text(value: str, lend: Lend) -> object:
+    if _CPYTHON and value.isascii():  # it is UTF-8 as it lies there
+        memory = (ctypes.c_char * len(value)).from_address(_utf8_of(value, None))
+        return _large(value, memoryview(memory).cast("B"), lend)
     try:
         return _large(value, value.encode(), lend)
     except UnicodeEncodeError:  # which the encoder tells
         return value
+
+
+_CPYTHON: Final = sys.implementation.name == "cpython"
+
+if _CPYTHON:
+    _utf8_of = ctypes.pythonapi.PyUnicode_AsUTF8AndSize
+    _utf8_of.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    _utf8_of.restype = ctypes.c_void_p
 
 
 def _stand_in(value: object, lend: Lend) -> object:

@@ -103,8 +103,7 @@ class Server(BaseProcess):
         self.place: Final[Place | None] = None
         self.threaded: Final = executor == "thread"
         """Whether requests run in threads, where they do not say."""
-        self._started = time.monotonic()
-        self._ended = asyncio.Event()
+        self._started, self._ended = time.monotonic(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._module = namespace.Namespace()
         self._interrupter = Interrupter(_BOUNDARIES)
@@ -124,9 +123,7 @@ class Server(BaseProcess):
             self, self._dispatcher, reader, self.root, threaded=self.threaded
         )
         self._root = self.environments.root
-        self._arena = Arena(self.pid)
-        self._lending = Lending(self._arena, opens=options.tensor_as != "term")
-        self._drops = Drops(node)
+        self._lending = Lending(Arena(self.pid), Drops(node), opens=options.tensor_as != "term")
         self._evaluator = Evaluator(
             self._root, reader, self._interrupter, self._pool, killer, kill_after, self._lending
         )
@@ -148,8 +145,7 @@ class Server(BaseProcess):
                 b"destroy_env": self.environments.destroy_requested,
                 b"handle": self.environments.handle_requested,
                 b"info": self._part_of_info_requested,
-                b"shared": self._lending.probed,
-                b"shared_dropped": self._lending.told_dropped,
+                b"shared": self._lending.requested,
             },
             atoms={
                 b"ping": lambda request: PONG,
@@ -171,7 +167,7 @@ class Server(BaseProcess):
     @property
     def _checks(self) -> tuple[Callable[[], float | None], ...]:
         """What the guardian is to look after."""
-        return self._interrupter.check, self._pool.check, self.watch.check, self._arena.check
+        return self._interrupter.check, self._pool.check, self.watch.check, self._lending.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -289,8 +285,7 @@ class Server(BaseProcess):
         threads.remove()
         namespace.remove(self._module)
         self._pulse.close()
-        self._drops.close()
-        self._arena.close()
+        self._lending.close()
         self._dispatcher.close()
         for environment in self.environments.all():
             environment.exit(reason)

@@ -15,9 +15,10 @@ defmodule Snex.Shared.Arena do
   @max_regions 128
   @max_bytes 2 * 1024 * 1024 * 1024
 
-  # Bytes in those that are free, and ms for which they are kept.
+  # Bytes in those that are free; ms for which they are kept, and between two looks at that.
   @max_free 256 * 1024 * 1024
   @idle 30_000
+  @look 10_000
 
   # ms after the end of a call within which what it has lent is used again when it is dropped. By then it
   # is mapped, or nobody will map it.
@@ -84,7 +85,7 @@ defmodule Snex.Shared.Arena do
   @doc "Tell who has lent something that it is not used here any more."
   @spec told_dropped(pid(), binary()) :: :ok
   def told_dropped(owner, id) do
-    :erlang.send(owner, {:shared_dropped, id}, [:noconnect])
+    :erlang.send(owner, {:shared, {:dropped, id}}, [:noconnect])
     :ok
   end
 
@@ -97,7 +98,7 @@ defmodule Snex.Shared.Arena do
   @impl GenServer
   def init(nil) do
     :ets.new(@table, [:named_table, read_concurrency: true])
-    {:ok, %{lent: %{}, free: [], bytes: 0, monitors: %{}}}
+    {:ok, %{lent: %{}, free: [], bytes: 0, monitors: %{}, looks?: false}}
   end
 
   @impl GenServer
@@ -106,7 +107,7 @@ defmodule Snex.Shared.Arena do
       {:ok, region, state} ->
         id = :crypto.strong_rand_bytes(16)
         monitor = Process.monitor(caller)
-        loan = %{region: region, node: node, monitor: monitor}
+        loan = %{region: region, node: node, monitor: monitor, timer: nil}
 
         state = %{
           state
@@ -159,9 +160,9 @@ defmodule Snex.Shared.Arena do
 
   def handle_info({:expired, id}, state), do: {:noreply, close_lent(state, id)}
 
-  def handle_info({:idle, ref}, state) do
-    {idle, free} = Enum.split_with(state.free, &(&1.since == ref))
-    {:noreply, close_all(%{state | free: free}, idle)}
+  def handle_info(:look, state) do
+    {idle, free} = Enum.split_with(state.free, &(&1.since + @idle <= now()))
+    {:noreply, look_later(close_all(%{state | free: free, looks?: false}, idle))}
   end
 
   # What it has mapped it may see for long, if it is only the connection that is lost.
@@ -218,10 +219,15 @@ defmodule Snex.Shared.Arena do
 
   # The oldest are the last.
   defp keep(state, region) do
-    region = %{region | since: make_ref()}
-    Process.send_after(self(), {:idle, region.since}, @idle)
-    trim(%{state | free: [region | state.free]})
+    look_later(trim(%{state | free: [%{region | since: now()} | state.free]}))
   end
+
+  defp look_later(%{free: [_ | _], looks?: false} = state) do
+    Process.send_after(self(), :look, @look)
+    %{state | looks?: true}
+  end
+
+  defp look_later(state), do: state
 
   defp trim(state) do
     if Enum.sum(Enum.map(state.free, & &1.filled)) > @max_free,
@@ -245,9 +251,8 @@ defmodule Snex.Shared.Arena do
   defp ended(state, id) do
     case state.lent do
       %{^id => loan} ->
-        Process.send_after(self(), {:expired, id}, @lent)
-        Process.demonitor(loan.monitor, [:flush])
-        %{state | monitors: Map.delete(state.monitors, loan.monitor)}
+        loan = %{loan | timer: Process.send_after(self(), {:expired, id}, @lent)}
+        %{unmonitored(state, loan) | lent: %{state.lent | id => loan}}
 
       _ ->
         state
@@ -262,9 +267,20 @@ defmodule Snex.Shared.Arena do
   end
 
   defp forget(state, id) do
-    {loan, lent} = Map.pop(state.lent, id)
-    if loan, do: Process.demonitor(loan.monitor, [:flush])
-    monitors = if loan, do: Map.delete(state.monitors, loan.monitor), else: state.monitors
-    {loan, %{state | lent: lent, monitors: monitors}}
+    case Map.pop(state.lent, id) do
+      {nil, _} ->
+        {nil, state}
+
+      {loan, lent} ->
+        if loan.timer, do: Process.cancel_timer(loan.timer)
+        {loan, unmonitored(%{state | lent: lent}, loan)}
+    end
   end
+
+  defp unmonitored(state, %{monitor: monitor}) do
+    Process.demonitor(monitor, [:flush])
+    %{state | monitors: Map.delete(state.monitors, monitor)}
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
 end
