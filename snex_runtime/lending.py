@@ -174,6 +174,12 @@ class Arena:
                 self._close_oldest()
         return None
 
+    def close_free(self) -> None:
+        """Close what is free."""
+        with self._lock:
+            while self._free:
+                self._close_oldest()
+
     def close(self) -> None:
         """Close all of them, and lend nothing more."""
         with self._lock:
@@ -181,8 +187,7 @@ class Arena:
             for loan in self._lent.values():
                 self._close(loan.region)
             self._lent.clear()
-            while self._free:
-                self._close_oldest()
+        self.close_free()
 
 
 class Lending:
@@ -231,6 +236,8 @@ class Lending:
         """The node is gone."""
         self._peers.discard(node)
         self._arena.node_down(node)
+        if not self._peers:
+            self._arena.close_free()
 
     def close(self) -> None:
         """Lend nothing more, and tell nobody any more."""

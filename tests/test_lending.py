@@ -290,8 +290,12 @@ class TestAnswers:
     def test_only_to_those_who_have_asked(self, arena: Arena, borrower: Borrower) -> None:
         stranger = Lending(arena)
         assert stranger.to(borrower.peer) is borrower.peer
+        assert arena.counts == (0, 1)
+        borrower.lending.node_down("other@host")
+        assert arena.counts == (0, 1)
         borrower.lending.node_down(NODE)
         assert borrower.got(LARGE) == LARGE
+        assert arena.counts == (0, 0)
 
     def test_all_else_is_the_node_s(self, arena: Arena, borrower: Borrower) -> None:
         borrower.peer.connection = Line()

@@ -169,7 +169,12 @@ defmodule Snex.Shared.Arena do
   def handle_info({:nodedown, node}, state) do
     :ets.delete(@table, node)
     ids = for {id, %{node: ^node}} <- state.lent, do: id
-    {:noreply, Enum.reduce(ids, state, &close_lent(&2, &1))}
+    state = Enum.reduce(ids, state, &close_lent(&2, &1))
+
+    # Nobody is left who could use what is free.
+    if :ets.info(@table, :size) == 0,
+      do: {:noreply, close_all(%{state | free: []}, state.free)},
+      else: {:noreply, state}
   end
 
   def handle_info(_other, state), do: {:noreply, state}
