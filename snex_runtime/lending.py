@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import secrets
 import sys
@@ -22,7 +23,7 @@ from snex_node.wire.describe import inspect
 from snex_node.wire.etf import Decoder
 from snex_node.wire.etf_place import KNOWN
 from snex_node.wire.terms import Atom, Pid
-from snex_runtime import regions, serde, shared
+from snex_runtime import regions, serde, shared, tables
 from snex_runtime.answers import OK, OK_
 from snex_runtime.errors import BadRequest
 from snex_runtime.regions import Region
@@ -78,18 +79,29 @@ class Arena:
 
     def lend(self, data: memoryview, node: str) -> Handle | None:
         """Lend ``data``, bytes, to the node: a handle, or None where that cannot be."""
-        size, name = len(data), secrets.token_bytes(regions.ID_SIZE)
+        return self._lend(len(data), node, lambda region, name: region.write(name, data))
+
+    def lend_written(
+        self, size: int, write: Callable[[io.RawIOBase], object], node: str
+    ) -> Handle | None:
+        """The same for ``size`` bytes that ``write`` puts into a file; what it raises goes on."""
+        return self._lend(size, node, lambda region, name: region.write_by(name, size, write))
+
+    def _lend(self, size: int, node: str, write: Callable[[Region, bytes], None]) -> Handle | None:
+        name = secrets.token_bytes(regions.ID_SIZE)
         region = self._take(size)
         if region is None:
             return None
         before = region.filled
         try:
-            region.write(name, data)
-        except OSError:  # there is no memory
+            write(region, name)
+        except BaseException as error:
             with self._lock:
                 self._bytes -= max(before, regions.HEADER + size)
             region.close()
-            return None
+            if isinstance(error, OSError):  # there is no memory
+                return None
+            raise
         with self._lock:
             self._lent[name] = _Loan(region, node, self._clock() + LENT)
             if self._closed:
@@ -299,23 +311,37 @@ class _Encoder:
             raise
 
     def _lent(self, term: object, names: list[bytes]) -> object:
-        def lend(data: memoryview) -> object:
-            handle = self._arena.lend(data, self._node)
-            if handle is not None:
-                names.append(handle[_ID])  # type: ignore[arg-type]
-            return handle
-
         try:
-            return _walk(term, lend)
+            return _walk(term, _Lend(self._arena, self._node, names))
         except RecursionError:  # it is very deep, or contains itself
             self._arena.take_back(names, self._node)
             names.clear()
             return term
 
 
-_ID: Final = Atom("id")
+class _Lend:
+    """Lends parts of one answer; ``names`` tells what was."""
 
-Lend = Callable[[memoryview], object]
+    def __init__(self, arena: Arena, node: str, names: list[bytes]) -> None:
+        self._arena = arena
+        self._node = node
+        self._names = names
+
+    def data(self, data: memoryview) -> Handle | None:
+        """A handle for bytes, or None."""
+        return self._named(self._arena.lend(data, self._node))
+
+    def written(self, size: int, write: Callable[[io.RawIOBase], object]) -> Handle | None:
+        """The same for bytes that ``write`` writes."""
+        return self._named(self._arena.lend_written(size, write, self._node))
+
+    def _named(self, handle: Handle | None) -> Handle | None:
+        if handle is not None:
+            self._names.append(handle[_ID])  # type: ignore[arg-type]
+        return handle
+
+
+_ID: Final = Atom("id")
 
 _LEAVES: Final[frozenset[type]] = frozenset(
     (int, float, bool, type(None), Atom, serde.Atom, serde.Term, Pid)
@@ -323,7 +349,7 @@ _LEAVES: Final[frozenset[type]] = frozenset(
 _KNOWN: Final[tuple[Any, ...]] = (*_LEAVES, *(KNOWN - {memoryview}), BaseException)
 
 
-def _walk(value: Any, lend: Lend) -> Any:
+def _walk(value: Any, lend: _Lend) -> Any:
     """``value`` with handles in place of what is large in it; the same where that is nothing."""
     kind = type(value)
     if kind in _LEAVES:
@@ -341,7 +367,7 @@ def _walk(value: Any, lend: Lend) -> Any:
     return value if isinstance(value, _KNOWN) else _stand_in(value, lend)
 
 
-def _elements(value: Any, kind: type, lend: Lend) -> Any:
+def _elements(value: Any, kind: type, lend: _Lend) -> Any:
     if _LEAVES.issuperset(map(type, value)):
         return value
     made = [_walk(each, lend) for each in value]
@@ -349,7 +375,7 @@ def _elements(value: Any, kind: type, lend: Lend) -> Any:
     return value if same else kind(made)
 
 
-def _pairs(value: dict[Any, Any], lend: Lend) -> dict[Any, Any]:
+def _pairs(value: dict[Any, Any], lend: _Lend) -> dict[Any, Any]:
     changed = {}
     for key, each in value.items():
         new = _walk(each, lend)
@@ -358,15 +384,15 @@ def _pairs(value: dict[Any, Any], lend: Lend) -> dict[Any, Any]:
     return {**value, **changed} if changed else value
 
 
-def _large(value: object, data: Any, lend: Lend) -> object:
+def _large(value: object, data: Any, lend: _Lend) -> object:
     view = memoryview(data)
     if view.format != "B" or not view.c_contiguous:
         view = memoryview(view.tobytes())
-    handle = lend(view)
+    handle = lend.data(view)
     return value if handle is None else handle
 
 
-def _text(value: str, lend: Lend) -> object:
+def _text(value: str, lend: _Lend) -> object:
     if _CPYTHON and value.isascii():  # it is UTF-8 as it lies there
         memory = (ctypes.c_char * len(value)).from_address(_utf8_of(value, None))
         return _large(value, memoryview(memory).cast("B"), lend)
@@ -384,9 +410,14 @@ if _CPYTHON:
     _utf8_of.restype = ctypes.c_void_p
 
 
-def _stand_in(value: object, lend: Lend) -> object:
+def _stand_in(value: object, lend: _Lend) -> object:
     """What stands for a value of another type: a tensor, a table, what a custom encoder gives."""
     try:
+        stream = tables.stream_of(value) if serde.custom_encoder() is None else None
+        if stream is not None and stream[0] >= THRESHOLD:
+            handle = lend.written(*stream)
+            if handle is not None:
+                return tables.struct(handle)
         found = serde.stand_in(value)
     except Exception:  # which the encoder meets again, and tells where it was
         return value

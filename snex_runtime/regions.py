@@ -10,6 +10,7 @@ Source: "Shared memory" in docs/architecture.md.
 from __future__ import annotations
 
 import fcntl
+import io
 import mmap
 import os
 import stat
@@ -68,10 +69,19 @@ class Region:
         """Whether ``size`` bytes fit, and do not waste it."""
         return HEADER + size <= self.capacity <= max(_SMALLEST, 8 * (HEADER + size))
 
+    def write_by(self, name: bytes, size: int, write: Callable[[io.RawIOBase], object]) -> None:
+        """The same, for ``size`` bytes that ``write`` puts into a file."""
+        _write(self.file, _head(name, size), 0)
+        sink = _Sink(self.file)
+        write(sink)
+        if sink.at != HEADER + size:
+            raise OSError(f"{sink.at - HEADER} bytes were written in place of {size}")
+        self.filled = max(self.filled, sink.at)
+
     def write(self, name: bytes, data: memoryview) -> None:
         """Put ``data``, bytes, into it, as the lending ``name``. Raises ``OSError``."""
         end = HEADER + len(data)
-        head = _MAGIC + name + len(data).to_bytes(8, "little")
+        head = _head(name, len(data))
         if self.filled >= end:
             if self._mapped is None or len(self._mapped) < end:
                 self._mapped = _map(self.file, self.filled)
@@ -90,13 +100,34 @@ class Region:
         os.close(self.file)
 
 
+class _Sink(io.RawIOBase):
+    """A file to write the data of a region to."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self.at = HEADER
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        _write(self._file, data, self.at)
+        self.at += size
+        return size
+
+
+def _head(name: bytes, size: int) -> bytes:
+    return _MAGIC + name + size.to_bytes(8, "little")
+
+
 def _map(file: int, size: int) -> mmap.mmap:
     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # to meet each page takes as long
     return mmap.mmap(file, size, flags, mmap.PROT_READ | mmap.PROT_WRITE, **_UNTRACKED)
 
 
 def _write(file: int, data: bytes | memoryview, at: int) -> None:
-    left = memoryview(data)
+    left = memoryview(data).cast("B")
     while left:
         written = os.pwrite(file, left, at)
         left, at = left[written:], at + written
@@ -144,7 +175,8 @@ def _checked(file: int, name: bytes, size: int) -> mmap.mmap:
     if os.fstat(file).st_size < HEADER + size:
         raise RegionError(f"it has not the {size} bytes that were told")
     mapped = mmap.mmap(file, HEADER + size, access=mmap.ACCESS_COPY, **_UNTRACKED)
-    if mapped[: len(_MAGIC) + ID_SIZE + 8] != _MAGIC + name + size.to_bytes(8, "little"):
+    head = _head(name, size)
+    if mapped[: len(head)] != head:
         mapped.close()
         raise RegionError("it holds something else by now")
     return mapped

@@ -382,6 +382,11 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
+def custom_encoder() -> CustomEncoder | None:
+    """What `set_custom_encoder` was called with last, if it was."""
+    return _custom
+
+
 _SUBSTITUTES: Final[tuple[Callable[[object], object], ...]] = (
     tensors.substitute,
     tables.substitute,

@@ -365,12 +365,39 @@ class TestAnswers:
         shaped = memoryview(LARGE).cast("B", (2, len(LARGE) // 2))
         assert content(borrower.got(shaped)[A("data")]) == LARGE
 
-    def test_tables(self, borrower: Borrower) -> None:
+    @pytest.mark.parametrize("custom", [False, True])
+    def test_tables(
+        self, borrower: Borrower, custom: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        table = pyarrow.table({"a": list(range(THRESHOLD // 8)), "b": ["x"] * (THRESHOLD // 8)})
+
+        def refuse(value: object) -> object:
+            raise TypeError("not known here")
+
+        if custom:  # it has the first word, so a table is not written into memory at once
+            monkeypatch.setattr(serde, "_custom", refuse)
+        for sent in (table, table.to_batches()[0]):
+            got = borrower.got([sent])[0]
+            assert got["__struct__"] == "Elixir.Snex.Arrow"
+            data = pyarrow.py_buffer(content(got[A("data")]))
+            assert pyarrow.ipc.open_stream(data).read_all().equals(table)
+        small = borrower.got(table.slice(0, 1))
+        assert len(small[A("data")]) < 1000
+
+    def test_tables_beyond_the_bounds(
+        self, borrower: Borrower, arena: Arena, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pyarrow = pytest.importorskip("pyarrow")
         table = pyarrow.table({"a": list(range(THRESHOLD // 8))})
-        got = borrower.got([table])[0]
-        data = pyarrow.py_buffer(content(got[A("data")]))
-        assert pyarrow.ipc.open_stream(data).read_all().equals(table)
+        monkeypatch.setattr(lending, "MAX_BYTES", THRESHOLD)
+        data = borrower.got(table)[A("data")]
+        assert pyarrow.ipc.open_stream(pyarrow.py_buffer(data)).read_all().equals(table)
+        monkeypatch.setattr(lending, "MAX_BYTES", MAX_BYTES)
+        monkeypatch.setattr(Region, "write_by", lambda *_: 1 / 0)
+        # It is copied there then.
+        assert content(borrower.got(table)[A("data")]) == data
+        assert arena.counts[0] == 1
 
     def test_what_a_custom_encoder_gives(
         self, borrower: Borrower, monkeypatch: pytest.MonkeyPatch

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import mmap
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,23 @@ class TestWriting:
             region.write(name, memoryview(data))
             assert opened(region, name, size) == data
         assert region.filled == HEADER + 100_000
+
+    def test_by_a_function_that_writes_to_a_file(self, region: Region) -> None:
+        parts: list[Any] = [b"abc", memoryview(b"defg").cast("I"), bytearray(b"h" * 100_000)]
+
+        def write(file: io.RawIOBase) -> None:
+            assert file.writable()
+            assert [file.write(part) for part in parts] == [3, 4, 100_000]
+
+        region.write_by(NAME, 100_007, write)
+        assert opened(region, NAME, 100_007) == b"abcdefg" + b"h" * 100_000
+        region.write(OTHER, memoryview(b"x" * 100_000))
+        assert opened(region, OTHER, 100_000) == b"x" * 100_000
+        with pytest.raises(OSError, match="100007 bytes were written in place of 5"):
+            region.write_by(NAME, 5, write)
+        for _ in range(2):  # it has no room
+            with pytest.raises(OSError, match="not permitted"):
+                region.write_by(NAME, 2**20, lambda file: file.write(b"y" * 2**20))
 
     def test_what_is_mapped_stays_when_it_is_closed(self) -> None:
         region = Region(1000)
