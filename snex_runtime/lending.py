@@ -120,11 +120,11 @@ class Arena:
         with self._lock:
             fitting = [each for each in self._free if each[1].has_room(size)]
             found = min(fitting, key=lambda each: each[1].capacity, default=None)
-            if found is not None:
+            more = 0 if found is None else max(0, regions.HEADER + size - found[1].filled)
+            if found is not None and self._bytes + more <= MAX_BYTES:
                 self._free.remove(found)
-                region = found[1]
-                self._bytes += max(0, regions.HEADER + size - region.filled)
-                return region
+                self._bytes += more
+                return found[1]
             if self._closed or not self._make_room(regions.HEADER + size):
                 return None
             try:

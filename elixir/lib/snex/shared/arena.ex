@@ -184,16 +184,14 @@ defmodule Snex.Shared.Arena do
   # A free one where one fits, and does not waste it; else a new one.
   defp region(state, size) do
     fits? = &(&1.capacity >= size and &1.capacity <= max(@smallest, 8 * size))
+    region = state.free |> Enum.filter(fits?) |> Enum.min_by(& &1.capacity, fn -> nil end)
+    more = if region, do: max(0, size - region.filled), else: 0
 
-    case Enum.filter(state.free, fits?) do
-      [] ->
-        new(state, size)
-
-      fitting ->
-        region = Enum.min_by(fitting, & &1.capacity)
-        more = max(0, size - region.filled)
-        taken = %{region | filled: region.filled + more, since: nil}
-        {:ok, taken, %{state | free: List.delete(state.free, region), bytes: state.bytes + more}}
+    if region && state.bytes + more <= @max_bytes do
+      taken = %{region | filled: region.filled + more, since: nil}
+      {:ok, taken, %{state | free: List.delete(state.free, region), bytes: state.bytes + more}}
+    else
+      new(state, size)
     end
   end
 
