@@ -9,7 +9,7 @@ Source: "Shared memory" in docs/architecture.md.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import io
 import mmap
 import os
@@ -17,6 +17,9 @@ import stat
 import sys
 from collections.abc import Callable
 from typing import Any, Final
+
+with contextlib.suppress(ImportError):  # Windows has none, and no such memory
+    import fcntl
 
 __all__ = ["HEADER", "ID_SIZE", "SUPPORTED", "Region", "RegionError", "open_region"]
 
@@ -31,7 +34,7 @@ _SMALLEST: Final = 512 * 1024
 _LARGEST_FILE: Final = 2**62
 _LARGEST_NUMBER: Final = 2**31
 
-SUPPORTED: Final = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+SUPPORTED: Final = hasattr(os, "memfd_create") and sys.platform == "linux"
 """Whether this system has such memory: Linux does."""
 
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if SUPPORTED else 0

@@ -278,7 +278,8 @@ defmodule Snex.SharedTest do
       kill("KILL", python)
       assert_receive {:EXIT, ^interpreter, _}, 10_000
       wait_until(fn -> match?({0, _}, Arena.counts()) and Arena.pair(node) == nil end)
-      # What it lent is there as long as it is needed.
+      # What it lent is there as long as it is needed, and nothing else.
+      wait_until(fn -> {files(here()), mapped(here())} == {[], 1} end)
       assert taken == large
       assert {:error, %Error{code: :call_failed}} = Snex.pyeval(env, "return 1", shared: true)
     end
