@@ -118,7 +118,8 @@ class Arena:
     def _take(self, size: int) -> Region | None:
         """A region for so many bytes, which are counted then."""
         with self._lock:
-            fitting = [each for each in self._free if each[1].has_room(size)]
+            # Of equal ones the newest, so that what is not needed gets old.
+            fitting = [each for each in reversed(self._free) if each[1].has_room(size)]
             found = min(fitting, key=lambda each: each[1].capacity, default=None)
             more = 0 if found is None else max(0, regions.HEADER + size - found[1].filled)
             if found is not None and self._bytes + more <= MAX_BYTES:
