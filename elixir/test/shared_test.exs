@@ -507,6 +507,14 @@ defmodule Snex.SharedTest do
       assert {:ok, %Tensor{data: ^large}} = Snex.pyeval(env, "return x")
     end
 
+    test "goes through standard input and output" do
+      interpreter = start_interpreter!(shared: true, port_opts: [:use_stdio])
+      large = bytes(300_000)
+      assert {:ok, ^large} = Snex.pyeval(interpreter, "return x", %{"x" => large}, @as_bytes)
+      assert pair(interpreter) == {true, true}
+      wait_until(fn -> match?({0, _}, Arena.counts()) end)
+    end
+
     test "of an interpreter can be taken back by a call" do
       interpreter = start_interpreter!(shared: true)
       options = [shared: false] ++ @as_bytes
@@ -554,6 +562,58 @@ defmodule Snex.SharedTest do
                Snex.pyeval(interpreter, code, %{"x" => bytes(300_000)}, options)
 
       wait_until(fn -> match?({0, _}, Arena.counts()) end)
+    end
+  end
+
+  describe "memory" do
+    defp status(os_pid, name) do
+      status = File.read!("/proc/#{os_pid}/status")
+      [_, kib] = Regex.run(~r/^#{name}:\s+(\d+) kB/m, status)
+      String.to_integer(kib) * 1024
+    end
+
+    # By how many bytes what the processes have resident rises at the most, while `fun` runs.
+    defp rise(os_pids, fun) do
+      :erlang.garbage_collect()
+      for os_pid <- os_pids, do: File.write!("/proc/#{os_pid}/clear_refs", "5")
+      before = for os_pid <- os_pids, do: status(os_pid, "VmRSS")
+      apart(fun)
+      for {os_pid, had} <- Enum.zip(os_pids, before), do: status(os_pid, "VmHWM") - had
+    end
+
+    test "of large data is held twice by who makes it, and once by who gets it" do
+      interpreter = start_interpreter!(shared: true)
+      {:ok, nil} = Snex.pyeval(interpreter, "import numpy, pyarrow")
+      {:ok, nil} = Snex.pyeval(interpreter, "import pyarrow.ipc; pyarrow.table({'a': [1]})")
+      pids = [here(), Interpreter.os_pid(interpreter)]
+      size = 64 * 1024 * 1024
+      # Both lend something before, so that what is used again is seen as well.
+      for _ <- 1..2 do
+        [beam, python] =
+          rise(pids, fn ->
+            x = tensor(:binary.copy(<<7>>, size))
+            code = "return int(x.max()) + x.nbytes"
+            assert {:ok, n} = Snex.pyeval(interpreter, code, %{"x" => x})
+            assert n == size + 7
+          end)
+
+        assert beam < 2.2 * size
+        assert python < 1.2 * size
+
+        for made <- ["y", "pyarrow.table({'a': y})"] do
+          code = "import numpy, pyarrow; y = numpy.full(#{size}, 7, 'u1'); return #{made}"
+
+          [beam, python] =
+            rise(pids, fn ->
+              assert {:ok, %{data: data}} = Snex.pyeval(interpreter, code)
+              assert :binary.last(data) in [7, 0]
+              :crypto.hash(:md5, data)
+            end)
+
+          assert beam < 1.2 * size
+          assert python < 2.2 * size
+        end
+      end
     end
   end
 
