@@ -75,6 +75,7 @@ def in_steps(
         try:
             awaited = enter(step, deadline, asked, resume, value)
         except StopIteration as done:
+            value = None  # an exception that led here knows this frame, and all that is in others
             result: T = done.value
             return result
         try:

@@ -77,6 +77,13 @@ class Killer(Protocol):
         """The request is done in time."""
 
 
+class Lends(Protocol):
+    """Lends large data to nodes of this machine."""
+
+    def to(self, remote: Asker) -> Asker:
+        """The node, with an encoder that does so if it can be."""
+
+
 class Threads(Protocol):
     """Runs the code of requests in threads: a pool."""
 
@@ -102,6 +109,7 @@ class Evaluator:
 
     ``killer`` is there where this process may be killed because of one request, and
     ``kill_after`` are the seconds beyond its time limit that one has which does not say.
+    ``lends`` lends large data of answers.
     """
 
     def __init__(
@@ -112,8 +120,10 @@ class Evaluator:
         pool: Threads,
         killer: Killer | None = None,
         kill_after: float | None = None,
+        lends: Lends | None = None,
     ) -> None:
         self._killer = killer
+        self._lends = lends
         self._kill_after = kill_after
         self._root = root
         self._reader = reader
@@ -136,17 +146,24 @@ class Evaluator:
         given: Variables | None = None
         if request.arity == 4:
             given, options = self._reader.variables_and_eval_options(request)
-            if options.keep:
-                request.remote = self.keeps.to(request, options)
-            if options.progress is not None:
-                request.progress = options.progress
-            if options.traceparent is not None:
-                return self._traced(request, code, given, options, init)
+            if options.special:
+                self._prepare(request, options)
+                if options.traceparent is not None:
+                    return self._traced(request, code, given, options, init)
         elif not request.data.startswith(b"t\0\0\0\0", request.at):
             given, _ = read_variables(self._decoder, request.data, request.at)
         if not init and self._kill_after is None and options.kill_after is None:
             return self._evaluate(request, code, given, options, init)  # nearly all are such
         return self._limited(request, code, given, options, init)
+
+    def _prepare(self, request: Request, options: EvalOptions) -> None:
+        """What becomes of the result, and who is told of the progress. Raises `BadRequest`."""
+        if options.keep:
+            request.remote = self.keeps.to(request, options)
+        elif options.shared and self._lends is not None and request.caller is not None:
+            request.remote = self._lends.to(request.remote)
+        if options.progress is not None:
+            request.progress = options.progress
 
     def _traced(
         self,
@@ -314,10 +331,8 @@ class Evaluator:
         self, request: Request, call: Callable[[], object], options: EvalOptions
     ) -> Payload | Work:
         """What ``call`` gives, awaited if it is to be."""
-        if options.keep:
-            request.remote = self.keeps.to(request, options)
-        if options.progress is not None:
-            request.progress = options.progress
+        if options.special:
+            self._prepare(request, options)
         if options.continues:
             request.continues = True
         if options.traceparent is not None:

@@ -198,6 +198,7 @@ def _ending_children(
         try:
             awaited = resume(value)
         except StopIteration as done:
+            value = None  # an exception that led here knows this frame
             answer: Payload | None = done.value
             return answer
         if node.forked:

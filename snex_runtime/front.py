@@ -24,7 +24,7 @@ from snex_node.wire.etf import DecodeError
 from snex_node.wire.gen import GEN_CALL, SYSTEM_HEAD, From, parse_call, parse_cast, parse_system
 from snex_node.wire.terms import Atom, Pid, Reference
 from snex_runtime import journal
-from snex_runtime.answers import OK, PONG, error
+from snex_runtime.answers import OK, OK_, PONG, error
 from snex_runtime.coroutines import WATCH_AFTER
 from snex_runtime.errors import BadRequest, Failure, bad_request
 from snex_runtime.forwarding import Frame, Ledger, Line, Note, NoteKind, Request, Status, Verdict
@@ -231,6 +231,7 @@ class Front(BaseProcess):
             b"init": self._init_requested,
             b"make_env": self._make_env_requested,
             b"destroy_env": self._destroy_env_requested,
+            b"shared": self._shared_requested,
         }
         self.register(name)
 
@@ -657,6 +658,10 @@ class Front(BaseProcess):
     def _ping_requested(self, job: Job, data: bytes, at: int) -> None:
         self.answer(job, PONG)
 
+    def _shared_requested(self, job: Job, data: bytes, at: int) -> None:
+        # Which worker will have the data is not known when it is lent.
+        self.answer(job, _NOT_SHARED)
+
     def _info_requested(self, job: Job, data: bytes, at: int) -> None:
         if data[at] != _TUPLE:
             self.info(job)
@@ -801,6 +806,7 @@ class Front(BaseProcess):
 
 
 _ENVIRONMENTS: Final = ("info", "environments")
+_NOT_SHARED: Final = OK_ + b"h\x02w\x05falsew\x03nil"
 _INITS: Final = 1000
 _MANY: Final = 100
 _SMALL: Final = 4096  # bytes that cost less to be copied than to be written from two places

@@ -361,14 +361,14 @@ class EvalOptions:
     """
 
     __slots__ = (
-        *("continues", "handle", "keep", "kill_after", "limited", "progress", "threaded"),
-        *("timeout", "traceparent"),
+        *("continues", "handle", "keep", "kill_after", "limited", "progress", "shared"),
+        *("special", "threaded", "timeout", "traceparent"),
     )
 
     def __init__(self, raw: object = None, max_time: float | None = None) -> None:
         known = (
             *("encoding_opts", "timeout", "on_timeout", "kill_after", "executor"),
-            *("traceparent", "keep", "handle", "progress"),
+            *("traceparent", "keep", "handle", "progress", "shared"),
         )
         options = options_in(raw, known)
         self.limited = options.get("timeout") is not None
@@ -383,6 +383,8 @@ class EvalOptions:
         self.continues = on_timeout == "continue"
         self.traceparent = _traceparent_in(options.get("traceparent"))
         """Where the request stands in a trace, if it says so."""
+        self.shared = _flag_in(options, "shared")
+        """Whether large data of the answer may be lent: see `lending`."""
         self.keep = options.get("keep", False)
         """Whether the result stays here, as an object; ``"shown"``: and is described."""
         if self.keep not in (True, False, "shown"):
@@ -391,6 +393,8 @@ class EvalOptions:
         """What keeps that object; None: the caller."""
         self.progress = options.get("progress")
         """Who is told how far it has come: a pid or a name, if anybody is."""
+        self.special = bool(self.keep or self.shared or self.progress or self.traceparent)
+        """Whether there is any of these, which few have."""
 
     @property
     def is_single(self) -> bool:
@@ -405,6 +409,13 @@ def _traceparent_in(value: object) -> str | None:
         return tracing.checked(value)
     except ValueError as error:
         raise BadRequest(f"{error}, not {inspect(value)}") from None
+
+
+def _flag_in(options: Mapping[str, object], name: str) -> bool:
+    value = options.get(name, False)
+    if type(value) is not bool:
+        raise BadRequest(f"{name} takes true or false, not {inspect(value)}")
+    return value
 
 
 def _seconds_in(options: Mapping[str, object], name: str) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypedDict, cast
 from snex_node.wire import etf, terms
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.etf import Decoder, Encoder
-from snex_runtime import everyday, kept, native, registered, tables, tensors
+from snex_runtime import everyday, kept, native, registered, shared, tables, tensors
 from snex_runtime.arrangement import LISTS, BinaryAs
 from snex_runtime.errors import from_exception
 
@@ -221,7 +221,7 @@ def _make_decoder(options: Options) -> Decoder:
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
     loads = _loads(options.tensor_as)
     whole = (tensors.NAME,) if options.tensor_as == "term" else ()
-    viewed = (tables.NAME,) if whole else (tables.NAME, tensors.NAME)
+    viewed = (shared.NAME, tables.NAME, *(() if whole else (tensors.NAME,)))
 
     def struct_hook(struct: dict[Any, Any]) -> object:
         name = struct[key]
@@ -234,6 +234,8 @@ def _make_decoder(options: Options) -> Decoder:
         load = loads.get(plain_name)
         if load is not None:
             return load(_plain_fields(struct))
+        if plain_name == shared.NAME:
+            return shared.as_binary(struct, binaries)
         unwrap = _UNWRAP.get(plain_name)
         if unwrap is not None:
             return unwrap(struct, made)
@@ -259,7 +261,7 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *loads, *natives),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *loads, shared.NAME, *natives),
         raw_structs=_RAW_STRUCTS,
         view_structs=viewed,
         term_structs=whole,
@@ -270,11 +272,11 @@ def _make_decoder(options: Options) -> Decoder:
 def _loads(tensor_as: str) -> dict[str, Callable[[dict[str, Any]], object]]:
     """What makes Python's own of the structs that stand for it, by their names."""
     loads: dict[str, Callable[[dict[str, Any]], object]] = {
-        tables.NAME: tables.load,
+        tables.NAME: lambda fields: tables.load(shared.with_data(fields)),
         kept.NAME: kept.load,
     }
     if tensor_as != "term":
-        loads[tensors.NAME] = partial(tensors.load, tensor_as=tensor_as)
+        loads[tensors.NAME] = lambda fields: tensors.load(shared.with_data(fields), tensor_as)
     return loads
 
 
@@ -433,6 +435,11 @@ def set_custom_encoder(encoder_fun: CustomEncoder) -> None:
     _custom = encoder_fun
 
 
+def custom_encoder() -> CustomEncoder | None:
+    """What `set_custom_encoder` was called with last, if it was."""
+    return _custom
+
+
 Substitute = Callable[[object], object]
 
 Converter = Callable[[type], Substitute | None]
@@ -466,6 +473,10 @@ def _encode_unknown(value: object, substitutes: tuple[Substitute, ...] = _SUBSTI
         raise refused
     return _unknown(value)
 
+
+stand_in: Final = _encode_unknown
+"""What is encoded in place of a value whose type is none of the codec's; ``TypeError`` where that
+is nothing."""
 
 BOUNDARIES: Final = (
     _encode_unknown.__code__,

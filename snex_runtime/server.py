@@ -41,6 +41,7 @@ from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.evaluation import Evaluator
 from snex_runtime.executors import Executor, Pool
 from snex_runtime.interrupts import Interrupter
+from snex_runtime.lending import Arena, Lending
 from snex_runtime.namespace import Variables
 from snex_runtime.objects import Objects
 from snex_runtime.pulse import Pulse
@@ -53,6 +54,7 @@ from snex_runtime.requests import (
     receive_from_here,
     typed,
 )
+from snex_runtime.shared import Drops
 from snex_runtime.streams import Streams
 
 __all__ = ["Server"]
@@ -105,8 +107,7 @@ class Server(BaseProcess):
         self.place: Final[Place | None] = None
         self.threaded: Final = executor == "thread"
         """Whether requests run in threads, where they do not say."""
-        self._started = time.monotonic()
-        self._ended = asyncio.Event()
+        self._started, self._ended = time.monotonic(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._module = namespace.Namespace()
         self._interrupter = Interrupter(_BOUNDARIES)
@@ -126,27 +127,28 @@ class Server(BaseProcess):
             self, self._dispatcher, reader, self.root, threaded=self.threaded
         )
         self._root = self.environments.root
+        self._lending = Lending(Arena(self.pid), Drops(node), opens=options.tensor_as != "term")
         self._evaluator = Evaluator(
-            self._root, reader, self._interrupter, self._pool, killer, kill_after
+            self._root, reader, self._interrupter, self._pool, killer, kill_after, self._lending
         )
         self._streams = Streams(node, reader, self.root, self._coroutines, self._pool)
         self._about_objects = Dispatcher(node, answers, self._coroutines, self.backend)
-        self._objects = Objects(
-            self,
-            self.environments.handles,
-            self._about_objects,
-            self._evaluator,
-            self._root,
-            threaded=self.threaded,
-        )
-        self._evaluator.keeps = self._objects
-        self._about_objects.open(Kinds(self._objects.tuples, self._objects.atoms))
+        self._objects = self._evaluator.keeps = self._make_objects(self._about_objects)
         self._dispatcher.open(self._kinds())
         self._install()
         self.register(name)
 
     def _make_answers(self, max_reply: int, slow: float | None) -> Answers:
         return Answers(self.node, self.backend.logs, max_reply, slow)
+
+    def _make_objects(self, dispatcher: Dispatcher) -> Objects:
+        """The objects, of which ``dispatcher`` is to handle the requests."""
+        handles = self.environments.handles
+        made = Objects(
+            self, handles, dispatcher, self._evaluator, self._root, threaded=self.threaded
+        )
+        dispatcher.open(Kinds(made.tuples, made.atoms))
+        return made
 
     def _kinds(self) -> Kinds:
         """Every kind of request, and who handles it."""
@@ -160,6 +162,7 @@ class Server(BaseProcess):
                 b"destroy_env": self.environments.destroy_requested,
                 b"handle": self.environments.handle_requested,
                 b"info": self._part_of_info_requested,
+                b"shared": self._lending.requested,
             },
             atoms={
                 b"ping": lambda request: PONG,
@@ -181,7 +184,7 @@ class Server(BaseProcess):
     @property
     def _checks(self) -> tuple[Callable[[], float | None], ...]:
         """What the guardian is to look after."""
-        return self._interrupter.check, self._pool.check, self.watch.check
+        return self._interrupter.check, self._pool.check, self.watch.check, self._lending.check
 
     def provide(self, **names: object) -> None:
         """Put ``names`` into every environment made from now on; ``only`` does not lose them."""
@@ -236,6 +239,7 @@ class Server(BaseProcess):
             task.add_done_callback(self._tasks.discard)
         elif isinstance(message, tuple) and message[:1] == ("nodedown",):
             self.backend.disconnected(str(message[1]))
+            self._lending.node_down(str(message[1]))
         else:
             receive_from_here(self, message)
 
@@ -313,6 +317,7 @@ class Server(BaseProcess):
         threads.remove()
         namespace.remove(self._module)
         self._pulse.close()
+        self._lending.close()
         self._dispatcher.close()
         self._about_objects.close()
         for environment in self.environments.all():

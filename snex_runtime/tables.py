@@ -12,14 +12,14 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Final
 
 from snex_node.wire.describe import inspect, type_repr
 from snex_node.wire.terms import Atom
 
-__all__ = ["ALIGNMENT", "NAME", "SMALL", "load", "substitute"]
+__all__ = ["ALIGNMENT", "NAME", "SMALL", "load", "stream_of", "struct", "substitute"]
 
 NAME: Final = "Elixir.Snex.Arrow"
 """The name of the struct."""
@@ -54,16 +54,33 @@ def substitute(value: Any) -> object:
         if _is_of(value, module, *names):
             raise TypeError(f"Cannot serialize object of {type_repr(type(value))}: {remedy}")
     if _is_of(value, "polars", "DataFrame"):
-        return _struct(_by_polars(sys.modules["polars"], value))
+        return struct(_by_polars(sys.modules["polars"], value))
+    table = _of_pyarrow(value)
+    return NotImplemented if table is None else struct(_by_pyarrow(table))
+
+
+def stream_of(value: object) -> tuple[int, Callable[[io.RawIOBase], object]] | None:
+    """How many bytes the stream of a table takes, and what writes it to a file; None for what is no
+    table, or one that another library than pyarrow writes. It is for `struct`.
+    """
+    if _is_of(value, "polars", "DataFrame"):
+        return None
+    table = _of_pyarrow(value)
+    if table is None:
+        return None
+    pyarrow = sys.modules["pyarrow"]
+    counter = pyarrow.MockOutputStream()
+    _write(table, counter)
+    return counter.size(), lambda file: _write(table, pyarrow.PythonFile(file, "w"))
+
+
+def _of_pyarrow(value: Any) -> Any:
+    """The table as one of pyarrow; None for what is none. Raises ``TypeError``."""
     if _is_of(value, "pyarrow", "Table", "RecordBatch"):
-        return _struct(_by_pyarrow(sys.modules["pyarrow"], value))
+        return value
     if _is_of(value, "pandas", "DataFrame"):
-        pyarrow = _pyarrow_for(value)
-        return _struct(_by_pyarrow(pyarrow, pyarrow.Table.from_pandas(value)))
-    if _has_stream(type(value)):
-        pyarrow = _pyarrow_for(value)
-        return _struct(_by_pyarrow(pyarrow, pyarrow.table(value)))
-    return NotImplemented
+        return _pyarrow_for(value).Table.from_pandas(value)
+    return _pyarrow_for(value).table(value) if _has_stream(type(value)) else None
 
 
 def _is_of(value: object, module: str, *names: str) -> bool:
@@ -79,7 +96,8 @@ def _has_stream(kind: type) -> bool:
         return False
 
 
-def _struct(data: memoryview) -> dict[Atom, object]:
+def struct(data: object) -> dict[Atom, object]:
+    """The struct with this data."""
     return {Atom("__struct__"): Atom(NAME), Atom("data"): data}
 
 
@@ -90,11 +108,15 @@ def _by_polars(polars: Any, value: Any) -> memoryview:
     return sink.getbuffer()
 
 
-def _by_pyarrow(pyarrow: Any, value: Any) -> memoryview:
-    sink = pyarrow.BufferOutputStream()
-    with importlib.import_module("pyarrow.ipc").new_stream(sink, value.schema) as writer:
-        writer.write(value)
+def _by_pyarrow(table: Any) -> memoryview:
+    sink = sys.modules["pyarrow"].BufferOutputStream()
+    _write(table, sink)
     return memoryview(sink.getvalue()).cast("B")
+
+
+def _write(table: Any, sink: Any) -> None:
+    with importlib.import_module("pyarrow.ipc").new_stream(sink, table.schema) as writer:
+        writer.write(table)
 
 
 def _pyarrow_for(value: object) -> Any:

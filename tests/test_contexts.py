@@ -10,6 +10,7 @@ import gc
 import resource
 import secrets
 import sys
+import weakref
 from collections.abc import AsyncIterator, Generator
 from types import coroutine
 from typing import Any
@@ -249,6 +250,35 @@ class TestInSteps:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert cleaned == [deadline]
+
+    async def test_what_cancelled_work_held_is_free_at_once(self) -> None:
+        class Held:
+            pass
+
+        async def work(held: Held) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+                del held
+
+        held = Held()
+        gone = weakref.ref(held)
+        steps = contexts.in_steps(contextvars.Context().run, Deadline(None), None, work(held))
+        del held
+
+        async def run() -> None:
+            nonlocal steps
+            running, steps = steps, None  # type: ignore[assignment]
+            await running
+
+        gc.disable()
+        try:
+            task = asyncio.ensure_future(run())
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+            assert gone() is None
+        finally:
+            gc.enable()
 
     async def test_what_it_raises_comes_out(self) -> None:
         async def work() -> None:

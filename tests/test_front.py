@@ -1096,6 +1096,10 @@ class TestItself:
     async def test_ping(self, rig: Rig) -> None:
         assert await rig.call("ping") == "pong"
 
+    async def test_it_shares_no_memory(self, rig: Rig) -> None:
+        # What it is lent it could only hand on, and the worker would have to be known.
+        assert await rig.call("shared", None) == ("ok", (False, None))
+
     async def test_info(self, rig: Rig) -> None:
         assert await rig.call("info") == ("error", "bad_request")
         rig.front.info = lambda job: rig.front.answer(job, OK_ + encode(5))

@@ -334,6 +334,12 @@ class TestOptions:
         assert EvalOptions({A("kill_after"): MAX_TIMEOUT}).kill_after == MAX_TIMEOUT / 1000
         assert EvalOptions({A("timeout"): MAX_TIMEOUT}).timeout == MAX_TIMEOUT / 1000
 
+    def test_sharing(self) -> None:
+        assert EvalOptions().shared is False
+        assert EvalOptions([(A("shared"), True)]).shared is True
+        with pytest.raises(BadRequest, match="shared takes true or false, not nil"):
+            EvalOptions({A("shared"): None})
+
     @pytest.mark.parametrize("value", [7, "no", TRACE.upper(), "x" * 300])
     def test_a_trace_that_is_none(self, value: object) -> None:
         with pytest.raises(BadRequest, match="traceparent takes a binary as W3C"):

@@ -21,6 +21,7 @@ defmodule Snex do
     Progress,
     Runtimes,
     Serde,
+    Shared,
     Source,
     Streams,
     Telemetry
@@ -32,6 +33,18 @@ defmodule Snex do
 
   # What `receive` waits for at most, and so `GenServer.call/3`.
   @longest_timeout 4_294_967_295
+
+  @make_env_opts [:from, :encoding_opts, :executor, :shared]
+  @pyeval_opts [
+    :timeout,
+    :kill_after,
+    :encoding_opts,
+    :executor,
+    :shared,
+    :returning,
+    :traceparent,
+    :keep
+  ]
 
   @typedoc "Python code: a string, or code that knows its place (see `Snex.Sigils`)."
   @type code :: String.t() | Code.t()
@@ -62,11 +75,13 @@ defmodule Snex do
     * `:encoding_opts` - how the given variables are converted, over those of the interpreter
     * `:executor` - where code runs there, unless `pyeval/4` says otherwise: on Python's event `:loop`,
       or in a `:thread`, one after another; by default as the interpreter has it
+    * `:shared` - see `t:pyeval_opt/0`
   """
   @type make_env_opt ::
           {:from, from_env() | [from_env()]}
           | {:encoding_opts, Serde.encoding_opts()}
           | {:executor, executor()}
+          | {:shared, boolean()}
 
   @typedoc """
   Where Python code runs: on the event loop, where it has all others wait until it awaits or ends,
@@ -91,6 +106,9 @@ defmodule Snex do
       `snex.traceparent()` in Python. Default: that of OpenTelemetry, where it is
     * `:progress` - who is told how far loops over `snex.progress` have come: see `Snex.Progress`
     * `:keep` - whether the value stays in Python, and the result is a `Snex.Object` (default `false`)
+    * `:shared` - true has binaries, tensors and tables of 256 KiB and more pass through memory that both
+      sides map, where Python is on the same machine and runs for the same user, on Linux; elsewhere they are
+      sent, as they are without it. Default: that of the interpreter
     * `:returning` - deprecated: Python expressions to return, say `return` in the code instead
   """
   @type pyeval_opt ::
@@ -101,6 +119,7 @@ defmodule Snex do
           | {:traceparent, String.t()}
           | {:keep, boolean()}
           | {:progress, pid() | atom() | {atom(), node()} | (Progress.t() -> term())}
+          | {:shared, boolean()}
           | {:returning, code() | [code()]}
 
   @typedoc "See `t:pyeval_opt/0`."
@@ -126,7 +145,7 @@ defmodule Snex do
   @spec make_env(Interpreter.server() | vars(), vars() | make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(vars, opts) when is_map(vars) and is_list(opts) do
-    check_keys!(opts, [:from, :encoding_opts, :executor])
+    check_keys!(opts, @make_env_opts)
 
     case sources(opts[:from]) do
       [{env, _} | _] -> make_env(env.interpreter, vars, opts)
@@ -153,13 +172,14 @@ defmodule Snex do
   @spec make_env(Interpreter.server(), vars(), make_env_opts()) ::
           {:ok, Env.t()} | {:error, Error.t()}
   def make_env(interpreter, vars, opts) when is_map(vars) and is_list(opts) do
-    check_keys!(opts, [:from, :encoding_opts, :executor])
+    check_keys!(opts, @make_env_opts)
     sources = sources(opts[:from])
     vars = Serde.encode_vars!(vars)
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     executor = executor!(opts)
+    shared = Shared.check!(opts)
 
-    make = &make_env(&1, &2, vars, sources, encoding, executor)
+    make = &make_env(&1, &2, {vars, shared}, sources, encoding, executor)
 
     case find_for_env(interpreter, sources) do
       {:ok, pid, target} -> Checkout.visit(pid, fn -> make.(pid, target) end)
@@ -183,13 +203,21 @@ defmodule Snex do
 
   defp find_for_env(interpreter, []), do: find(interpreter)
 
-  defp make_env(interpreter, target, vars, sources, encoding, executor) do
+  defp make_env(interpreter, target, {vars, shared}, sources, encoding, executor) do
     check_owner!(sources, interpreter)
     from = Enum.map(sources, fn {env, which} -> {env.id, which} end)
     handle = Env.handle()
     options = [from: from, handle: handle, encoding_opts: encoding] ++ executor
-    request = {:make_env, vars, options}
-    {fate, answer} = Call.attempt(target, interpreter, request, :infinity)
+
+    request = fn vars, _more ->
+      Call.attempt(target, interpreter, {:make_env, vars, options}, :infinity)
+    end
+
+    {fate, answer} =
+      if shares?(shared, interpreter),
+        do: Shared.call(target, interpreter, vars, encoding, :infinity, request),
+        else: request.(vars, [])
+
     Enum.each(sources, fn {env, _} -> Env.used(env) end)
 
     case answer do
@@ -450,7 +478,7 @@ defmodule Snex do
         run_in(nil, target, pid, plan(code, vars, opts))
 
       {:pool, pool} ->
-        {_, _, timeout, _, _, _} = plan = plan(code, vars, opts)
+        {_, _, timeout, _, _, _, _} = plan = plan(code, vars, opts)
         Checkout.run(pool, timeout, &evaluate(&2, &1, plan, &3))
 
       {:error, reason} ->
@@ -458,12 +486,12 @@ defmodule Snex do
     end
   end
 
-  defp run_in(nil, target, interpreter, {_, _, timeout, _, _, _} = plan) do
+  defp run_in(nil, target, interpreter, {_, _, timeout, _, _, _, _} = plan) do
     {_fate, answer} = evaluate(target, interpreter, plan, timeout)
     answer
   end
 
-  defp run_in(_pool, target, interpreter, {_, _, timeout, _, _, _} = plan),
+  defp run_in(_pool, target, interpreter, {_, _, timeout, _, _, _, _} = plan),
     do: Checkout.visit(interpreter, fn -> evaluate(target, interpreter, plan, timeout) end)
 
   # A pool need not be on this node.
@@ -476,15 +504,17 @@ defmodule Snex do
     end
   end
 
-  # Code, variables, timeout, options beside it, kill_after and encoding of an evaluation, checked.
-  defp plan(code, vars, []),
-    do:
-      {code, Serde.encode_vars!(vars), @default_timeout, trace(Telemetry.traceparent()), nil, []}
+  # Code, variables, timeout, options beside it, kill_after, encoding and sharing of an evaluation,
+  # checked.
+  defp plan(code, vars, []) do
+    options = trace(Telemetry.traceparent())
+    {code, Serde.encode_vars!(vars), @default_timeout, options, nil, [], nil}
+  end
 
   defp plan(code, vars, opts) do
     {told, opts} = Keyword.pop(opts, :told, [])
-    known = [:timeout, :kill_after, :encoding_opts, :executor, :returning, :traceparent, :keep]
-    check_keys!(opts, known)
+    check_keys!(opts, @pyeval_opts)
+
     timeout = check_timeout!(Keyword.get(opts, :timeout, @default_timeout))
     kill_after = Limits.check_kill_after!(opts[:kill_after], timeout)
     code = returning(code, opts[:returning])
@@ -492,11 +522,21 @@ defmodule Snex do
     options = if kill_after, do: [kill_after: kill_after], else: []
     options = options ++ executor!(opts) ++ trace(opts[:traceparent] || Telemetry.traceparent())
     options = options ++ keep!(opts[:keep]) ++ told
-    {code, Serde.encode_vars!(vars), timeout, options, kill_after, encoding}
+    {code, Serde.encode_vars!(vars), timeout, options, kill_after, encoding, Shared.check!(opts)}
   end
 
-  defp evaluate(target, interpreter, {code, vars, _, options, kill_after, encoding}, timeout) do
-    request = eval(code, vars, [{:timeout, timeout} | options], encoding)
+  defp evaluate(target, interpreter, {_, vars, _, _, _, encoding, shared} = plan, timeout) do
+    if shares?(shared, interpreter) do
+      request = &evaluate(target, interpreter, plan, &1, &2, timeout)
+      Shared.call(target, interpreter, vars, encoding, timeout, request)
+    else
+      evaluate(target, interpreter, plan, vars, [], timeout)
+    end
+  end
+
+  defp evaluate(target, interpreter, plan, vars, more, timeout) do
+    {code, _, _, options, kill_after, encoding, _} = plan
+    request = eval(code, vars, [{:timeout, timeout} | more ++ options], encoding)
     outcome = Call.attempt(target, interpreter, request, timeout, kill_after)
 
     if options == [] or options[:keep] == nil,
@@ -541,6 +581,9 @@ defmodule Snex do
       if options[:keep], do: kept(outcome, interpreter, options), else: outcome
     end)
   end
+
+  defp shares?(nil, interpreter), do: Runtimes.shared?(interpreter)
+  defp shares?(shared, _interpreter), do: shared
 
   defp eval(code, vars, options, []), do: {:eval, code, vars, options}
 

@@ -6,33 +6,6 @@ defmodule Snex.AttachTest do
     {:ok, name: :"attach-#{System.pid()}-#{System.unique_integer([:positive])}@127.0.0.1"}
   end
 
-  # `snex-node start`, which ends with its port: the shell's input is the leash here.
-  defp start_node(name, more \\ [], cookie \\ Node.get_cookie()) do
-    script = ~S"""
-    "$@" & pid=$!
-    cat > /dev/null
-    kill -KILL $pid
-    """
-
-    option = if Atom.to_string(name) =~ ".", do: "--name", else: "--sname"
-    args = ["-m", "snex_runtime", "start", option, Atom.to_string(name) | more]
-    path = Path.join(:code.priv_dir(:snex), "python")
-
-    port =
-      Port.open({:spawn_executable, "/bin/sh"}, [
-        :binary,
-        line: 1000,
-        args: ["-c", "exec 3<&0; " <> script, "sh", python() | args],
-        env: [
-          {~c"PYTHONPATH", to_charlist(path)},
-          {~c"SNEX_COOKIE", Atom.to_charlist(cookie)}
-        ]
-      ])
-
-    assert_receive {^port, {:data, {:eol, "ready " <> _}}}, 10_000
-    port
-  end
-
   test "uses the node, and reconnects to it", %{name: name} do
     port = start_node(name)
     {:ok, interpreter} = Interpreter.start_link(node: name)

@@ -22,6 +22,11 @@ defmodule Snex.WithoutCompilerTest do
   receive do: ({:DOWN, ^monitor, _, _, _} -> :ok)
   {:ok, 1} = Snex.pyeval(env, "return x")
   {:ok, 2} = Snex.pyeval(kept, "return x")
+  large = :binary.copy("0123456789abcdef", 65_536)
+  options = [shared: true, encoding_opts: [binary_as: :bytes]]
+  {:ok, ^large} = Snex.pyeval(interpreter, "return x", %{"x" => large}, options)
+  {:ok, _, target} = Snex.Runtimes.find(interpreter)
+  {false, true} = Snex.Shared.Arena.pair(node(target))
   IO.puts("all is well")
   """
 

@@ -6,7 +6,7 @@ defmodule Snex.Application do
   def start(_type, _args) do
     Snex.Nif.warn_if_refused()
     Snex.Telemetry.detect()
-    children = [Snex.Runtimes, Snex.Collector]
+    children = [Snex.Runtimes, Snex.Collector, Snex.Shared.Arena]
     Supervisor.start_link(children, strategy: :one_for_one, name: Snex.Supervisor)
   end
 end

@@ -54,7 +54,7 @@ defmodule Snex.Interpreter do
   use GenServer
 
   alias Snex.{Attachment, Call, Error, Launch, Limits, Options, OSProcess, Port, Runtimes, Serde}
-  alias Snex.Telemetry
+  alias Snex.{Shared, Telemetry}
 
   @default_init_script_timeout Launch.default_timeout()
 
@@ -111,8 +111,10 @@ defmodule Snex.Interpreter do
     * `:rlimit_as`, `:rlimit_cpu`, `:rlimit_nofile` - bounds that the system holds Python to: bytes of
       address space, seconds of processor time, open files
     * `:cgroup` - the path of a cgroup that Python is put into
+    * `:shared` - true has calls share large data with Python through memory, unless `Snex.pyeval/4` says
+      otherwise; default false
     * `:node` - the name of a Python node that someone else runs (`snex-node start`). None is started
-      then, and of the options above only `:sync_start?` and `:label` apply. While the node is away
+      then, and of the options above only `:sync_start?`, `:label` and `:shared` apply. While the node is away
       calls fail, and connecting is tried again; with `sync_start?: false` it may be away from the
       beginning
     * `:cookie` - that node's cookie, where it is not this node's
@@ -135,6 +137,7 @@ defmodule Snex.Interpreter do
           | {:node, node()}
           | {:register_as, atom()}
           | {:cookie, String.t() | atom()}
+          | {:shared, boolean()}
           | {:eager_polyfill?, boolean()}
           | GenServer.option()
 
@@ -153,6 +156,7 @@ defmodule Snex.Interpreter do
     :node,
     :register_as,
     :cookie,
+    :shared,
     :eager_polyfill?
     | Limits.options()
   ]
@@ -204,7 +208,7 @@ defmodule Snex.Interpreter do
     end
   end
 
-  @attach_options [:node, :register_as, :cookie, :label, :sync_start?, :eager_polyfill?]
+  @attach_options [:node, :register_as, :cookie, :label, :sync_start?, :shared, :eager_polyfill?]
 
   # ms between two looks whether Python, to which the connection is lost, has ended.
   @look_again 50
@@ -252,6 +256,7 @@ defmodule Snex.Interpreter do
 
     Serde.check_options!(own[:encoding_opts] || [])
     Limits.check!(own)
+    Shared.check!(own)
     {genserver, own}
   end
 
@@ -344,7 +349,7 @@ defmodule Snex.Interpreter do
   end
 
   defp started(state) do
-    Runtimes.register(state.target, state.opts[:kill_after])
+    Runtimes.register(state.target, state.opts[:kill_after], state.opts[:shared] == true)
     # A node that it is attached to may be away.
     if state.opts[:node], do: state, else: Telemetry.ready(state)
   end

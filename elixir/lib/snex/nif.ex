@@ -1,6 +1,6 @@
 defmodule Snex.Nif do
   @moduledoc false
-  # Handles of environments, made in C where the project was compiled with a C compiler.
+  # Handles of environments, and memory shared with Python, made in C where the project was compiled with a C compiler.
 
   require Logger
 
@@ -43,4 +43,35 @@ defmodule Snex.Nif do
   @doc "Let a handle be collected without a word. ArgumentError for what is no handle of this node."
   @spec disarm(reference()) :: :ok
   def disarm(_handle), do: :erlang.nif_error(:nif_not_loaded)
+
+  @doc """
+  A region of shared memory with room for `capacity` bytes, and its descriptor. It is gone with the last
+  reference to it.
+  """
+  @spec region_new(pos_integer()) :: {:ok, reference(), non_neg_integer()} | {:error, atom()}
+  def region_new(_capacity), do: :erlang.nif_error(:nif_not_loaded)
+
+  @doc "Put data into a region, as the lending of these 16 bytes."
+  @spec region_write(reference(), <<_::128>>, binary()) :: :ok | {:error, atom()}
+  def region_write(_region, _id, _data), do: :erlang.nif_error(:nif_not_loaded)
+
+  @doc "Give a region up now."
+  @spec region_close(reference()) :: :ok
+  def region_close(_region), do: :erlang.nif_error(:nif_not_loaded)
+
+  @doc """
+  What a process of this machine has lent, as a binary; when that is garbage collected, `collector` gets
+  `{:snex_view_dropped, data}`.
+  """
+  @spec view_open(
+          pos_integer(),
+          non_neg_integer(),
+          <<_::128>>,
+          non_neg_integer(),
+          pid(),
+          binary()
+        ) ::
+          {:ok, binary()} | {:error, atom()}
+  def view_open(_os_pid, _fd, _id, _size, _collector, _data),
+    do: :erlang.nif_error(:nif_not_loaded)
 end

@@ -19,6 +19,7 @@ defmodule Snex.Options do
     :port_opts,
     :node,
     :register_as,
+    :shared,
     :eager_polyfill?,
     :name,
     :size,

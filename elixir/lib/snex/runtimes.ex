@@ -10,6 +10,9 @@ defmodule Snex.Runtimes do
   @table __MODULE__
   @members Snex.Pool.Members
 
+  # Whether any interpreter was told to.
+  @sharing {Snex.Shared, :default}
+
   # For how long it is known why an interpreter has ended. Callers ask within milliseconds.
   @remembered 30_000
 
@@ -22,12 +25,21 @@ defmodule Snex.Runtimes do
   def start_link(_), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
   @doc """
-  Make known that the calling process is an interpreter whose Python is at `target`, and after how many
-  ms it kills what goes over its time.
+  Make known that the calling process is an interpreter whose Python is at `target`; after how many ms it
+  kills what goes over its time; and whether its calls share memory that do not say.
   """
-  @spec register(target(), pos_integer() | nil) :: :ok
-  def register(target, kill_after \\ nil),
-    do: GenServer.call(__MODULE__, {:register, self(), target, kill_after}, :infinity)
+  @spec register(target(), pos_integer() | nil, boolean()) :: :ok
+  def register(target, kill_after \\ nil, shared? \\ false),
+    do: GenServer.call(__MODULE__, {:register, self(), target, kill_after, shared?}, :infinity)
+
+  @doc "Whether calls to an interpreter share memory that do not say; not so of one on another node."
+  @spec shared?(pid()) :: boolean()
+  def shared?(interpreter) do
+    # Hardly anybody asks for it, and then nothing is looked up.
+    :persistent_term.get(@sharing, false) and :ets.member(@table, {:shared, interpreter})
+  rescue
+    ArgumentError -> false
+  end
 
   @doc "The `kill_after` of an interpreter, in ms; nil where it has none, or is on another node."
   @spec kill_after(pid()) :: pos_integer() | nil
@@ -236,8 +248,14 @@ defmodule Snex.Runtimes do
   end
 
   @impl GenServer
-  def handle_call({:register, pid, target, kill_after}, _from, state) do
+  def handle_call({:register, pid, target, kill_after, shared?}, _from, state) do
     Process.monitor(pid)
+
+    if shared? do
+      :ets.insert(@table, {{:shared, pid}, true})
+      :persistent_term.put(@sharing, true)
+    end
+
     if kill_after, do: :ets.insert(@table, {{:kill_after, pid}, kill_after})
     :ets.insert(@table, {pid, {:at, target}})
     {:reply, :ok, state}
@@ -275,6 +293,7 @@ defmodule Snex.Runtimes do
   def handle_info({:forget, pid}, state) do
     :ets.delete(@table, pid)
     :ets.delete(@table, {:kill_after, pid})
+    :ets.delete(@table, {:shared, pid})
     {:noreply, state}
   end
 

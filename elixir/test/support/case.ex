@@ -81,4 +81,34 @@ defmodule Snex.Case do
     {:ok, info} = GenServer.call(target, :info)
     info.environments
   end
+
+  @doc "Start a node by `snex-node start`; it ends with its port: the shell's input is the leash here."
+  def start_node(name, more \\ [], cookie \\ Node.get_cookie()) do
+    script = ~S"""
+    "$@" & pid=$!
+    cat > /dev/null
+    kill -KILL $pid
+    """
+
+    option = if Atom.to_string(name) =~ ".", do: "--name", else: "--sname"
+    args = ["-m", "snex_runtime", "start", option, Atom.to_string(name) | more]
+    path = Path.join(:code.priv_dir(:snex), "python")
+
+    port =
+      Port.open({:spawn_executable, "/bin/sh"}, [
+        :binary,
+        line: 1000,
+        args: ["-c", "exec 3<&0; " <> script, "sh", python() | args],
+        env: [
+          {~c"PYTHONPATH", to_charlist(path)},
+          {~c"SNEX_COOKIE", Atom.to_charlist(cookie)}
+        ]
+      ])
+
+    receive do
+      {^port, {:data, {:eol, "ready " <> _}}} -> port
+    after
+      20_000 -> raise ExUnit.AssertionError, message: "the node was not ready in time"
+    end
+  end
 end
