@@ -219,7 +219,7 @@ def decoder(options: Options = DEFAULTS) -> Decoder:
 def _make_decoder(options: Options) -> Decoder:
     binaries: BinaryAs = options.binary_as  # type: ignore[assignment]
     make_set: Callable[[Any], object] = frozenset if options.set_as == "frozenset" else set
-    loads = _loads(options.tensor_as)
+    loads = _loads(options)
     whole = (tensors.NAME,) if options.tensor_as == "term" else ()
     viewed = (shared.NAME, tables.NAME, *(() if whole else (tensors.NAME,)))
 
@@ -234,8 +234,6 @@ def _make_decoder(options: Options) -> Decoder:
         load = loads.get(plain_name)
         if load is not None:
             return load(_plain_fields(struct))
-        if plain_name == shared.NAME:
-            return shared.as_binary(struct, binaries)
         unwrap = _UNWRAP.get(plain_name)
         if unwrap is not None:
             return unwrap(struct, made)
@@ -261,7 +259,7 @@ def _make_decoder(options: Options) -> Decoder:
         opaque=True,
         term=Term,
         struct_hook=struct_hook,
-        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *loads, shared.NAME, *natives),
+        struct_names=(_MAPSET, *_RAW_STRUCTS, *LISTS, *loads, *natives),
         raw_structs=_RAW_STRUCTS,
         view_structs=viewed,
         term_structs=whole,
@@ -269,14 +267,16 @@ def _make_decoder(options: Options) -> Decoder:
     return made
 
 
-def _loads(tensor_as: str) -> dict[str, Callable[[dict[str, Any]], object]]:
+def _loads(options: Options) -> dict[str, Callable[[dict[str, Any]], object]]:
     """What makes Python's own of the structs that stand for it, by their names."""
     loads: dict[str, Callable[[dict[str, Any]], object]] = {
         tables.NAME: lambda fields: tables.load(shared.with_data(fields)),
         kept.NAME: kept.load,
+        shared.NAME: lambda handle: shared.as_binary(handle, options.binary_as),
     }
-    if tensor_as != "term":
-        loads[tensors.NAME] = lambda fields: tensors.load(shared.with_data(fields), tensor_as)
+    as_ = options.tensor_as
+    if as_ != "term":
+        loads[tensors.NAME] = lambda fields: tensors.load(shared.with_data(fields), as_)
     return loads
 
 

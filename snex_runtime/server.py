@@ -109,8 +109,7 @@ class Server(BaseProcess):
         """Whether requests run in threads, where they do not say."""
         self._started, self._ended = time.monotonic(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._module = namespace.Namespace()
-        self._interrupter = Interrupter(_BOUNDARIES)
+        self._module, self._interrupter = namespace.Namespace(), Interrupter(_BOUNDARIES)
         self.backend = interface.NodeBackend(node, self.pid, options)
         """What `snex.send`, `snex.call` and `snex.cast` go through."""
         answers = self._answers = self._make_answers(max_reply, slow)
@@ -132,18 +131,18 @@ class Server(BaseProcess):
             self._root, reader, self._interrupter, self._pool, killer, kill_after, self._lending
         )
         self._streams = Streams(node, reader, self.root, self._coroutines, self._pool)
-        self._about_objects = Dispatcher(node, answers, self._coroutines, self.backend)
-        self._objects = self._evaluator.keeps = self._make_objects(self._about_objects)
+        self._objects = self._evaluator.keeps = self._make_objects(answers)
         self._dispatcher.open(self._kinds())
-        self._install()
-        self.register(name)
+        self._install(name)
 
     def _make_answers(self, max_reply: int, slow: float | None) -> Answers:
         return Answers(self.node, self.backend.logs, max_reply, slow)
 
-    def _make_objects(self, dispatcher: Dispatcher) -> Objects:
-        """The objects, of which ``dispatcher`` is to handle the requests."""
+    def _make_objects(self, answers: Answers) -> Objects:
+        """The objects, which have a dispatcher of their own."""
         handles = self.environments.handles
+        dispatcher = Dispatcher(self.node, answers, self._coroutines, self.backend)
+        self._about_objects = dispatcher
         made = Objects(
             self, handles, dispatcher, self._evaluator, self._root, threaded=self.threaded
         )
@@ -170,8 +169,8 @@ class Server(BaseProcess):
             },
         )
 
-    def _install(self) -> None:
-        """Take the place in this process that `exited` gives up."""
+    def _install(self, name: str) -> None:
+        """Take the place in this process that `exited` gives up, and the name."""
         interface.set_backend(self.backend)
         self.node.monitor_nodes(self)
         self.provide(snex=snex, Elixir=interface.Elixir)
@@ -180,6 +179,7 @@ class Server(BaseProcess):
         threads.install()
         for check in self._checks:
             self.node.guardian.add_check(check)
+        self.register(name)
 
     @property
     def _checks(self) -> tuple[Callable[[], float | None], ...]:

@@ -468,7 +468,7 @@ defmodule Snex do
   end
 
   defp evaluate_on(%Object{} = object, code, vars, opts) do
-    {_, _, timeout, _, _, _} = plan = plan(code, vars, opts)
+    {_, _, timeout, _, _, _, _} = plan = plan(code, vars, opts)
     on_object(object, &evaluate(&1, &2, plan, timeout))
   end
 
