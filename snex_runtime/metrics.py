@@ -28,6 +28,8 @@ _EDGES: Final = BOUNDS[3:110:4]
 
 _GAUGES: Final = (
     ("environments", "environments", 1, "Environments that there are"),
+    ("streams", "streams", 1, "Streams that there are"),
+    ("objects", "objects", 1, "Objects that are kept for others"),
     ("requests_running", "requests_running", 1, "Requests that await or run in threads"),
     ("requests_queued", "requests_queued", 1, "Requests that wait for a thread or a worker"),
     ("threads", "threads", 1, "Threads for requests"),

@@ -97,6 +97,11 @@ def _facts(look: Look) -> list[tuple[str, str]]:
             f"{_text(_counted(info))} in all"
             + ("" if rate is None else f", {rate:,.1f} per second"),
         ),
+        (
+            "held",
+            f"{_text(of('environments'))} environments, {_text(of('objects', 0))} objects, "
+            f"{_text(of('streams', 0))} streams",
+        ),
         ("latency", _percentiles(latency)),
         (
             "loop",

@@ -101,6 +101,7 @@ ENVIRONMENTS: list[dict[str, Any]] = [
 EXPECTED = """\
 py@127.0.0.1: snex-node 0.0.9, CPython 3.13.1 (uvloop), process 4711, up for 1 h 2 min
   requests  0 running, 4 queued, 4 in all
+  held      2 environments, 0 objects, 0 streams
   latency   p50 14 us, p90 1.5 ms, p99 1.5 ms, longest ever 1.5 ms
   loop      12 ms late, blocked for 0 ms (longest 1500 ms at app.py:12, in f)
   threads   3 of 8 busy, 0 lost
@@ -154,7 +155,7 @@ class TestText:
         later = {**NEW, "latency": latency(10, 10, 10, 40, 41, 41), "bytes_in": 12345 + 4096}
         lines = plain(Look(later, None, 2.0, NEW))
         assert "  requests  0 running, 4 queued, 6 in all, 1.0 per second" in lines
-        assert lines[2].startswith("  latency   p50 1.5 ms")
+        assert lines[3].startswith("  latency   p50 1.5 ms")
         assert "  traffic   16.1 KiB (2.0 KiB/s) in, 999 B (0 B/s) out" in lines
 
     def test_a_node_that_was_older_before(self) -> None:
