@@ -75,6 +75,10 @@ class Host(Protocol):
 class Sends(Protocol):
     """A node that signals can be sent to."""
 
+    @property
+    def connection(self) -> Line | None:
+        """The connection to it, if there is one."""
+
     def send(self, message: ControlMessage, payload: bytes = b"", sender: object = None) -> None:
         """Send one, from any thread. Raises `NodeError`."""
 
@@ -172,7 +176,13 @@ class Watch:
         for each in [running] if running is not None else self._works.on_loop():
             work = each if isinstance(each, Work) else None
             request = each if work is None else work.request
-            if not isinstance(request, Request) or request.caller is None:
+            if not isinstance(request, Request):
+                continue
+            if request.answered:
+                if all(self._is_gone(taker, gone) for taker in request.takers):
+                    yield each
+                continue
+            if request.caller is None:
                 continue
             if request.goes_on if work is None else work.continues:
                 continue
@@ -190,6 +200,17 @@ class Watch:
                 yield each
             elif work is None or work.monitor is None:
                 self._monitor(request, request.caller)
+
+    def _is_gone(self, pid: Pid, gone: dict[Line, _Gone]) -> bool:
+        """Whether a process that takes items has ended, as far as has been heard."""
+        if pid.node == self._pid.node:
+            return False
+        connection = self._host.remote(pid.node).connection
+        if connection is None:
+            return True
+        if connection not in gone:
+            gone[connection] = _Gone(connection.look_ahead())
+        return gone[connection].has(pid)
 
     def _monitor(self, request: Request, caller: From) -> None:
         """Have the end of a caller told that does not monitor us, and so would not be missed."""
@@ -220,7 +241,11 @@ class _Gone:
                 self._pids.add(signal.from_)
 
     def __contains__(self, caller: From) -> bool:
-        return self._all or caller.ref in self._refs or caller.pid in self._pids
+        return caller.ref in self._refs or self.has(caller.pid)
+
+    def has(self, pid: Pid) -> bool:
+        """Whether that process has ended, or the connection has."""
+        return self._all or pid in self._pids
 
 
 def _caller_text(running: object) -> str:

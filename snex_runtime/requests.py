@@ -190,6 +190,11 @@ class Request:
     """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
 
     @property
+    def takers(self) -> list[Pid]:
+        """Who takes what it gives, of one whose caller has an answer already."""
+        return []
+
+    @property
     def goes_on(self) -> bool:
         """Whether it goes on when its caller has given up."""
         return getattr(self, "continues", False)

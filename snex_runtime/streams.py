@@ -116,6 +116,12 @@ class Running(Request):
         """Where it came from."""
         return self.first.asked
 
+    @property
+    def takers(self) -> list[Pid]:
+        """The consumers. From any thread."""
+        assert isinstance(self.process, Stream)
+        return self.process.consumers
+
 
 class _Items:
     """Makes items out of what code gives: `make` calls user code."""
@@ -218,6 +224,11 @@ class Stream(BaseProcess):
             self, request.enter, None, request.remote, b"", 0, Running
         )
         running.first, running.kind, running.runs = request, "stream", code
+
+    @property
+    def consumers(self) -> list[Pid]:
+        """Who has subscribed. From any thread."""
+        return [pid for pid, _ in list(self._consumers)]
 
     @property
     def place(self) -> Place | None:

@@ -173,3 +173,48 @@ async def test_it_is_told(beam: Beam, start_runtime: Callable[..., Runtime]) -> 
     assert info[Atom("loop_blocked_ms")] == 0
     assert 1500 < info[Atom("loop_blocked_max_ms")] < 4000
     assert info[Atom("loop_blocked_at")] == b"<Snex.Code>:3, in wait"
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_the_consumer_of_a_stream(
+    beam: Beam, runtime: Runtime, how: str, awaits: bool
+) -> None:
+    code = b"import asyncio\nyield 1\n"
+    code += b"await asyncio.sleep(0)\nwhile True: pass" if awaits else b"while True: pass"
+    source = """
+    test = self()
+    {pid, ref} = spawn_monitor(fn ->
+      {:ok, stream} = GenServer.call({:snex, py}, {:stream, code, %{}})
+      say = &send(stream, {:"$gen_producer", {self(), :tag}, &1})
+      say.({:subscribe, nil, []})
+      say.({:ask, 1})
+      receive do {:"$gen_consumer", _, [1]} -> :ok end
+      say.({:ask, 1})
+      send(test, :asked)
+      receive do: (:end -> :ok)
+    end)
+    receive do: (:asked -> :ok)
+    # Until the loop is blocked.
+    blocked = fn blocked ->
+      try do
+        GenServer.call({:snex, py}, :ping, 100)
+        blocked.(blocked)
+      catch
+        :exit, _ -> :ok
+      end
+    end
+    blocked.(blocked)
+    if how == "killed", do: Process.exit(pid, :kill), else: send(pid, :end)
+    receive do: ({:DOWN, ^ref, _, _, _} -> :ok)
+    free.(System.monotonic_time(:microsecond))
+    """
+    took = await beam.eval(
+        MEASURE + source, py=runtime.name, code=code, how=how.encode(), timeout=60
+    )
+    assert isinstance(took, int)
+    assert took < FREE + MARGIN
+    answer = await beam.eval(
+        "{:ok, i} = GenServer.call({:snex, py}, :info); i.streams", py=runtime.name
+    )
+    assert answer == 0
