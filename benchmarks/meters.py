@@ -243,7 +243,7 @@ def _one_process(on: Stage, row: Row) -> AbstractContextManager[Meter]:
     return _of_node(on, row, on.sides[0].tree)
 
 
-# Arrays, which older trees do not know
+# What older trees do not know
 
 
 def _array(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
@@ -255,6 +255,12 @@ def _array(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
     return _python(on, row, side)
 
 
+def _stream(on: Stage, row: Row, side: Side) -> AbstractContextManager[Meter]:
+    if not (side.tree / "snex_runtime" / "streams.py").is_file():
+        raise MissingError(f"{side.name} has no streams")
+    return _python(on, row, side)
+
+
 _ON_WIRE = Instrument(_python, {"beam": _beam})
 
 INSTRUMENTS = {
@@ -263,6 +269,8 @@ INSTRUMENTS = {
     "back": _ON_WIRE,
     "array there": Instrument(_array, {"beam": _beam}),
     "array back": Instrument(_array, {"beam": _beam}),
+    "stream": Instrument(_stream),
+    "pipeline": Instrument(_stream),
     "snex.call": _ON_WIRE,
     "snex.send": _ON_WIRE,
     "interpreter": _ON_WIRE,

@@ -132,7 +132,7 @@ def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
     return [
         *(*_calls(), *_callers(), *_data(), *_arrays(), *_codec()),
-        *(*_from_python(), *_workers(), *_life()),
+        *(*_from_python(), *_streams(), *_workers(), *_life()),
     ]
 
 
@@ -225,6 +225,23 @@ def _from_python() -> Iterator[Row]:
         )
     what = "messages from Python to a process of the BEAM"
     yield Row("snex.send", what, group, "snex.send", "snex.send", Unit.RATE, calls=5_000)
+
+
+def _streams() -> Iterator[Row]:
+    for name, what in (
+        ("stream", "items that a generator yields, to Elixir"),
+        ("pipeline", "items from Elixir to a generator, and back"),
+    ):
+        yield Row(
+            name,
+            f"{what}; 500 under way",
+            "Streams, by Snex.stream",
+            "Streams",
+            name,
+            Unit.RATE,
+            calls=100_000,
+            client=True,
+        )
 
 
 def _workers() -> Iterator[Row]:

@@ -156,11 +156,20 @@ class _Consumer(BaseProcess):
             await future
         items = self._items
         taken = [items.popleft() for _ in range(min(most, len(items)))]
-        self._left -= len(taken)
+        self._took(len(taken))
+        return taken
+
+    def take_one(self) -> object:
+        """The next item. Raises ``IndexError`` where it has not come yet."""
+        item = self._items.popleft()
+        self._took(1)
+        return item
+
+    def _took(self, count: int) -> None:
+        self._left -= count
         if self._left <= self._min and not self._over:
             self._say((Atom("ask"), self._max - self._left))
             self._left = self._max
-        return taken
 
     def exited(self, reason: object) -> None:
         """Nobody takes items any more."""
@@ -205,6 +214,11 @@ class Subscription(Owned):
         return self
 
     async def __anext__(self) -> Any:
+        if self._is_on_loop:
+            try:
+                return self._consumer.take_one()
+            except IndexError:
+                pass
         taken = await self._await(self._consumer.take(1))
         if not taken:
             self.close()

@@ -96,7 +96,8 @@ defmodule Benchmark.Peer do
     env
   end
 
-  defp client_env({:python, node}) do
+  @doc "An environment by the client."
+  def client_env({:python, node}) do
     {:ok, python} = Snex.Interpreter.start_link(node: node)
     {:ok, env} = Snex.make_env(python)
     env
@@ -145,6 +146,21 @@ defmodule Benchmark.Instruments do
     fn ->
       {time, _, _} = once(fn -> receive_all(peer, calls) end)
       {time, calls, []}
+    end
+  end
+
+  def prepare("stream", peer, %{"calls" => calls}) do
+    env = Peer.client_env(peer)
+    stream = Snex.stream(env, Requests.yields(), %{"count" => calls}, max_demand: 500)
+    fn -> counted(stream, calls) end
+  end
+
+  def prepare("pipeline", peer, %{"calls" => calls}) do
+    env = Peer.client_env(peer)
+
+    fn ->
+      variables = %{"source" => Snex.source(1..calls)}
+      counted(Snex.stream(env, Requests.passes_on(), variables, max_demand: 500), calls)
     end
   end
 
@@ -204,6 +220,11 @@ defmodule Benchmark.Instruments do
     variables = %{"pid" => receiver, "count" => count}
     {:ok, nil} = Peer.call(Peer.server(peer), {:eval, Requests.sends(), variables})
     receive do: (:received -> :ok)
+  end
+
+  defp counted(stream, calls) do
+    {time, _, _} = once(fn -> ^calls = Enum.count(stream) end)
+    {time, calls, []}
   end
 
   defp once(work) do

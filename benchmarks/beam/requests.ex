@@ -36,6 +36,12 @@ defmodule Benchmark.Requests do
     """
   end
 
+  @doc "Yields so many items."
+  def yields, do: "for n in range(count): yield n"
+
+  @doc "Yields what comes from elsewhere."
+  def passes_on, do: "async for n in snex.subscribe(source, max_demand=500): yield n"
+
   @doc "Sends a process so many messages."
   def sends, do: "for n in range(count): await snex.send(pid, n)"
 
