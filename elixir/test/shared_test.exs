@@ -309,7 +309,8 @@ defmodule Snex.SharedTest do
       {beam_pid, python, {1, _}} = Snex.Beam.told(beam)
       # One that it has lent, and one that it has mapped.
       assert mapped(python) == 1
-      assert mapped(beam_pid) == 1
+      # And what it was asked with at first, if that has not been collected.
+      assert mapped(beam_pid) in 1..2
       assert length(files(python)) >= 1
       Snex.Beam.kill(beam_pid)
       # Its environments have gone with it.
