@@ -43,9 +43,9 @@ class TestResources:
 
     def test_memory_beyond_it_is_an_error_of_python(self) -> None:
         def test() -> None:
-            apply({"rlimit_as": 4096 * MIB})
+            apply({"rlimit_as": 65_536 * MIB})
             with pytest.raises(MemoryError):
-                bytearray(5000 * MIB)
+                bytearray(70_000 * MIB)
 
         assert forked(test) == Ended(0, "")
 
@@ -97,7 +97,7 @@ class TestResources:
     def test_a_system_that_does_not_know_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(resource, "RLIMIT_AS")
         with pytest.raises(LimitError, match=r"^rlimit_as is not known to this system$"):
-            apply({"rlimit_as": 4096 * MIB})
+            apply({"rlimit_as": 65_536 * MIB})
 
     def test_a_system_without_such_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "resource", None)

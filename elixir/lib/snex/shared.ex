@@ -242,7 +242,7 @@ defmodule Snex.Shared do
 
   defp read_from(file, id, size) do
     with {:ok, <<@magic, ^id::binary-size(16), ^size::little-64>>} <- :file.pread(file, 0, 32),
-         {:ok, <<_::binary-size(size)>> = data} <- read_data(file, size) do
+         {:ok, data} when byte_size(data) == size <- read_data(file, size) do
       {:ok, data}
     else
       {:error, _} = error -> error
