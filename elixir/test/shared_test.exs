@@ -245,6 +245,7 @@ defmodule Snex.SharedTest do
         {:ok, nil} = Snex.pyeval(interpreter, "import gc; gc.collect()")
         match?({0, _}, Arena.counts())
       end)
+
       assert {:ok, nil} = Snex.pyeval(env, "x = 1", shared: true)
     end
 
