@@ -142,12 +142,6 @@ class Mailbox(Owned):
 
     It ends with the evaluation that made it. In code of the event loop it is awaited; in a thread
     it is read by a plain ``for``, and by `wait`.
-
-    >>> async def serve() -> None:
-    ...     async with mailbox() as box:
-    ...         await send("manager", {"ready": box.pid})
-    ...         async for message in box:
-    ...             print(message)
     """
 
     def __init__(self) -> None:
@@ -203,5 +197,11 @@ def mailbox() -> Mailbox:
     """A process of the code that runs, to be sent to and read.
 
     Raises ``RuntimeError`` where no node is in this process.
+
+    >>> async def serve() -> None:
+    ...     async with mailbox() as box:
+    ...         await send("manager", {"ready": box.pid})
+    ...         async for message in box:
+    ...             print(message)
     """
     return Mailbox()
