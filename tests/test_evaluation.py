@@ -229,7 +229,7 @@ class TestCall:
                 "keyword arguments are a keyword list or a",
             ),
             ((A("call"), b"math", b"sqrt", [16], [(1, 2)]), "argument's name is an atom, not 1"),
-            ((A("call"), b"math", b"sqrt"), "a call request has 4 or 5 elements, not 3"),
+            ((A("call"), b"math", b"sqrt"), "a call request has 4 to 6 elements, not 3"),
         ],
     )
     async def test_wrong_ones(self, caller: Caller, request_: object, message: str) -> None:
@@ -659,9 +659,9 @@ class TestSnippets:
     def test_long_ones_are_not_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled: list[str] = []
 
-        def compile_noted(source: str, *place: Any) -> Code:
+        def compile_noted(source: str, *place: Any, **options: Any) -> Code:
             compiled.append(source)
-            return compile_code(source, *place)
+            return compile_code(source, *place, **options)
 
         monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
         snippets = Snippets()
@@ -673,9 +673,9 @@ class TestSnippets:
     def test_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled: list[str] = []
 
-        def compile_noted(source: str, *place: Any) -> Code:
+        def compile_noted(source: str, *place: Any, **options: Any) -> Code:
             compiled.append(source)
-            return compile_code(source, *place)
+            return compile_code(source, *place, **options)
 
         monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
         monkeypatch.setattr(evaluation_room, "MAX_CODES", 2)
