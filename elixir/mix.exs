@@ -44,6 +44,8 @@ defmodule Snex.MixProject do
         "guides/getting-started.md",
         "guides/cookbook.md",
         "guides/data-science.md",
+        "guides/streams.md",
+        "guides/objects.md",
         "guides/testing.md",
         "guides/releases.md",
         "guides/migrating.md",

@@ -226,7 +226,7 @@ class Evaluator:
         if given:
             variables.update(given)
         if code is None:
-            return OK_NIL
+            return _nothing(request, options)
         if options.timeout is None:
             return request.remote.encoder.encode_payload(code.run(variables), OK_)
         limit = Deadline(options.timeout)
@@ -469,6 +469,11 @@ def _options_of_init(options: EvalOptions) -> EvalOptions:
     return options if options.limited or options.kill_after is not None else NO_OPTIONS
 
 
+def _nothing(request: Request, options: EvalOptions) -> Payload:
+    """What no code gives, which may be kept as well."""
+    return request.remote.encoder.encode_payload(None, OK_) if options.keep else OK_NIL
+
+
 def _eval(
     request: Request, *, code: Code | None, variables: Variables, given: Variables | None
 ) -> Payload | Awaiting:
@@ -477,7 +482,7 @@ def _eval(
     if given:
         variables.update(given)
     if code is None:
-        return OK_NIL
+        return request.remote.encoder.encode_payload(None, OK_)
     traceparent = request.asked[2:]
     if traceparent:
         return _eval_traced(request, code, variables, traceparent[0])

@@ -9,20 +9,22 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from snex_node.cluster.remote import RemoteNode
 from snex_node.errors import ProcessExitError
-from snex_node.processes.process import NORMAL, Match, Process
+from snex_node.processes.process import NORMAL, BaseProcess, Match, Process
 from snex_node.wire.etf import Decoder
 from snex_runtime import interface, interrupts, lifetimes, serde
 from snex_runtime.coroutines import Work
 from snex_runtime.interface import NodeBackend
 from snex_runtime.requests import Request
 
-__all__ = ["Mailbox", "Owned", "mailbox", "running"]
+__all__ = ["Mailbox", "Owned", "mailbox", "node_backend", "running"]
 
 T = TypeVar("T")
+P = TypeVar("P", bound=BaseProcess)
 
 _PATIENCE: Final = 0.05
 """Seconds for which a thread waits before it looks whether it is to go on waiting."""
@@ -38,20 +40,28 @@ def running() -> Request | None:
     return found if isinstance(found, Request) and on_loop else None
 
 
+def node_backend() -> NodeBackend:
+    """What evaluated code goes through here. Raises ``RuntimeError`` where no node is."""
+    backend = interface.get_backend()
+    if isinstance(backend, NodeBackend):
+        return backend
+    raise RuntimeError(
+        "this process is no node, but a child of one that snex.serve connects: only snex.send, "
+        "call and cast work here"
+    )
+
+
 class Owned:
     """Something on the node's event loop that evaluated code has, in whatever thread that is.
 
     It ends with the evaluation that made it, by `close`, or when nobody has it any more.
     """
 
+    _process: BaseProcess | None = None
+    """The process behind it. None: it was not made, what was given was wrong, say."""
+
     def __init__(self) -> None:
-        backend = interface.get_backend()
-        if not isinstance(backend, NodeBackend):
-            raise RuntimeError(
-                "this process is no node, but a child of one that snex.serve connects: only "
-                "snex.send, call and cast work here"
-            )
-        self._backend: Final = backend
+        self._backend: Final = node_backend()
         self._owner: Final = running()
 
     @property
@@ -61,11 +71,16 @@ class Owned:
         except RuntimeError:
             return self._backend.is_its_thread
 
-    def _begin(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives on the event loop."""
+    def _begin(self, make: Callable[[], P]) -> P:
+        """The process that ``make`` makes on the event loop."""
         if self._is_on_loop:
-            return function()
-        return self._wait(_called(function))
+            return self._own(make)
+        return self._wait(_called(partial(self._own, make)))
+
+    def _own(self, make: Callable[[], P]) -> P:
+        self._process = made = make()
+        lifetimes.hold(self._owner, self)
+        return made
 
     async def _await(self, work: Coroutine[Any, Any, T]) -> T:
         """Await ``work`` on the node's loop, from whatever loop this is."""
@@ -101,6 +116,8 @@ class Owned:
     def end(self) -> None:
         """End it, on the event loop; again: nothing."""
         lifetimes.drop(self._owner, self)
+        if self._process is not None:
+            self._process.exit(NORMAL)
 
     def __enter__(self) -> Any:
         return self
@@ -142,23 +159,13 @@ class Mailbox(Owned):
 
     It ends with the evaluation that made it. In code of the event loop it is awaited; in a thread
     it is read by a plain ``for``, and by `wait`.
-
-    >>> async def serve() -> None:
-    ...     async with mailbox() as box:
-    ...         await send("manager", {"ready": box.pid})
-    ...         async for message in box:
-    ...             print(message)
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._process: _Inbox = self._begin(self._make)
-        self.pid: Final = serde.Term(self._process.pid.external)
+        self._inbox: Final = self._begin(lambda: _Inbox(self._backend))
+        self.pid: Final = serde.Term(self._inbox.pid.external)
         """The pid, to be handed out."""
-
-    def _make(self) -> _Inbox:
-        lifetimes.hold(self._owner, self)
-        return _Inbox(self._backend)
 
     async def receive(self, match: Match | None = None, *, timeout: float | None = None) -> Any:
         """Take the first message, or the first that ``match`` is true of; others stay.
@@ -166,11 +173,11 @@ class Mailbox(Owned):
         ``timeout`` is in seconds. Raises ``TimeoutError`` when it passes, and
         `snex_node.errors.ProcessExitError` when the mailbox has ended.
         """
-        return await self._await(self._process.receive(match, timeout=timeout))
+        return await self._await(self._inbox.receive(match, timeout=timeout))
 
     def wait(self, match: Match | None = None, *, timeout: float | None = None) -> Any:
         """The same in a thread, which waits."""
-        return self._wait(self._process.receive(match, timeout=timeout))
+        return self._wait(self._inbox.receive(match, timeout=timeout))
 
     def __aiter__(self) -> Mailbox:
         return self
@@ -190,18 +197,19 @@ class Mailbox(Owned):
         except ProcessExitError:
             raise StopIteration from None
 
-    def end(self) -> None:
-        """End it, on the event loop; again: nothing."""
-        super().end()
-        self._process.exit(NORMAL)
-
     def __repr__(self) -> str:
-        return f"<snex.Mailbox {self._process.pid}>"
+        return f"<snex.Mailbox {self._inbox.pid}>"
 
 
 def mailbox() -> Mailbox:
     """A process of the code that runs, to be sent to and read.
 
     Raises ``RuntimeError`` where no node is in this process.
+
+    >>> async def serve() -> None:
+    ...     async with mailbox() as box:
+    ...         await send("manager", {"ready": box.pid})
+    ...         async for message in box:
+    ...             print(message)
     """
     return Mailbox()

@@ -253,7 +253,7 @@ class Objects:
         """``{:destroy_env, pid}``, as its handle on the BEAM has it sent: ``:ok``."""
         process = request.process
         assert isinstance(process, Object)
-        process.exit()
+        self._loop.call_soon(process.exit)  # behind the answer, or the caller gets a DOWN for one
         return OK
 
 
@@ -307,10 +307,11 @@ class _Keeping:
 
     def encode(self, value: object, before: bytes = b"") -> bytes:
         """The pid of the object that ``value`` is from now on."""
+        # First, or an object whose code ends that would stay, of which nobody knows.
+        text = shown(value).encode("utf-8", "replace") if self._shows else b""
         made = self._objects.kept_from_anywhere(value, self._handle)
         if not self._shows:
             return before + made.pid.external
-        text = shown(value).encode("utf-8", "replace")
         return before + b"h\x02" + made.pid.external + b"m" + len(text).to_bytes(4, "big") + text
 
     encode_payload = encode
@@ -318,7 +319,7 @@ class _Keeping:
 
 def shown(value: object) -> str:
     """What an object is, in a few words: its type, and its shape or how it looks."""
-    kind = type_name(type(value)).rpartition(".")[2]
+    kind = type_name(type(value)).removesuffix("...").rpartition(".")[2][:MAX_SHOWN]
     try:
         shape: Any = getattr(value, "shape", None)
         if type(shape) is tuple and shape and all(type(size) is int for size in shape):
@@ -326,4 +327,4 @@ def shown(value: object) -> str:
     except Exception:  # of the user's own
         return kind
     text = short(value)
-    return text if kind in text else f"{kind} {text}"[:MAX_SHOWN]
+    return (text if kind in text else f"{kind} {text}")[:MAX_SHOWN]

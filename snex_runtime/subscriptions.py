@@ -18,9 +18,8 @@ from snex_node.processes.process import DOWN, NORMAL, BaseProcess
 from snex_node.wire.describe import inspect, short, text_of, type_name
 from snex_node.wire.etf import DecodeError
 from snex_node.wire.terms import Atom, Pid, Reference
-from snex_runtime import interface, lifetimes
 from snex_runtime.interface import NodeBackend
-from snex_runtime.mailboxes import Owned
+from snex_runtime.mailboxes import Owned, node_backend
 from snex_runtime.serde import to_typed
 
 __all__ = ["MAX_DEMAND", "ProducerError", "Subscription", "subscribe"]
@@ -89,10 +88,9 @@ class _Consumer(BaseProcess):
         try:
             message = self._decoder.decode(data, offset)[0]
         except DecodeError as error:
-            self._fail(f"what it gave cannot be converted: {error}", None)
+            self._refuse(str(error))
         except Exception as error:  # of an object that the message asks for
-            told = f"{type_name(type(error))}: {text_of(error)}"
-            self._fail(f"what it gave cannot be converted: {told}", None)
+            self._refuse(f"{type_name(type(error))}: {text_of(error)}")
         else:
             self.message_received(message)
 
@@ -111,6 +109,8 @@ class _Consumer(BaseProcess):
                 pass
 
     def _producer_says(self, what: object) -> None:
+        if self._over:  # nothing comes behind the end, or what failed would be missing there
+            return
         if isinstance(what, list):
             self._items.extend(what)
             self._wake()
@@ -121,6 +121,12 @@ class _Consumer(BaseProcess):
                     self._finish()
                 else:
                     self._fail(_told(reason), reason)
+
+    def _refuse(self, told: str) -> None:
+        """No more of what cannot be converted: the producer is told at once."""
+        if not self._over:
+            self._say((Atom("cancel"), NORMAL))
+        self._fail(f"what it gave cannot be converted: {told}", None)
 
     def _finish(self) -> None:
         self._over = True
@@ -203,12 +209,8 @@ class Subscription(Owned):
     def __init__(self, producer: Pid | tuple[str, str], most: int, least: int) -> None:
         super().__init__()
         self._taken: deque[object] = deque()
-        self._consumer: _Consumer = self._begin(lambda: self._make(producer, most, least))
+        self._consumer: Final = self._begin(lambda: _Consumer(self._backend, producer, most, least))
         self._most = most
-
-    def _make(self, producer: Pid | tuple[str, str], most: int, least: int) -> _Consumer:
-        lifetimes.hold(self._owner, self)
-        return _Consumer(self._backend, producer, most, least)
 
     def __aiter__(self) -> Subscription:
         return self
@@ -237,11 +239,6 @@ class Subscription(Owned):
             raise StopIteration
         return self._taken.popleft()
 
-    def end(self) -> None:
-        """End it, on the event loop; again: nothing."""
-        super().end()
-        self._consumer.exit(NORMAL)
-
 
 def subscribe(
     source: object, *, max_demand: int = 100, min_demand: int | None = None
@@ -258,17 +255,18 @@ def subscribe(
     >>> async def total(source: object) -> int:
     ...     return sum([item async for item in subscribe(source)])
     """
-    least = max_demand // 2 if min_demand is None else min_demand
     if type(max_demand) is not int or not 0 < max_demand <= MAX_DEMAND:
         raise ValueError(f"max_demand is 1 to {MAX_DEMAND}, not {short(max_demand)}")
+    least = max_demand // 2 if min_demand is None else min_demand
     if type(least) is not int or not 0 <= least < max_demand:
         raise ValueError(f"min_demand is 0 to {max_demand - 1}, not {short(min_demand)}")
     return Subscription(_producer(source), max_demand, least)
 
 
 def _producer(source: object) -> Pid | tuple[str, str]:
-    backend = interface.get_backend()
-    destination = backend.destination(source) if isinstance(backend, NodeBackend) else None
-    if isinstance(destination, Reference) or destination is None:
+    destination = node_backend().destination(source)
+    if isinstance(destination, Reference):
         raise TypeError(f"cannot subscribe to {short(source)}: it takes a pid, or a name")
+    if isinstance(destination, tuple):  # before anything is tied to it
+        return Atom(destination[0]), Atom(destination[1])
     return destination

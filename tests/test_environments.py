@@ -120,14 +120,6 @@ class TestHandles:
         assert not monitors_of(both.server)
         assert environment.handle is None
 
-    async def test_other_messages_are_about_no_handle(self, both: Pair) -> None:
-        ref = both.node.make_ref()
-        environments = both.server.environments
-        pid = Process(both.node).pid
-        for what in (pid, ("name", "node")):
-            assert not environments.handle_down((DOWN, ref, Atom("process"), what, NORMAL))
-        assert not environments.handle_down((Atom("other"), 1, 2, pid, 3))
-
 
 async def test_variables_of_its_own(both: Pair) -> None:
     await both.call("init", "model = ['large']\nother = 1", {})

@@ -659,9 +659,9 @@ class TestSnippets:
     def test_long_ones_are_not_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled: list[str] = []
 
-        def compile_noted(source: str, *place: Any, **kind: Any) -> Code:
+        def compile_noted(source: str, *place: Any, **options: Any) -> Code:
             compiled.append(source)
-            return compile_code(source, *place, **kind)
+            return compile_code(source, *place, **options)
 
         monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
         snippets = Snippets()
@@ -673,9 +673,9 @@ class TestSnippets:
     def test_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled: list[str] = []
 
-        def compile_noted(source: str, *place: Any, **kind: Any) -> Code:
+        def compile_noted(source: str, *place: Any, **options: Any) -> Code:
             compiled.append(source)
-            return compile_code(source, *place, **kind)
+            return compile_code(source, *place, **options)
 
         monkeypatch.setattr(evaluation_room, "compile_code", compile_noted)
         monkeypatch.setattr(evaluation_room, "MAX_CODES", 2)

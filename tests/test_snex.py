@@ -18,16 +18,19 @@ from snex_runtime import (
     interface,
     interrupts,
     logging,
+    mailboxes,
     origin,
     registered,
     serde,
     serve,
+    subscriptions,
 )
 
 EXPORTS = {
     "Atom", "Batched", "BeamModuleProxy", "DistinctAtom", "Elixir", "ElixirError", "EncodingOpt",
-    "EncodingOpts", "LoggingHandler", "Term", "batched", "call", "cast", "decoder", "encoder",
-    "io_loop_for_connection", "send", "serve", "serve_forever", "set_custom_encoder", "traceparent",
+    "EncodingOpts", "LoggingHandler", "Mailbox", "ProducerError", "Subscription", "Term", "batched",
+    "call", "cast", "decoder", "encoder", "io_loop_for_connection", "mailbox", "send", "serve",
+    "serve_forever", "set_custom_encoder", "subscribe", "traceparent",
 }  # fmt: skip
 
 DOCUMENTED = (
@@ -36,10 +39,12 @@ DOCUMENTED = (
     interface,
     interrupts,
     logging,
+    mailboxes,
     origin,
     registered,
     serde,
     serve,
+    subscriptions,
     snex,
     snex.models,
     snex.interface,
@@ -88,8 +93,9 @@ def test_parameters_have_the_names_that_callers_use() -> None:
 )
 def test_public_names_have_examples(name: str) -> None:
     documentation = inspect.getdoc(getattr(snex, name))
-    if name in {"Term", "serve_forever", "io_loop_for_connection", "ElixirError"}:
-        assert documentation  # the example is that of `serve` and of `call`
+    by_others = {"Term", "serve_forever", "io_loop_for_connection", "ElixirError"}
+    if name in by_others | {"Mailbox", "ProducerError", "Subscription"}:
+        assert documentation  # the example is that of `serve`, `call`, `mailbox` and `subscribe`
     else:
         assert documentation is not None
         assert ">>> " in documentation

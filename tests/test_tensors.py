@@ -283,7 +283,9 @@ def _key_is_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     def known(value: object) -> object:
         return struct((Atom("u"), 8), (1,), b"1") if type(value) is _Key else substitute(value)
 
-    monkeypatch.setattr(serde, "_SUBSTITUTES", (known, *serde._SUBSTITUTES[1:]))
+    others = (each for each in serde._SUBSTITUTES if each is not substitute)
+    changed = serde._make_encoder("mapset", (known, *others), serde._converter)
+    monkeypatch.setattr(serde, "encoder", changed)
 
 
 @pytest.fixture

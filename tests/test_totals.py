@@ -37,10 +37,11 @@ def counts(bucket: int, number: int = 1) -> Counts:
 
 def own(**values: object) -> dict[Atom, object]:
     """What a front tells of itself, with something else in it."""
-    sums = ("bytes_in", "bytes_out", "requests_queued", "threads", "threads_busy", "threads_lost")
+    traffic = ("bytes_in", "bytes_out", "requests_queued", "streams", "objects")
+    threads = ("threads", "threads_busy", "threads_lost")
     return named(
         **{
-            **dict.fromkeys(sums, 0),
+            **dict.fromkeys(traffic + threads, 0),
             "memory_bytes": 100,
             "loop_lag_ms": 3,
             "loop_blocked_max_ms": 0,
@@ -60,6 +61,11 @@ class TestAddingUp:
         map_ = own(bytes_in=1)
         totals.add_up(map_, [{"bytes_in": 10, "memory_bytes": 5}, {"memory_bytes": None}], Counts())
         assert (map_[A("bytes_in")], map_[A("memory_bytes")]) == (11, 105)
+
+    def test_of_a_worker_of_another_version(self) -> None:
+        map_ = own()
+        totals.add_up(map_, [{"streams": 2, "objects": 3}, {}], Counts())
+        assert (map_[A("streams")], map_[A("objects")]) == (2, 3)
 
     @pytest.mark.parametrize(("told", "lag"), [([], 3), ([{"loop_lag_ms": 9}, {}], 9)])
     def test_the_worst_lag(self, told: list[dict[str, object]], lag: int) -> None:

@@ -1,7 +1,7 @@
 defmodule Snex.ArrangementTest do
   use Snex.Case, async: true
 
-  alias Snex.Serde
+  alias Snex.{Object, Serde}
   alias Snex.Arrangement.{Atoms, Columns, Integers, Texts}
 
   defmodule Row do
@@ -65,6 +65,27 @@ defmodule Snex.ArrangementTest do
     assert %Atoms{names: [true, nil, :a]} = Serde.encode([true, nil | List.duplicate(:a, @n)])
     assert {:deep, %{"in" => %Texts{}}} = Serde.encode({:deep, %{"in" => texts()}})
     assert %{"x" => %Texts{}} = Serde.encode_vars!(%{"x" => texts()})
+  end
+
+  test "leaves alone structs that Python makes something else of", %{interpreter: i} do
+    tensors = for n <- 1..@n, do: %Snex.Tensor{type: {:u, 8}, shape: {1}, data: <<rem(n, 256)>>}
+    code = "return sum(int(it[0]) for it in x), type(x[0]).__name__ != 'dict'"
+    assert {:ok, {sum, true}} = Snex.pyeval(i, code, %{"x" => tensors})
+    assert sum == Enum.sum(for n <- 1..@n, do: rem(n, 256))
+
+    {:ok, object} = Snex.pyeval(i, "return [1, 2]", %{}, keep: true)
+    objects = List.duplicate(object, @n)
+    assert Snex.pyeval(i, "return sum(len(o) for o in x)", %{"x" => objects}) == {:ok, 2 * @n}
+    rows = for it <- objects, do: %{"it" => it}
+    assert Snex.pyeval(i, "return sum(len(r['it']) for r in x)", %{"x" => rows}) == {:ok, 2 * @n}
+    assert Object.call(object, "extend", [objects]) == {:ok, nil}
+    assert Object.call(object, "__len__") == {:ok, @n + 2}
+
+    code = "return [n async for n in snex.subscribe(x[-1])]"
+    sources = List.duplicate(Snex.source([1, 2]), @n)
+    assert Snex.pyeval(i, code, %{"x" => sources}) == {:ok, [1, 2]}
+    tables = List.duplicate(%Snex.Arrow{data: "none"}, @n)
+    assert Serde.encode(tables) == tables
   end
 
   test "leaves alone what Python takes in bulk as it is, and what is short" do

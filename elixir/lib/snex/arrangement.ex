@@ -47,7 +47,7 @@ defmodule Snex.Arrangement do
                     for(
                       name <- [:Binary, :Float, :Object, :Term],
                       do: Module.concat(Snex.Serde, name)
-                    )
+                    ) ++ [Snex.Arrow, Snex.Object, Snex.Source, Snex.Tensor]
 
   # Of a shorter list Python takes each element in the time that looking at a struct costs.
   @min_elements 128
