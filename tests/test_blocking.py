@@ -59,6 +59,7 @@ class Home:
     def __init__(self) -> None:
         self.sent: list[tuple[str, ControlMessage]] = []
         self.refuses = False
+        self.connection: Any = None
         self._name = ""
 
     def remote(self, name: str) -> Home:
