@@ -29,8 +29,8 @@ from snex_runtime import (
 EXPORTS = {
     "Atom", "Batched", "BeamModuleProxy", "DistinctAtom", "Elixir", "ElixirError", "EncodingOpt",
     "EncodingOpts", "LoggingHandler", "Mailbox", "ProducerError", "Subscription", "Term", "batched",
-    "call", "cast", "decoder", "encoder", "io_loop_for_connection", "mailbox", "progress", "send", "serve",
-    "serve_forever", "set_custom_encoder", "subscribe", "traceparent",
+    "call", "cast", "decoder", "encoder", "io_loop_for_connection", "mailbox", "progress", "send",
+    "serve", "serve_forever", "set_custom_encoder", "subscribe", "traceparent",
 }  # fmt: skip
 
 DOCUMENTED = (
