@@ -168,12 +168,16 @@ class _Consumer(BaseProcess):
             self._left = self._max
         return taken
 
-    def exited(self, reason: object) -> None:
-        """Nobody takes items any more."""
+    def exit(self, reason: object = NORMAL) -> None:
+        """Nobody takes items any more: the producer is told before its monitor fires."""
         if not self._over:
             self._over = True
             self.demonitor(self._ref)
             self._say((Atom("cancel"), NORMAL))
+        super().exit(reason)
+
+    def exited(self, reason: object) -> None:
+        """Wake who waits."""
         self._items.clear()
         self._wake()
 
