@@ -172,7 +172,13 @@ class Watch:
         for each in [running] if running is not None else self._works.on_loop():
             work = each if isinstance(each, Work) else None
             request = each if work is None else work.request
-            if not isinstance(request, Request) or request.caller is None:
+            if not isinstance(request, Request):
+                continue
+            if takers := request.takers:
+                if all(line is None or who in _ahead_of(line, gone) for line, who in takers):
+                    yield each
+                continue
+            if request.caller is None:
                 continue
             if request.goes_on if work is None else work.continues:
                 continue
@@ -184,9 +190,7 @@ class Watch:
             if connection is None:
                 yield each
                 continue
-            if connection not in gone:
-                gone[connection] = _Gone(connection.look_ahead())
-            if request.caller in gone[connection]:
+            if request.caller in _ahead_of(connection, gone):
                 yield each
             elif work is None or work.monitor is None:
                 self._monitor(request, request.caller)
@@ -221,6 +225,13 @@ class _Gone:
 
     def __contains__(self, caller: From) -> bool:
         return self._all or caller.ref in self._refs or caller.pid in self._pids
+
+
+def _ahead_of(line: Line, known: dict[Line, _Gone]) -> _Gone:
+    """Who is gone by what has come on ``line``, which is looked through once."""
+    if line not in known:
+        known[line] = _Gone(line.look_ahead())
+    return known[line]
 
 
 def _caller_text(running: object) -> str:

@@ -31,9 +31,9 @@ def load(fields: Mapping[str, object]) -> object:
     try:
         return held[bytes(pid)]
     except KeyError:
+        told = inspect(_plain.decode(bytes(pid))[0])
         raise ValueError(
-            f"{inspect(_plain.decode(bytes(pid))[0])} is no object of this node: it has been freed, or belongs to another "
-            "Python"
+            f"{told} is no object of this node: it has been freed, or belongs to another Python"
         ) from None
 
 

@@ -60,6 +60,11 @@ defmodule CONSUMER do
       {:DOWN, ^ref, :process, ^stream, reason} ->
         state.take.({:down, reason})
 
+      # As `Snex.stream/4` leaves.
+      :leave ->
+        Process.demonitor(ref, [:flush])
+        send(stream, {:"$gen_producer", {self(), ref}, {:cancel, :normal}})
+
       :stop ->
         send(stream, {:"$gen_producer", {self(), ref}, {:cancel, :normal}})
         loop(state)
@@ -449,6 +454,29 @@ class TestEnds:
         assert await elixir.eval(source, code=code) / 1e6 <= KNOWN
         info = await elixir.runtime.info(elixir.beam)
         assert info["streams"] == 0
+
+    @pytest.mark.parametrize("how", ["Process.exit(consumer, :kill)", "send(consumer, :leave)"])
+    async def test_of_the_consumer_while_the_generator_blocks_the_loop(
+        self, elixir: Elixir, how: str
+    ) -> None:
+        """As code does whose caller has given up, it ends half a second later."""
+        code = MARK + "try:\n  yield 1\n  while True: pass\nfinally: mark('closed')"
+        file = elixir.runtime.home / f"closed-{secrets.token_hex(4)}"
+        source = f"""
+        me = self()
+        pid = stream.(code, %{{"file" => file}}, [])
+        consumer = CONSUMER.start(pid, [max_demand: 1, min_demand: 0], &send(me, &1))
+        [1] = next.()
+        Process.sleep(50)
+        at = System.monotonic_time(:microsecond)
+        {how}
+        :pong = GenServer.call({{:snex, py}}, :ping, 10_000)
+        System.monotonic_time(:microsecond) - at
+        """
+        took = await elixir.eval(source, code=code, file=str(file))
+        assert took / 1e6 <= 1.0
+        await elixir.at_rest(1.0)
+        assert file.read_text().startswith("closed")
 
     async def test_of_the_node_of_the_consumer(
         self, elixir: Elixir, epmd: RealEpmd, beam: Beam
