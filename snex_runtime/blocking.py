@@ -75,10 +75,6 @@ class Host(Protocol):
 class Sends(Protocol):
     """A node that signals can be sent to."""
 
-    @property
-    def connection(self) -> Line | None:
-        """The connection to it, if there is one."""
-
     def send(self, message: ControlMessage, payload: bytes = b"", sender: object = None) -> None:
         """Send one, from any thread. Raises `NodeError`."""
 
@@ -178,8 +174,8 @@ class Watch:
             request = each if work is None else work.request
             if not isinstance(request, Request):
                 continue
-            if request.answered:
-                if all(self._is_gone(taker, gone) for taker in request.takers):
+            if takers := request.takers:
+                if all(line is None or who in _ahead_of(line, gone) for line, who in takers):
                     yield each
                 continue
             if request.caller is None:
@@ -194,23 +190,10 @@ class Watch:
             if connection is None:
                 yield each
                 continue
-            if connection not in gone:
-                gone[connection] = _Gone(connection.look_ahead())
-            if request.caller in gone[connection]:
+            if request.caller in _ahead_of(connection, gone):
                 yield each
             elif work is None or work.monitor is None:
                 self._monitor(request, request.caller)
-
-    def _is_gone(self, pid: Pid, gone: dict[Line, _Gone]) -> bool:
-        """Whether a process that takes items has ended, as far as has been heard."""
-        if pid.node == self._pid.node:
-            return False
-        connection = self._host.remote(pid.node).connection
-        if connection is None:
-            return True
-        if connection not in gone:
-            gone[connection] = _Gone(connection.look_ahead())
-        return gone[connection].has(pid)
 
     def _monitor(self, request: Request, caller: From) -> None:
         """Have the end of a caller told that does not monitor us, and so would not be missed."""
@@ -241,11 +224,14 @@ class _Gone:
                 self._pids.add(signal.from_)
 
     def __contains__(self, caller: From) -> bool:
-        return caller.ref in self._refs or self.has(caller.pid)
+        return self._all or caller.ref in self._refs or caller.pid in self._pids
 
-    def has(self, pid: Pid) -> bool:
-        """Whether that process has ended, or the connection has."""
-        return self._all or pid in self._pids
+
+def _ahead_of(line: Line, known: dict[Line, _Gone]) -> _Gone:
+    """Who is gone by what has come on ``line``, which is looked through once."""
+    if line not in known:
+        known[line] = _Gone(line.look_ahead())
+    return known[line]
 
 
 def _caller_text(running: object) -> str:

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from snex_node.wire.describe import inspect
+from snex_node.wire.etf import Decoder
 from snex_node.wire.terms import Term
 
 __all__ = ["NAME", "held", "load", "put_in"]
 
 NAME: Final = "Elixir.Snex.Object"
 """The name of the struct that stands for one."""
+
+_plain: Final = Decoder()
 
 held: Final[dict[bytes, object]] = {}
 """The objects, by the external form of their pids. From any thread."""
@@ -28,9 +31,9 @@ def load(fields: Mapping[str, object]) -> object:
     try:
         return held[bytes(pid)]
     except KeyError:
+        told = inspect(_plain.decode(bytes(pid))[0])
         raise ValueError(
-            f"{inspect(pid)} is no object of this node: it has been freed, or belongs to another "
-            "Python"
+            f"{told} is no object of this node: it has been freed, or belongs to another Python"
         ) from None
 
 

@@ -253,7 +253,10 @@ class Objects:
         """``{:destroy_env, pid}``, as its handle on the BEAM has it sent: ``:ok``."""
         process = request.process
         assert isinstance(process, Object)
-        self._loop.call_soon(process.exit)  # behind the answer, or the caller gets a DOWN for one
+        if request.caller is None:
+            process.exit()
+        else:  # behind the answer, or the caller gets a DOWN in its place
+            self._loop.call_soon(process.exit)
         return OK
 
 

@@ -5,7 +5,7 @@ Source: "The contract" in docs/architecture.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from time import perf_counter_ns
 from types import CodeType
@@ -190,9 +190,9 @@ class Request:
     """Set, to True, where it goes on when its caller has given up: see `goes_on`."""
 
     @property
-    def takers(self) -> list[Pid]:
-        """Who takes what it gives, of one whose caller has an answer already."""
-        return []
+    def takers(self) -> Sequence[tuple[Line | None, From]]:
+        """Who it works for besides, each with the connection to its node. From any thread."""
+        return ()
 
     @property
     def goes_on(self) -> bool:

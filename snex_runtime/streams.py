@@ -12,7 +12,7 @@ import asyncio
 import inspect as inspect_
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -36,6 +36,7 @@ from snex_runtime.origin import Origin
 from snex_runtime.requests import (
     NO_OPTIONS,
     Asker,
+    Line,
     Place,
     Reader,
     Request,
@@ -117,10 +118,10 @@ class Running(Request):
         return self.first.asked
 
     @property
-    def takers(self) -> list[Pid]:
-        """The consumers. From any thread."""
+    def takers(self) -> Sequence[tuple[Line | None, From]]:
+        """Who takes what it makes."""
         assert isinstance(self.process, Stream)
-        return self.process.consumers
+        return self.process.takers
 
 
 class _Items:
@@ -226,14 +227,19 @@ class Stream(BaseProcess):
         running.first, running.kind, running.runs = request, "stream", code
 
     @property
-    def consumers(self) -> list[Pid]:
-        """Who has subscribed. From any thread."""
-        return [pid for pid, _ in list(self._consumers)]
-
-    @property
     def place(self) -> Place | None:
         """Where its code runs, one after another with what else is run there in threads."""
         return self._request.first.process.place
+
+    @property
+    def takers(self) -> list[tuple[Line | None, From]]:
+        """Who takes items, each with the connection to its node; none where one is of this node,
+        which cannot end while the loop is blocked. From any thread.
+        """
+        consumers, node = list(self._consumers), self.node
+        if any(pid.node == node.name for pid, _ in consumers):
+            return []
+        return [(node.remote(pid.node).connection, From(pid, tag, None)) for pid, tag in consumers]
 
     # --- messages -------------------------------------------------------------------------------
 

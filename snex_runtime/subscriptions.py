@@ -25,7 +25,7 @@ from snex_runtime.serde import to_typed
 __all__ = ["MAX_DEMAND", "ProducerError", "Subscription", "subscribe"]
 
 MAX_DEMAND: Final = 1_000_000
-"""Items that may be under way at one time, at the most that can be asked for."""
+"""Items that may be under way at one time: more cannot be asked for, and who gives more fails."""
 
 PRODUCER: Final = Atom("$gen_producer")
 CONSUMER: Final = Atom("$gen_consumer")
@@ -88,9 +88,10 @@ class _Consumer(BaseProcess):
         try:
             message = self._decoder.decode(data, offset)[0]
         except DecodeError as error:
-            self._refuse(str(error))
+            self._refuse(f"what it gave cannot be converted: {error}")
         except Exception as error:  # of an object that the message asks for
-            self._refuse(f"{type_name(type(error))}: {text_of(error)}")
+            told = f"{type_name(type(error))}: {text_of(error)}"
+            self._refuse(f"what it gave cannot be converted: {told}")
         else:
             self.message_received(message)
 
@@ -114,6 +115,8 @@ class _Consumer(BaseProcess):
         if isinstance(what, list):
             self._items.extend(what)
             self._wake()
+            if len(self._items) > MAX_DEMAND:
+                self._refuse(f"more than {MAX_DEMAND} items wait, and it gives more than asked for")
             return
         match what:
             case (Atom() as head, reason) if head == "cancel":
@@ -123,10 +126,10 @@ class _Consumer(BaseProcess):
                     self._fail(_told(reason), reason)
 
     def _refuse(self, told: str) -> None:
-        """No more of what cannot be converted: the producer is told at once."""
+        """No more of that: the producer is told at once."""
         if not self._over:
             self._say((Atom("cancel"), NORMAL))
-        self._fail(f"what it gave cannot be converted: {told}", None)
+        self._fail(told, None)
 
     def _finish(self) -> None:
         self._over = True
@@ -177,12 +180,16 @@ class _Consumer(BaseProcess):
             self._say((Atom("ask"), self._max - self._left))
             self._left = self._max
 
-    def exited(self, reason: object) -> None:
-        """Nobody takes items any more."""
+    def exit(self, reason: object = NORMAL) -> None:
+        """Nobody takes items any more: the producer is told before its monitor fires."""
         if not self._over:
             self._over = True
             self.demonitor(self._ref)
             self._say((Atom("cancel"), NORMAL))
+        super().exit(reason)
+
+    def exited(self, reason: object) -> None:
+        """Wake who waits."""
         self._items.clear()
         self._wake()
 

@@ -32,7 +32,7 @@ from snex_runtime import interrupts
 from snex_runtime.blocking import AGAIN, BLOCKED_AFTER, TOLD_AFTER, Blocked, Watch
 from snex_runtime.coroutines import Work
 from snex_runtime.interrupts import Deadline, Interrupter, now
-from snex_runtime.requests import EvalOptions, Request
+from snex_runtime.requests import EvalOptions, Request, make_request
 from tests.support.requests import PID, Line, Peer, Taker, by_alias, request_of
 
 US = Pid("py@host", 1, 0, 5)
@@ -59,7 +59,6 @@ class Home:
     def __init__(self) -> None:
         self.sent: list[tuple[str, ControlMessage]] = []
         self.refuses = False
-        self.connection: Any = None
         self._name = ""
 
     def remote(self, name: str) -> Home:
@@ -284,6 +283,31 @@ class TestCallers:
         assert line.looks == 1
         for work in watched.works.all:
             work.awaited.close()
+
+    async def test_a_stream_is_looked_after_for_those_who_take_its_items(
+        self, watched: Watched
+    ) -> None:
+        class Streaming(Request):
+            __slots__ = ()
+            takers: Any = ()
+
+        running = request_of(b"h\x03w\x04eval", Taker())
+        stream = make_request(running.process, running.enter, None, Peer(), b"", 0, Streaming)
+        gone, there = AheadLine(demonitor(by_alias(1).ref)), AheadLine()
+        for takers, ended in (
+            ([], []),
+            ([(there, by_alias(1))], []),
+            ([(gone, by_alias(2))], []),
+            ([(gone, by_alias(1)), (gone, by_alias(2))], []),
+            ([(gone, by_alias(1)), (None, by_alias(2))], [stream]),
+            ([(gone, by_alias(1))], [stream]),
+        ):
+            Streaming.takers = takers
+            watched.block(stream)
+            assert watched.interrupter.ended == ended
+            await asyncio.sleep(0)
+            watched.after(0.25)
+        assert watched.home.sent == []
 
 
 class TestMonitoring:

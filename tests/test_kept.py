@@ -46,7 +46,10 @@ class TestStructs:
         [
             ({}, "the id of a Snex.Object is a pid, not nil"),
             ({"id": 5}, "the id of a Snex.Object is a pid, not 5"),
-            ({"id": serde.Term(Pid("py@host", 8, 0, 5).external)}, "is no object of this node"),
+            (
+                {"id": serde.Term(Pid("py@host", 8, 0, 5).external)},
+                "#PID<py@host.8.0> is no object of this node",
+            ),
         ],
         ids=range(3),
     )

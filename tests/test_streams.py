@@ -184,6 +184,20 @@ class TestSeveralConsumers:
         assert two.items == list(range(5, 16))
         two.process.exit()
 
+    async def test_who_takes_items(self, both: Pair) -> None:
+        """As is looked at where the generator blocks the event loop."""
+        one = await consumer(both, COUNT, 1)
+        await one.take(1)
+        [stream] = both.server._streams._all
+        [(line, who)] = stream._request.takers
+        assert line is both.node.remote(both.peer.name).connection
+        assert (who.pid, who.ref) == (one.process.pid, one.tag.external)
+        here = Consumer(both.node, one.producer).subscribe().ask(1)
+        await here.take(1)
+        assert stream._request.takers == []
+        here.process.exit()
+        one.process.exit()
+
     async def test_the_same_twice(self, both: Pair) -> None:
         one = await consumer(both, COUNT)
         one.subscribe()

@@ -282,6 +282,19 @@ class TestFailures:
         assert "what it gave cannot be converted" in told
         assert "not UTF-8" in told
 
+    async def test_what_was_not_asked_for_is_bounded(
+        self, both: Pair, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(subscriptions, "MAX_DEMAND", 100)
+        it = snex.subscribe(producer.process.pid, max_demand=10)
+        await producer.subscribed()
+        producer.say([0] * 60)
+        producer.say([0] * 60)
+        assert await producer.cancelled() == ("cancel", "normal")
+        with pytest.raises(snex.ProducerError, match="more than 100 items wait"):
+            [item async for item in it]
+        it.close()
+
     async def test_what_a_decoder_of_the_users_raises(self, both: Pair, producer: Producer) -> None:
         code = "def no(fields): raise KeyError('mine')\nsnex.decoder('My.Struct')(no)\n" + taking(
             "async for"

@@ -365,6 +365,10 @@ defmodule Snex do
   def stream(_target, code, _vars, _opts) when not (is_binary(code) or is_struct(code, Code)),
     do: raise(ArgumentError, "code is a string or a %Snex.Code{}, got: #{inspect(code)}")
 
+  # A stream has variables of its own, so the object may as well be one of them.
+  def stream(%Object{} = object, code, vars, opts) when is_map(vars),
+    do: stream(object.interpreter, code, Map.put(vars, "self", object), opts)
+
   def stream(target, code, vars, opts) when is_map(vars) and is_list(opts) do
     known = [:max_demand, :min_demand, :timeout, :encoding_opts, :executor, :max_chunk_bytes]
     check_keys!(opts, known)
@@ -381,7 +385,13 @@ defmodule Snex do
     encoding = if encoding == [], do: [], else: [encoding_opts: encoding]
     options = executor!(opts) ++ Keyword.take(opts, [:max_chunk_bytes]) ++ encoding
     request = {:stream, code, [{:subscribe_timeout, 60_000} | options], Serde.encode_vars!(vars)}
-    open = fn -> open_stream(target, request, timeout) end
+
+    open = fn ->
+      answer = open_stream(target, request, timeout)
+      Object.used(vars)
+      answer
+    end
+
     Streams.items(open, max, min, timeout, if(is_struct(target, Env), do: target))
   end
 
@@ -390,9 +400,6 @@ defmodule Snex do
       do: {:error, Call.failed(:noproc)},
       else: Call.request(id, interpreter, request, timeout)
   end
-
-  defp open_stream(%Object{} = object, request, timeout),
-    do: on_object(object, &Call.attempt(&1, &2, request, timeout))
 
   defp open_stream(interpreter, request, timeout) do
     case find(interpreter) do
@@ -452,9 +459,13 @@ defmodule Snex do
   end
 
   defp run_told(target, code, vars, opts) do
-    if Telemetry.on?(),
-      do: Telemetry.call(target, fn -> evaluate_on(target, code, vars, opts) end),
-      else: evaluate_on(target, code, vars, opts)
+    answer =
+      if Telemetry.on?(),
+        do: Telemetry.call(target, fn -> evaluate_on(target, code, vars, opts) end),
+        else: evaluate_on(target, code, vars, opts)
+
+    Object.used(vars)
+    answer
   end
 
   defp evaluate_on(%Env{id: id, interpreter: interpreter} = env, code, vars, opts) do

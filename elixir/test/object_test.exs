@@ -75,6 +75,19 @@ defmodule Snex.ObjectTest do
     assert_raise Snex.Error, fn -> interpreter |> keep!("return 5") |> Enum.to_list() end
   end
 
+  test "is what code that yields is about", %{interpreter: interpreter} do
+    numbers = keep!(interpreter, "return range(10)")
+    code = "for n in self: yield n * by"
+    assert numbers |> Snex.stream(code, %{"by" => 2}) |> Enum.to_list() == Enum.to_list(0..18//2)
+    opts = [encoding_opts: [binary_as: :bytes], max_demand: 2]
+    assert numbers |> Snex.stream("yield by", %{"by" => "x"}, opts) |> Enum.to_list() == ["x"]
+    Object.free(numbers)
+
+    assert_raise Snex.Error, fn ->
+      numbers |> Snex.stream(code, %{"by" => 2}) |> Enum.to_list()
+    end
+  end
+
   test "raises what Python raises", %{interpreter: interpreter} do
     counter = keep!(interpreter, @counter)
     assert {:error, %Snex.Error{type: "KeyError"}} = Object.call(counter, "fail")
@@ -94,6 +107,47 @@ defmodule Snex.ObjectTest do
 
     assert Task.await(task) == {100, 100}
     wait_until(fn -> objects(interpreter) == 0 end)
+  end
+
+  test "is not let go while a stream or a call has it as a variable", %{interpreter: interpreter} do
+    # In functions of their own, or the compiler might keep the object for longer.
+    stream = stream_of_one(interpreter)
+    collect()
+    assert Enum.to_list(stream) == [1, 2]
+    assert Enum.to_list(stream) == [1, 2]
+
+    pool = start_supervised!({Snex.Pool, size: 1, interpreter: Snex.Interpreter})
+    test = self()
+
+    busy =
+      Task.async(fn ->
+        code = "import asyncio; await snex.send(test, 1); await asyncio.Event().wait()"
+        Snex.pyeval(pool, code, %{"test" => test}, timeout: 1_000)
+      end)
+
+    waits =
+      Task.async(fn ->
+        receive do: (object -> length_of(pool, object))
+      end)
+
+    send(waits.pid, keep!(pool, "return [1, 2]"))
+    :erlang.garbage_collect()
+    assert_receive 1, 5_000
+    wait_until(fn -> Snex.Pool.info(pool).queue == 1 end)
+    :erlang.garbage_collect(waits.pid)
+    assert {:error, _} = Task.await(busy)
+    assert Task.await(waits) == {:ok, 2}
+  end
+
+  defp stream_of_one(interpreter),
+    do: Snex.stream(interpreter, "return it", %{"it" => keep!(interpreter, "return [1, 2]")})
+
+  defp length_of(pool, object), do: Snex.pyeval(pool, "return len(o)", %{"o" => object})
+
+  defp collect do
+    :erlang.garbage_collect()
+    # What is let go is so in its order: this comes behind it.
+    Process.sleep(50)
   end
 
   test "is let go by free, and when it is stopped", %{interpreter: interpreter} do

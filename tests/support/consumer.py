@@ -104,6 +104,7 @@ class Producer:
         sender, what = message[1], message[2]
         if what[0] == "subscribe":
             self.consumer = tuple(map(typed, sender))
+            self.process.monitor(self.consumer[0])
             self.options = {str(name): value for name, value in what[2]}
             assert what[1] is None
         else:

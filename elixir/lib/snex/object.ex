@@ -54,9 +54,11 @@ defmodule Snex.Object do
       when is_list(args) and is_list(opts) do
     {kwargs, opts} = Keyword.pop(opts, :kwargs, %{})
     kwargs = Map.new(kwargs, fn {name, value} -> {to_string(name), value} end)
-    args = Snex.Serde.encode(args)
-    kwargs = Snex.Serde.encode_vars!(kwargs)
-    Snex.ask(object, &{:call, name!(method), args, kwargs, &1}, opts)
+    encoded = Snex.Serde.encode(args)
+    encoded_kwargs = Snex.Serde.encode_vars!(kwargs)
+    answer = Snex.ask(object, &{:call, name!(method), encoded, encoded_kwargs, &1}, opts)
+    used([args | kwargs])
+    answer
   end
 
   @doc """
@@ -89,9 +91,10 @@ defmodule Snex.Object do
   end
 
   @doc false
-  # It is in use up to this call, or it might be let go while a request is on its way.
-  @spec used(t()) :: :ok
-  def used(%__MODULE__{}), do: :ok
+  # An object, and what holds some, is in use up to this call: it might be let go while a request is
+  # on its way.
+  @spec used(term()) :: :ok
+  def used(_term), do: :ok
 
   @doc false
   @spec new(pid(), pid(), pid(), String.t()) :: t()
