@@ -50,6 +50,7 @@ class _Consumer(BaseProcess):
     __slots__ = (
         "_decoder",
         "_failure",
+        "_handed",
         "_items",
         "_left",
         "_max",
@@ -68,8 +69,9 @@ class _Consumer(BaseProcess):
         self._producer = producer
         self._max, self._min = most, least
         self._items: deque[object] = deque()
-        # What has been asked for and not been taken.
+        # What has been asked for and is not done with; of it, what was taken and may be in work.
         self._left = most
+        self._handed = 0
         self._over = False
         self._failure: ProducerError | None = None
         self._waiting: list[asyncio.Future[None]] = []
@@ -154,7 +156,15 @@ class _Consumer(BaseProcess):
     # --- items ----------------------------------------------------------------------------------
 
     async def take(self, most: int) -> list[object]:
-        """At most so many items, and at least one; none at the end. Raises `ProducerError`."""
+        """At most so many items, and at least one; none at the end. Raises `ProducerError`.
+
+        Who comes for more is done with those before: further ones are asked for.
+        """
+        self._left -= self._handed
+        self._handed = 0
+        if self._left <= self._min and not self._over:
+            self._say((Atom("ask"), self._max - self._left))
+            self._left = self._max
         while not self._items:
             if self._failure is not None:
                 raise self._failure
@@ -165,20 +175,8 @@ class _Consumer(BaseProcess):
             await future
         items = self._items
         taken = [items.popleft() for _ in range(min(most, len(items)))]
-        self._took(len(taken))
+        self._handed += len(taken)
         return taken
-
-    def take_one(self) -> object:
-        """The next item. Raises ``IndexError`` where it has not come yet."""
-        item = self._items.popleft()
-        self._took(1)
-        return item
-
-    def _took(self, count: int) -> None:
-        self._left -= count
-        if self._left <= self._min and not self._over:
-            self._say((Atom("ask"), self._max - self._left))
-            self._left = self._max
 
     def exit(self, reason: object = NORMAL) -> None:
         """Nobody takes items any more: the producer is told before its monitor fires."""
@@ -223,11 +221,6 @@ class Subscription(Owned):
         return self
 
     async def __anext__(self) -> Any:
-        if self._is_on_loop:
-            try:
-                return self._consumer.take_one()
-            except IndexError:
-                pass
         taken = await self._await(self._consumer.take(1))
         if not taken:
             self.close()

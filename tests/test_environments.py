@@ -121,6 +121,20 @@ class TestHandles:
         assert environment.handle is None
 
 
+async def test_its_context_is_lent_to_threads(both: Pair) -> None:
+    environment = both.server.environments.make({}, None)
+    other = ContextVar("other", default=0)
+    one = environment.lend()
+    one(other.set, 1)
+    copy = environment.enter(environment.lend)  # of code here that runs the event loop itself
+    environment.give_back(copy)
+    two = environment.lend()
+    environment.give_back(two)
+    assert environment.enter(other.get) in (0, 1)
+    environment.give_back(one)
+    assert environment.enter(other.get) == 1
+
+
 async def test_variables_of_its_own(both: Pair) -> None:
     await both.call("init", "model = ['large']\nother = 1", {})
     _, pid = await both.call("make_env", {"x": 1})

@@ -112,7 +112,7 @@ class TestEval:
             "atom_as": A("x"),
             "set_as": {STRUCT: A("Elixir.MapSet"), A("map"): {1: []}},
         }[option]
-        options = [(A("encoding_opts"), [(A(option), A(value))])]
+        options: Any = [(A("encoding_opts"), [(A(option), A(value))])]
         assert await caller.eval("return str(type(x))", {"x": x}, options) == (OK, expected)
         assert await caller.eval("return str(type(x))", {"x": x}) != (OK, expected)
         env = await caller.env({"x": x}, encoding_opts={A(option): A(value)})
@@ -187,6 +187,43 @@ class TestCall:
     async def test_keyword_arguments(self, caller: Caller) -> None:
         request = (A("call"), b"json", b"dumps", [{b"b": 1, b"a": 2}], {A("sort_keys"): True})
         assert await caller.call(request) == (OK, b'{"a": 2, "b": 1}')
+
+    async def test_options(self, caller: Caller) -> None:
+        trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        call: tuple[Any, ...] = (A("call"), b"snex", b"traceparent", [], {})
+        assert await caller.call(call) == (OK, None)
+        for executor in ("loop", "thread"):
+            traced = [(A("traceparent"), trace), (A("executor"), A(executor))]
+            assert await caller.call((*call, traced)) == (OK, trace)
+        late: Any = (
+            A("call"),
+            b"asyncio",
+            b"sleep",
+            [0.001, b"late"],
+            {},
+            [(A("traceparent"), trace)],
+        )
+        assert await caller.call(late) == (OK, b"late")
+        late = (*late[:3], [60], {}, [(A("timeout"), 20), (A("on_timeout"), A("continue"))])
+        assert await caller.error(late) == ("cancelled", "timeout")
+        read: Any = (A("call"), b"builtins", b"repr", [b"x"], {})
+        options = [(A("encoding_opts"), [(A("binary_as"), A("bytes"))])]
+        assert await caller.call((*read, options)) == (OK, b"b'x'")
+        assert await caller.error((*read, [(A("nope"), 1)])) == (
+            "bad_request",
+            "unknown option nope: there are encoding_opts, timeout, on_timeout, kill_after, "
+            "executor, traceparent, keep, handle",
+        )
+
+    async def test_objects(self, caller: Caller) -> None:
+        ok, kept = await caller.call((A("call"), b"builtins", b"list", [], {}, [(A("keep"), True)]))
+        assert ok == OK
+        assert await caller.call((A("call"), b"builtins", b"len", [kept])) == (OK, 0)
+        made: Any = (A("call"), b"builtins", b"dict", [], {b"a": kept})
+        assert await caller.call(made) == (OK, {b"a": []})
+        assert await caller.value("return a", {b"a": kept}) == []
+        ok, other = await caller.eval(None, {}, {A("keep"): True})
+        assert await caller.value("return a is None", {b"a": other}) is True
 
     @pytest.mark.parametrize(
         ("kwargs", "answer"),

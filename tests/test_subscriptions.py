@@ -101,15 +101,44 @@ class TestItems:
         box = typed(await owner.receive(timeout=10))
         await producer.subscribed()
         producer.give([1, 2, 3, 4])
-        owner.send(box, 1)
-        assert await owner.receive(timeout=10) == [1]
-        assert await both.call("ping") == "pong"
-        assert len(producer.process) == 0
-        owner.send(box, 1)
-        assert await owner.receive(timeout=10) == [2]
+        for n in (1, 2):
+            owner.send(box, 1)
+            assert await owner.receive(timeout=10) == [n]
+            assert await both.call("ping") == "pong"
+            assert len(producer.process) == 0
+        owner.send(box, 1)  # who comes for the third is done with two
+        assert await owner.receive(timeout=10) == [3]
         assert await producer.next() == ("ask", 2)
         task.cancel()
         assert await producer.cancelled() == ("cancel", "normal")
+
+    @FORMS
+    async def test_what_is_in_work_counts_as_under_way(
+        self, both: Pair, producer: Producer, loop: str, options: Any
+    ) -> None:
+        waits = "box.wait()" if loop == "for" else "await box.receive()"
+        code = (
+            "import asyncio\nbox = snex.mailbox()\n"
+            "async def tell(): await snex.send(owner, box.pid)\n"
+            f"{'asyncio.run(tell())' if loop == 'for' else 'await tell()'}\n"
+            f"{loop} x in snex.subscribe(source, max_demand=10): {waits}\n"
+        )
+        owner = Process(both.peer)
+        task = run(both, code, options, source=producer.process.pid, owner=owner.pid)
+        box = typed(await owner.receive(timeout=10))
+        await producer.subscribed()
+        producer.give(list(range(10)))
+        for done in range(4):
+            assert await both.call("ping") == "pong"
+            assert len(producer.process) == 0, done
+            owner.send(box, "next")
+        owner.send(box, "next")
+        assert await producer.next() == ("ask", 5)
+        for _ in range(5):
+            owner.send(box, "next")
+        assert await producer.next() == ("ask", 5)
+        producer.end()
+        assert await task == ("ok", None)
 
     @FORMS
     async def test_the_end(self, both: Pair, producer: Producer, loop: str, options: Any) -> None:
