@@ -212,7 +212,7 @@ class TestCall:
         assert await caller.error((*read, [(A("nope"), 1)])) == (
             "bad_request",
             "unknown option nope: there are encoding_opts, timeout, on_timeout, kill_after, "
-            "executor, traceparent, keep, handle",
+            "executor, traceparent, keep, handle, progress, shared",
         )
 
     async def test_objects(self, caller: Caller) -> None:
