@@ -157,6 +157,37 @@ async def test_the_readme_calls_the_beam_as_it_says(terminals: Terminals) -> Non
             await beam.wait_log("logged")
 
 
+async def test_the_readme_reads_streams_and_messages_as_it_says(terminals: Terminals) -> None:
+    code = readme_python("snex.subscribe(source)")
+    with terminals.python("-m", "snex_runtime", "start"):
+        async with Beam.start(epmd_port=terminals.epmd_port, cookie=terminals.cookie) as beam:
+            answered = await beam.eval(
+                """
+                me = self()
+                source = spawn(fn ->
+                  receive do
+                    {:"$gen_producer", {pid, tag}, {:ask, _}} ->
+                      from = {self(), tag}
+                      send(pid, {:"$gen_consumer", from, [1, 2]})
+                      send(pid, {:"$gen_consumer", from, {:cancel, :normal}})
+                      Process.sleep(:infinity)
+                  end
+                end)
+                worker = spawn(fn ->
+                  for n <- 1..2 do
+                    receive do
+                      %{"row" => ^n, "to" => box} -> send(box, n * 10)
+                    end
+                  end
+                end)
+                variables = %{"source" => source, "worker" => worker}
+                GenServer.call({:snex, :"py@127.0.0.1"}, {:eval, code, variables})
+                """,
+                code=f"{code}\nreturn answer",
+            )
+            assert answered == ("ok", 20)
+
+
 async def test_the_node_of_the_readme_calls_and_is_called(terminals: Terminals) -> None:
     code = readme_python("class Counter").replace("        print(", "        print('ready', ")
     options = {"name": "app", "cookie": "secret", "epmd_port": terminals.epmd_port}

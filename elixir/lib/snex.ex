@@ -174,18 +174,22 @@ defmodule Snex do
   def make_env(interpreter, vars, opts) when is_map(vars) and is_list(opts) do
     check_keys!(opts, @make_env_opts)
     sources = sources(opts[:from])
-    vars = Serde.encode_vars!(vars)
+    encoded = Serde.encode_vars!(vars)
     encoding = Serde.check_options!(opts[:encoding_opts] || [])
     executor = executor!(opts)
     shared = Shared.check!(opts)
 
-    make = &make_env(&1, &2, {vars, shared}, sources, encoding, executor)
+    make = &make_env(&1, &2, {encoded, shared}, sources, encoding, executor)
 
-    case find_for_env(interpreter, sources) do
-      {:ok, pid, target} -> Checkout.visit(pid, fn -> make.(pid, target) end)
-      {:pool, pool} -> Checkout.lodge(pool, fn pid, target, _left -> make.(pid, target) end)
-      {:error, reason} -> {:error, Call.failed(reason)}
-    end
+    made =
+      case find_for_env(interpreter, sources) do
+        {:ok, pid, target} -> Checkout.visit(pid, fn -> make.(pid, target) end)
+        {:pool, pool} -> Checkout.lodge(pool, fn pid, target, _left -> make.(pid, target) end)
+        {:error, reason} -> {:error, Call.failed(reason)}
+      end
+
+    Object.used(vars)
+    made
   end
 
   # What is copied from is on one member of a pool, and so will the copy be.
