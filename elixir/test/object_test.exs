@@ -119,20 +119,22 @@ defmodule Snex.ObjectTest do
     pool = start_supervised!({Snex.Pool, size: 1, interpreter: Snex.Interpreter})
     test = self()
 
+    waits =
+      Task.async(fn ->
+        receive do: ({:object, object} -> length_of(pool, object))
+      end)
+
+    send(waits.pid, {:object, keep!(pool, "return [1, 2]")})
+    :erlang.garbage_collect()
+
     busy =
       Task.async(fn ->
         code = "import asyncio; await snex.send(test, 1); await asyncio.Event().wait()"
         Snex.pyeval(pool, code, %{"test" => test}, timeout: 1_000)
       end)
 
-    waits =
-      Task.async(fn ->
-        receive do: (object -> length_of(pool, object))
-      end)
-
-    send(waits.pid, keep!(pool, "return [1, 2]"))
-    :erlang.garbage_collect()
     assert_receive 1, 5_000
+    send(waits.pid, :go)
     wait_until(fn -> Snex.Pool.info(pool).queue == 1 end)
     :erlang.garbage_collect(waits.pid)
     assert {:error, _} = Task.await(busy)
@@ -142,7 +144,10 @@ defmodule Snex.ObjectTest do
   defp stream_of_one(interpreter),
     do: Snex.stream(interpreter, "return it", %{"it" => keep!(interpreter, "return [1, 2]")})
 
-  defp length_of(pool, object), do: Snex.pyeval(pool, "return len(o)", %{"o" => object})
+  defp length_of(pool, object) do
+    receive do: (:go -> :ok)
+    Snex.pyeval(pool, "return len(o)", %{"o" => object})
+  end
 
   defp collect do
     :erlang.garbage_collect()

@@ -213,6 +213,9 @@ defmodule Snex.Interpreter do
   # ms between two looks whether Python, to which the connection is lost, has ended.
   @look_again 50
 
+  # ms within which the exit status of a Python that is gone comes, if it does.
+  @exit_status 1_000
+
   # --- API ----------------------------------------------------------------------------------------
 
   @doc """
@@ -437,7 +440,7 @@ defmodule Snex.Interpreter do
   # ended is told nothing, or the port would be closed without the exit status.
   defp lost(%{lost: nil} = state, reason) do
     Runtimes.ending()
-    lost = %{reason: reason, deadline: now() + Launch.stop_timeout(), gone?: false, told?: false}
+    lost = %{reason: reason, deadline: now() + Launch.stop_timeout(), gone: nil, told?: false}
     look_again(%{state | lost: lost})
   end
 
@@ -445,23 +448,24 @@ defmodule Snex.Interpreter do
 
   defp look(%{lost: lost, process: process} = state) do
     gone? = not OSProcess.alive?(process)
+    gone = if gone?, do: lost.gone || now()
 
     cond do
-      # Seen twice: the exit status would have come meanwhile.
-      gone? and lost.gone? ->
+      # The exit status would have come meanwhile, on a machine with much to do as well.
+      gone? and now() - gone >= @exit_status ->
         {:stop, connection_lost(state), state}
 
-      now() >= lost.deadline ->
+      now() >= lost.deadline and not gone? ->
         OSProcess.kill(process)
 
         # What the system does not end by force is not waited for.
         if OSProcess.alive?(process),
           do: {:stop, connection_lost(state), state},
-          else: {:noreply, look_again(%{state | lost: %{lost | gone?: true}})}
+          else: {:noreply, look_again(%{state | lost: %{lost | gone: gone || now()}})}
 
       true ->
         if not gone? and not lost.told?, do: Launch.let_go(state)
-        {:noreply, look_again(%{state | lost: %{lost | gone?: gone?, told?: true}})}
+        {:noreply, look_again(%{state | lost: %{lost | gone: gone, told?: true}})}
     end
   end
 
