@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from snex_node.wire import control
+from snex_node.wire.framing import FRAGMENT_SIZE
 from snex_node.wire.gen import From
 from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Pid
-from snex_runtime.answers import OK, OK_NIL, PONG, Answers, failed
+from snex_runtime import lifetimes
+from snex_runtime.answers import OK, OK_, OK_NIL, PONG, Answers, failed
 from snex_runtime.errors import Failure
 from tests.support.pair import pair
 from tests.support.requests import PID, Line, Peer, Taker, by_alias, code_of, request_of, value
@@ -71,6 +73,28 @@ class TestSend:
         node, line = Node(), Line()
         Answers(node, Logs(1)).send(asked(None, line), OK)
         assert (node.replies, line.sent) == ([], [])
+
+    def test_what_the_request_had_ends_before(self) -> None:
+        node, line = Node(), Line()
+        ended: list[int] = []
+
+        class Held:
+            def end(self) -> None:
+                ended.append(len(line.sent))
+
+        request = asked(by_alias(), line)
+        lifetimes.hold(request, Held())
+        Answers(node, Logs()).send(asked(by_alias(), line), OK)
+        assert ended == []
+        Answers(node, Logs()).send(request, OK)
+        assert ended == [1]
+        assert not lifetimes.holds
+
+    def test_a_long_one_is_not_copied_for_its_head(self) -> None:
+        node, line, caller = Node(), Line(), by_alias()
+        answer = OK_ + b"m\0\1\0\0" + bytes(FRAGMENT_SIZE)
+        Answers(node, Logs()).send(asked(caller, line), answer)
+        assert line.sent[0][1] == b"h\2" + caller.tag + answer
 
 
 class TestHolding:

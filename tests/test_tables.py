@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import sys
 from decimal import Decimal
 from typing import Any
@@ -200,3 +201,30 @@ class TestWithoutPyarrow:
         monkeypatch.setitem(sys.modules, "polars", None)
         with pytest.raises(ValueError, match="takes the package pyarrow, or polars: install one"):
             received(struct(b""))
+
+
+class TestStreams:
+    """What is written to a file elsewhere: see `lending`."""
+
+    @pytest.mark.parametrize(
+        "table",
+        [
+            pa.table({"a": [1, None]}),
+            pa.RecordBatch.from_pydict({"a": [1]}),
+            pd.DataFrame({"a": [1, 2]}),
+        ],
+        ids=["table", "batch", "frame"],
+    )
+    def test_are_as_long_as_is_told(self, table: Any) -> None:
+        told = tables.stream_of(table)
+        assert told is not None
+        size, write = told
+        file: Any = io.BytesIO()
+        file.close = lambda: None  # what is in it is looked at
+        write(file)
+        assert len(file.getvalue()) == size
+        assert file.getvalue() == bytes_of(table)
+
+    @pytest.mark.parametrize("value", [pl.DataFrame({"a": [1]}), 5, [1]], ids=["polars", "5", "[]"])
+    def test_of_others_there_are_none(self, value: object) -> None:
+        assert tables.stream_of(value) is None
