@@ -424,6 +424,28 @@ def test_a_large_binary_begins_where_memory_is_aligned(before: int, behind: int)
     assert message.data.index(data) % ALIGNMENT == 0
 
 
+@pytest.mark.parametrize("very_large", [0, 5, 1000])
+def test_what_is_very_large_is_put_together_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, very_large: int
+) -> None:
+    monkeypatch.setattr(framing, "_VERY_LARGE", very_large)
+    data = random.Random(1).randbytes(10 * FRAGMENT_SIZE + 77)
+    for before in (0, 1, 7):
+        payload = Encoder().encode((b"m" * before, data))
+        queue = SendQueue(FrameWriter(HEADERS))
+        queue.add("a", control.encode(SEND), payload)
+        queue.add("b", control.encode(SEND), payload[::-1])
+        frames = b"".join(drain(queue, FRAGMENT_SIZE))
+        for cut in (None, 1000, 100_000):
+            reader = FrameReader(HEADERS)
+            found = feed(reader, frames, cut)
+            assert [payload_of(each) for each in found] == [payload, payload[::-1]]
+            assert reader.unfinished == 0
+            assert isinstance(found[0], Message)
+            if very_large != 1000:
+                assert found[0].data.index(data) % ALIGNMENT == 0
+
+
 def test_what_looks_like_a_large_binary_moves_nothing() -> None:
     size = 2 * LARGE
     for text in (b"m\xff\xff\xff\xff", b"m" + (size + 1).to_bytes(4, "big"), b"m\0\0"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from io import BytesIO
 from struct import Struct
 from typing import NamedTuple
 
@@ -68,6 +69,9 @@ _HEADER_MOST = 64
 _GATHER = 4 * 1024
 """Reads below this are gathered: 1-byte reads of a frame of 128 MiB would take 1 GiB as a list."""
 
+_VERY_LARGE = 512
+"""Fragments from which on they are put together as they come: 32 MiB, see `system.memory.KEPT`."""
+
 _MAX_BUFFERS = 512
 """Buffers written at one time; systems take 1,024."""
 
@@ -107,13 +111,34 @@ class Skipped(NamedTuple):
 class _Sequence:
     """A fragmented message under way."""
 
-    __slots__ = ("control", "cost", "next", "parts")
+    __slots__ = ("control", "cost", "next", "pad", "parts", "whole")
 
     def __init__(self, message: ControlMessage, following: int) -> None:
         self.control = message
         self.next = following
         self.cost = 0
         self.parts: list[bytes | memoryview] = []
+        # Of what is very large all that has come, behind so many bytes: the memory of objects of
+        # this size is new each time, and that of the reads is used again.
+        self.whole: BytesIO | None = BytesIO() if following >= _VERY_LARGE else None
+        self.pad = 0
+
+    def add(self, part: bytes | memoryview) -> None:
+        """This comes next."""
+        whole = self.whole
+        if whole is None:
+            self.parts.append(part)
+            return
+        if not whole.tell():
+            self.pad = -_begin_of_most(bytes(part), (self.next + 1) * FRAGMENT_SIZE) % ALIGNMENT
+            whole.write(bytes(self.pad))
+        whole.write(part)
+
+    def joined(self) -> tuple[bytes, int]:
+        """All of it, and where it begins in that."""
+        if self.whole is None:
+            return _joined(self.parts)
+        return self.whole.getvalue(), self.pad  # which copies nothing, as nobody else has it
 
 
 class FrameReader:
@@ -317,7 +342,8 @@ class FrameReader:
         if size < FRAGMENT_SIZE // 2:
             self._hold(sequence, data[start + 16 : end], size + _PART_COST)
         else:
-            self._pin(data)
+            if sequence.whole is None:
+                self._pin(data)
             self._hold(sequence, memoryview(data)[start + 16 : end], size + _PART_COST)
         sequence.next -= 1
         if sequence.next:
@@ -326,10 +352,10 @@ class FrameReader:
         self._held -= sequence.cost
         if not self._sequences:
             self._unpin()
-        return Message(sequence.control, *_joined(sequence.parts))
+        return Message(sequence.control, *sequence.joined())
 
     def _hold(self, sequence: _Sequence, part: bytes | memoryview, cost: int) -> None:
-        sequence.parts.append(part)
+        sequence.add(part)
         sequence.cost += cost
         self._held += cost
         if self._held > self._max_message:
@@ -345,7 +371,8 @@ class FrameReader:
         self._last_pinned = data
         if self._pinned > 2 * self._held + _PINNED_SLACK:
             for sequence in self._sequences.values():
-                sequence.parts = [b"".join(sequence.parts)]
+                if sequence.whole is None:
+                    sequence.parts = [b"".join(sequence.parts)]
             self._pinned = len(data)
 
     def _unpin(self) -> None:
