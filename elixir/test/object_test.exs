@@ -4,7 +4,9 @@ defmodule Snex.ObjectTest do
   alias Snex.Object
 
   setup_all do
-    %{interpreter: start_interpreter!()}
+    interpreter = start_interpreter!()
+    {:ok, nil} = Snex.pyeval(interpreter, "import numpy", %{}, timeout: 60_000)
+    %{interpreter: interpreter}
   end
 
   defp objects(interpreter) do

@@ -144,6 +144,7 @@ defmodule Snex.SharedTest do
     end
 
     test "tables", %{interpreter: interpreter} do
+      {:ok, nil} = Snex.pyeval(interpreter, "import pyarrow", %{}, timeout: 60_000)
       code = "import pyarrow; return pyarrow.table({'a': list(range(100_000))})"
       assert {:ok, %Arrow{} = table} = Snex.pyeval(interpreter, code, shared: true)
       assert byte_size(table.data) > 800_000

@@ -4,7 +4,10 @@ defmodule Snex.TensorTest do
   alias Snex.{Arrow, Tensor}
 
   setup_all do
-    %{interpreter: start_interpreter!()}
+    interpreter = start_interpreter!()
+    # To load them for the first time may take longer than a call.
+    {:ok, nil} = Snex.pyeval(interpreter, "import numpy, pyarrow", %{}, timeout: 60_000)
+    %{interpreter: interpreter}
   end
 
   # As what `defn` compiles takes its arguments.
