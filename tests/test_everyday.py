@@ -327,7 +327,7 @@ ROWS_OF_NUMPY: list[tuple[object, object]] = (
         (np.timedelta64(90, "s"), duration(minute=1, second=30)),
         (np.timedelta64(1_999, "ns"), duration(microsecond=(1, 6))),
         (np.timedelta64(2, "W"), duration(day=14)),
-        (np.timedelta64("NaT"), None),
+        (np.timedelta64("NaT", "s"), None),
     ]
 )
 ROWS += ROWS_OF_NUMPY
@@ -401,7 +401,7 @@ class TestNumPy:
             (np.datetime64(2**61, "s"), "not in the years 1 to 9999"),
             (np.timedelta64(5, "M"), r"no timedelta of Python; send what its \.item\(\) gives"),
             (np.timedelta64(2**62, "s"), "no timedelta of Python"),
-            (np.timedelta64(5), "no timedelta of Python"),
+            (np.timedelta64(5, "Y"), "no timedelta of Python"),
         ]
         for value, why in refused:
             with pytest.raises(ValueError, match=rf"^Cannot serialize object of .*{why}"):
