@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from snex_node.processes.process import BaseProcess
 from snex_node.wire.describe import inspect
-from snex_node.wire.gen import From, parse_system
-from snex_node.wire.terms import Atom, Pid
+from snex_node.wire.gen import From
+from snex_node.wire.terms import Pid
 from snex_runtime import contexts
 from snex_runtime.answers import OK, OK_
 from snex_runtime.contexts import Enter
@@ -31,6 +31,7 @@ from snex_runtime.requests import (
     options_in,
     read_variables,
     receive_from_here,
+    stopped_or_refused,
     threaded_in,
     typed,
 )
@@ -125,20 +126,11 @@ class Environment(BaseProcess):
 
     def message_received(self, message: object) -> None:
         """Take a message from a process of this node: a system message, or a call or a cast."""
-        system = parse_system(message)
-        if system is not None:
-            self.system_received(*system)
-        else:
-            receive_from_here(self, message)
+        receive_from_here(self, message)
 
     def system_received(self, caller: From, request: object) -> None:
         """``GenServer.stop/1`` frees the environment."""
-        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
-            self.node.reply(caller, Atom("ok"), sender=self.pid)
-            self.exit(request[1])
-        else:
-            unknown = (Atom("error"), Atom("unknown_system_msg"))
-            self.node.reply(caller, unknown, sender=self.pid)
+        stopped_or_refused(self, caller, request)
 
     def demonitored(self, ref: bytes) -> None:
         """Whoever called with ``ref`` waits no more."""

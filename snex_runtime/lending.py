@@ -28,7 +28,7 @@ from snex_runtime import regions, serde, shared, tables
 from snex_runtime.answers import OK, OK_
 from snex_runtime.errors import BadRequest
 from snex_runtime.regions import Region
-from snex_runtime.requests import Asker, Encodes, Line, Request
+from snex_runtime.requests import Asker, AskerWith, Request
 
 __all__ = ["Arena", "Lending"]
 
@@ -261,7 +261,9 @@ class Lending:
 
     def to(self, remote: Asker) -> Asker:
         """The node that asked, with large data in what is encoded for it lent, if it can be."""
-        return _Borrower(self._arena, remote) if remote.name in self._peers else remote
+        if remote.name not in self._peers:
+            return remote
+        return AskerWith(remote, _Encoder(self._arena, remote))
 
 
 _bytes: Final = Decoder()
@@ -274,25 +276,6 @@ def _can_read(probe: dict[Any, object] | None) -> bool:
         shared.load(probe)
         return True
     return False
-
-
-class _Borrower:
-    """A node, as those see it who answer a request of it."""
-
-    def __init__(self, arena: Arena, remote: Asker) -> None:
-        self._remote = remote
-        self.name: Final = remote.name
-        self.encoder: Final[Encodes] = _Encoder(arena, remote)
-
-    @property
-    def connection(self) -> Line | None:
-        """The connection to it, if there is one."""
-        return self._remote.connection
-
-    @property
-    def alias_send(self) -> Callable[[Pid, bytes], bytes]:
-        """Makes the control message from a pid to an alias."""
-        return self._remote.alias_send
 
 
 class _Encoder:

@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol
 
 from snex_node.processes.process import BaseProcess
 from snex_node.wire.describe import inspect, short, type_name
-from snex_node.wire.gen import From, parse_system
+from snex_node.wire.gen import From
 from snex_node.wire.pieces import Payload
-from snex_node.wire.terms import Atom, Pid
+from snex_node.wire.terms import Pid
 from snex_runtime import kept
 from snex_runtime.answers import OK, OK_, PONG
 from snex_runtime.coroutines import Work
@@ -27,11 +27,12 @@ from snex_runtime.handles import Handles
 from snex_runtime.namespace import Variables
 from snex_runtime.requests import (
     Asker,
+    AskerWith,
     EvalOptions,
-    Line,
     Request,
     handle_in,
     receive_from_here,
+    stopped_or_refused,
     typed,
 )
 
@@ -97,20 +98,11 @@ class Object(BaseProcess):
 
     def message_received(self, message: object) -> None:
         """Take a message from a process of this node."""
-        system = parse_system(message)
-        if system is not None:
-            self.system_received(*system)
-        else:
-            receive_from_here(self, message)
+        receive_from_here(self, message)
 
     def system_received(self, caller: From, request: object) -> None:
         """``GenServer.stop/1`` lets it go."""
-        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
-            self.node.reply(caller, Atom("ok"), sender=self.pid)
-            self.exit(request[1])
-        else:
-            unknown = (Atom("error"), Atom("unknown_system_msg"))
-            self.node.reply(caller, unknown, sender=self.pid)
+        stopped_or_refused(self, caller, request)
 
     def demonitored(self, ref: bytes) -> None:
         """Whoever called with ``ref`` waits no more."""
@@ -168,7 +160,7 @@ class Objects:
         if request.caller is None:
             raise BadRequest("keep: is for calls: without an answer nobody would have the pid")
         handle = request.caller.pid if options.handle is None else handle_in(options.handle)
-        return _Keeper(request.remote, _Keeping(self, handle, options.keep == "shown"))
+        return AskerWith(request.remote, _Keeping(self, handle, options.keep == "shown"))
 
     def kept_from_anywhere(self, value: object, handle: Pid | None) -> Object:
         """The same as `keep`, from any thread."""
@@ -279,25 +271,6 @@ def _call(value: object, name: str, args: list[Any], kwargs: dict[str, Any]) -> 
 
 async def _called(function: Callable[..., Object], *args: Any) -> Object:
     return function(*args)
-
-
-class _Keeper:
-    """A node that has asked, as those see it who answer: what they encode for it stays here."""
-
-    def __init__(self, remote: Asker, encoder: _Keeping) -> None:
-        self._remote = remote
-        self.name: Final = remote.name
-        self.encoder: Final = encoder
-
-    @property
-    def connection(self) -> Line | None:
-        """The connection to it, if there is one."""
-        return self._remote.connection
-
-    @property
-    def alias_send(self) -> Callable[[Pid, bytes], bytes]:
-        """Makes the control message from a pid to an alias."""
-        return self._remote.alias_send
 
 
 class _Keeping:

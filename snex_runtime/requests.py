@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from snex_node.cluster.connection import Ahead
 from snex_node.processes.host import Host
+from snex_node.processes.process import BaseProcess
 from snex_node.wire.describe import inspect, short
 from snex_node.wire.etf import DecodeError, Decoder
-from snex_node.wire.gen import GEN_CALL, GEN_CAST, From
+from snex_node.wire.gen import GEN_CALL, GEN_CAST, From, parse_system
 from snex_node.wire.pieces import Payload
 from snex_node.wire.terms import Atom, ImproperList, Pid
 from snex_runtime import serde, tracing
@@ -248,18 +249,54 @@ class Served(Protocol):
     def node(self) -> Host:
         """The node that it is on."""
 
+    def system_received(self, caller: From, request: object) -> None:
+        """A system message."""
+
     def external_received(self, data: bytes, offset: int, remote: Asker) -> None:
         """A message in external form."""
 
 
 def receive_from_here(process: Served, message: object) -> None:
-    """Have a call or a cast of a process of this node taken as one of another node is.
+    """Have a system message, a call or a cast of a process of this node taken as one of another
+    node is.
 
     Other messages are dropped. Raises `EncodeError` for what has no external form.
     """
-    if isinstance(message, tuple) and message[:1] in ((GEN_CALL,), (GEN_CAST,)):
+    system = parse_system(message)
+    if system is not None:
+        process.system_received(*system)
+    elif isinstance(message, tuple) and message[:1] in ((GEN_CALL,), (GEN_CAST,)):
         node = process.node
         process.external_received(node.encoder.encode(message), 0, node.remote(node.name))
+
+
+def stopped_or_refused(process: BaseProcess, caller: From, request: object) -> None:
+    """Answer a system message: ``GenServer.stop/1`` ends ``process``, others are not known."""
+    if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
+        process.node.reply(caller, Atom("ok"), sender=process.pid)
+        process.exit(request[1])
+    else:
+        unknown = (Atom("error"), Atom("unknown_system_msg"))
+        process.node.reply(caller, unknown, sender=process.pid)
+
+
+class AskerWith:
+    """A node that has asked, for whom values are encoded in another way."""
+
+    def __init__(self, remote: Asker, encoder: Encodes) -> None:
+        self._remote = remote
+        self.name: Final = remote.name
+        self.encoder: Final = encoder
+
+    @property
+    def connection(self) -> Line | None:
+        """The connection to it, if there is one."""
+        return self._remote.connection
+
+    @property
+    def alias_send(self) -> Callable[[Pid, bytes], bytes]:
+        """Makes the control message from a pid to an alias, in external form, as it wants it."""
+        return self._remote.alias_send
 
 
 R = TypeVar("R", bound=Request)

@@ -43,6 +43,7 @@ from snex_runtime.requests import (
     make_request,
     options_in,
     read_variables,
+    stopped_or_refused,
     threaded_in,
 )
 
@@ -271,12 +272,7 @@ class Stream(BaseProcess):
 
     def system_received(self, caller: From, request: object) -> None:
         """``GenServer.stop/1`` ends the stream."""
-        if isinstance(request, tuple) and len(request) == 2 and request[0] == "terminate":
-            self.node.reply(caller, Atom("ok"), sender=self.pid)
-            self.exit(request[1])
-        else:
-            unknown = (Atom("error"), Atom("unknown_system_msg"))
-            self.node.reply(caller, unknown, sender=self.pid)
+        stopped_or_refused(self, caller, request)
 
     def is_monitored_with(self, ref: bytes) -> bool:
         """Nobody waits for an answer of a stream."""

@@ -354,7 +354,7 @@ class TestAnswers:
         assert got[TEXT.encode()][A("map")] == {LARGE: []}
 
     def test_arrays(self, borrower: Borrower) -> None:
-        numpy = pytest.importorskip("numpy")
+        numpy = pytest.importorskip("numpy", reason="there is no NumPy for this Python")
         array = numpy.arange(THRESHOLD // 4, dtype="float32").reshape(2, -1)
         got = borrower.got({"a": [array, numpy.float64(1.5), array[:, :2]]})[b"a"]
         assert got[0][A("type")] == (A("f"), 32)
@@ -369,7 +369,7 @@ class TestAnswers:
     def test_tables(
         self, borrower: Borrower, custom: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="there is no pyarrow for this Python")
         table = pyarrow.table({"a": list(range(THRESHOLD // 8)), "b": ["x"] * (THRESHOLD // 8)})
 
         def refuse(value: object) -> object:
@@ -388,7 +388,7 @@ class TestAnswers:
     def test_tables_beyond_the_bounds(
         self, borrower: Borrower, arena: Arena, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="there is no pyarrow for this Python")
         table = pyarrow.table({"a": list(range(THRESHOLD // 8))})
         monkeypatch.setattr(lending, "MAX_BYTES", THRESHOLD)
         data = borrower.got(table)[A("data")]

@@ -99,7 +99,7 @@ class TestDecoded:
         assert received(lender.lend(b"text"), atom_as="distinct_atom") == "text"
 
     def test_a_tensor(self, lender: Lender) -> None:
-        numpy = pytest.importorskip("numpy")
+        numpy = pytest.importorskip("numpy", reason="there is no NumPy for this Python")
         tensor = {
             A("__struct__"): A("Elixir.Snex.Tensor"),
             A("type"): (A("u"), 16),
@@ -116,7 +116,7 @@ class TestDecoded:
         assert view.tolist() == [[1, 2], [3, 256]]
 
     def test_a_table(self, lender: Lender) -> None:
-        pyarrow = pytest.importorskip("pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="there is no pyarrow for this Python")
         sink = pyarrow.BufferOutputStream()
         table = pyarrow.table({"a": [1, 2, 3]})
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
