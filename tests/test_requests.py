@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from snex_node import Process
+from snex_node.processes.process import BaseProcess
 from snex_node.wire.etf import DecodeError
+from snex_node.wire.gen import From
 from snex_node.wire.terms import ImproperList, Term
 from snex_runtime import serde
 from snex_runtime.code import compile_code
@@ -15,6 +18,7 @@ from snex_runtime.errors import BadRequest, Failure
 from snex_runtime.requests import (
     MAX_TIMEOUT,
     NO_OPTIONS,
+    AskerWith,
     EvalOptions,
     Reader,
     code_parts,
@@ -23,6 +27,8 @@ from snex_runtime.requests import (
     options_in,
     read_keywords,
     read_variables,
+    receive_from_here,
+    stopped_or_refused,
     typed,
 )
 from snex_runtime.sources import VIRTUAL_FILE
@@ -37,7 +43,8 @@ from tests.support.calling import (
     nested,
     snex_code,
 )
-from tests.support.requests import PID, Taker, encode, request_of
+from tests.support.pair import pair
+from tests.support.requests import PID, Line, Peer, Taker, encode, request_of
 
 
 @pytest.fixture
@@ -424,3 +431,45 @@ class TestVariables:
             read_keywords(DEFAULT, encode([(1, 2)]), 0)
         with pytest.raises(BadRequest, match="keyword arguments are a keyword list or a map"):
             read_keywords(DEFAULT, encode(7), 0)
+
+
+class _Receiver(BaseProcess):
+    """Takes what comes from its own node."""
+
+    def __init__(self, node: Any) -> None:
+        super().__init__(node)
+        self.received: list[Any] = []
+
+    def message_received(self, message: object) -> None:
+        receive_from_here(self, message)
+
+    def external_received(self, data: bytes, offset: int, remote: Any) -> None:
+        self.received.append(typed.decode(data, offset)[0])
+
+    def system_received(self, caller: From, request: object) -> None:
+        stopped_or_refused(self, caller, request)
+
+
+class TestFromTheSameNode:
+    async def test_calls_casts_and_system_messages(self) -> None:
+        async with pair() as both:
+            process, asker = _Receiver(both.node), Process(both.node)
+            asker.send(process.pid, (A("$gen_cast"), 5))
+            asker.send(process.pid, (A("anything"), 6))
+            asker.send(process.pid, (A("system"), (asker.pid, A("tag")), A("get_state")))
+            refused = (A("error"), A("unknown_system_msg"))
+            assert await asker.receive(timeout=5) == (A("tag"), refused)
+            assert process.received == [(A("$gen_cast"), 5)]
+            stop = A("terminate"), A("enough")
+            asker.send(process.pid, (A("system"), (asker.pid, A("tag")), stop))
+            assert await asker.receive(timeout=5) == (A("tag"), A("ok"))
+            assert process.exit_reason == "enough"
+
+
+def test_who_asked_with_another_encoder() -> None:
+    line = Line()
+    remote: Any = Peer(line)
+    found = AskerWith(remote, serde.encoder_v2)
+    assert (found.name, found.connection) == (remote.name, line)
+    assert found.encoder is serde.encoder_v2
+    assert found.alias_send == remote.alias_send
